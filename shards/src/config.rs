@@ -1,0 +1,297 @@
+//! What a server is told: one typed structure, parsed once, passed by reference.
+//!
+//! The doc comment of a field is its manual. Text becomes a [`Config`] in the files under `config/`; nothing here reads
+//! files or the environment.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::limits::Bounds;
+
+/// All that `corecast serve` obeys, after file, environment and flags have been merged.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Where clients connect. One listener per shard and address. Default 127.0.0.1:8080; a preset brings its own port.
+    pub listen: Vec<SocketAddr>,
+    /// Where `/metrics /stats /publish /admin/...` are served instead of on `listen`. Default: on `listen`.
+    pub admin: Option<SocketAddr>,
+    /// Where publications come from and go to.
+    pub broker: BrokerChoice,
+    /// `/readyz` (and `/healthz` under [`Health::Broker`]) fail while the broker is away. Default false.
+    pub require_broker: bool,
+    /// Shards: one pinned thread each.
+    pub shards: ShardCount,
+    /// Cores to pin to, shards first, then the relay when it has its own thread. Default: all that the process may use.
+    pub cores: Option<Vec<usize>>,
+    /// The kernel interface of the shards.
+    pub driver: DriverChoice,
+    /// How long a drain may take. Default 10 s.
+    pub drain: Duration,
+    /// Written whole, as JSON `{"pid","listen","admin"}`, when the server is ready.
+    pub ports_file: Option<PathBuf>,
+    /// Form of the log lines.
+    pub log_format: LogFormat,
+    /// Threshold, in the syntax of `tracing_subscriber::EnvFilter`. Default "info".
+    pub log_level: String,
+    /// File whose trimmed content is the key for `POST /publish` and whatever names rooms or users.
+    pub api_key_file: Option<PathBuf>,
+    /// Which `Origin` headers may connect.
+    pub origins: Origins,
+    /// Serve `/echo` (each connection gets back its own messages; for conformance suites). Default false.
+    pub echo_route: bool,
+    /// Name of this node in envelopes and service channels. Default: random, 16 hex digits.
+    pub node_id: String,
+    /// What `/healthz` says.
+    pub health: Health,
+    /// Add event-fanout's `rooms`, `clients` and `dropped_messages` to `/metrics`. Default false.
+    pub plain_metrics: bool,
+    /// Bounds that may be moved.
+    pub bounds: Bounds,
+    /// First match wins.
+    pub routes: Vec<Route>,
+    /// First match wins; the last one matches every name.
+    pub rooms: Vec<RoomClass>,
+    /// Which channels feed which rooms.
+    pub sources: Vec<Source>,
+    /// Presets this was built from, in order; for logs and `/stats`.
+    pub presets: Vec<String>,
+}
+
+/// See [`Config::broker`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BrokerChoice {
+    /// Publications stay in this process.
+    Local,
+    /// Publications travel through Redis.
+    Redis(RedisTarget),
+}
+
+/// A Redis server, out of a URL, `HOST:PORT`, or variables.
+///
+/// Forms: `redis://[user[:password]@]host[:port][/database]`, `unix:///path.sock[?db=N]`, `redis+unix://...`, `host:port`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct RedisTarget {
+    /// Where it listens.
+    pub address: RedisAddress,
+    /// ACL user; `None` is `default`.
+    pub username: Option<String>,
+    /// Never logged, never shown.
+    pub password: Option<String>,
+    /// Database for SELECT; Pub/Sub doesn't know databases, KV does.
+    pub database: u32,
+}
+
+/// See [`RedisTarget`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RedisAddress {
+    /// Host name or address, and port.
+    Tcp { host: String, port: u16 },
+    /// Path of a unix socket.
+    Unix(PathBuf),
+}
+
+/// See [`Config::shards`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ShardCount {
+    /// One per usable core; with three or more cores one is left to the relay.
+    Auto,
+    /// This many.
+    Count(usize),
+}
+
+/// See [`Config::driver`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DriverChoice {
+    /// io_uring where SINGLE_ISSUER and DEFER_TASKRUN work (Linux 6.1), else epoll, said in one log line.
+    Auto,
+    /// io_uring, or an error.
+    IoUring,
+    /// epoll.
+    Epoll,
+}
+
+/// See [`Config::log_format`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One object a line.
+    Json,
+}
+
+/// See [`Config::origins`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origins {
+    /// Absent origins and those whose host and port equal the Host header's.
+    SameHost,
+    /// Any origin, as the users of some presets rely on.
+    Any,
+    /// These (scheme, host, port), compared after parsing; absent origins pass.
+    List(Vec<String>),
+}
+
+/// See [`Config::health`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Health {
+    /// 200 `ok` while the process lives.
+    Alive,
+    /// 200 `ok` while Redis answers, else 503 `redis down` (event-fanout).
+    Broker,
+}
+
+/// Which URL joins what (table `[[route]]`).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Route {
+    /// Exact path, for example `/ws`.
+    pub path: String,
+    /// The route applies only to requests that carry this query parameter.
+    pub when_query: Option<String>,
+    /// Room to join, out of the request.
+    pub room: Template,
+    /// Name of the user, out of the request; absent parameters leave it empty.
+    pub user: Option<Template>,
+    /// Who may publish through the connection.
+    pub publish: Publish,
+    /// How entries look on the wire.
+    pub dialect: Dialect,
+    /// Whether a connection hears what it published itself. Default true.
+    pub hear_self: bool,
+    /// Sentence of the 400 when `when_query` is missing on the path; default names the parameter.
+    pub missing: Option<String>,
+    /// Preset that brought it, `None` for the file.
+    pub preset: Option<String>,
+}
+
+/// A text with places, for example `user:{query.username}`. Knows `{query.x} {path.x} {1} {json.x} {claim.x} {node_id}`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Template {
+    /// Literal and place in turn.
+    pub parts: Vec<TemplatePart>,
+}
+
+/// See [`Template`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TemplatePart {
+    /// Copied.
+    Literal(String),
+    /// `{query.x}`: the percent-decoded parameter `x`.
+    Query(String),
+    /// `{1}`: what the pattern's `*` matched in a channel's name.
+    Wildcard,
+    /// `{node_id}`.
+    NodeId,
+}
+
+/// See [`Route::publish`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Publish {
+    /// Nobody: a data frame closes the connection with 1008.
+    None,
+    /// Members, to the rooms they are in.
+    Member,
+    /// Anybody who got in.
+    Any,
+}
+
+/// See [`Route::dialect`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    /// The payload and nothing else.
+    Raw,
+    /// The debug route `/echo`: no room, each message comes back.
+    Echo,
+}
+
+/// How much is kept of the rooms of a name, and what slowness means in them (table `[[room]]`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RoomClass {
+    /// Exact name, or a prefix followed by `*`.
+    pub name: String,
+    /// Depth of the log of record.
+    pub history: History,
+    /// What happens to a subscription that falls behind.
+    pub slow: Slow,
+}
+
+/// See [`RoomClass::history`]. `frames = 0` keeps only what a ring gap may still need.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct History {
+    /// Publications.
+    pub frames: usize,
+    /// Bytes of their frames.
+    pub bytes: usize,
+    /// Age of the oldest.
+    pub age: Duration,
+}
+
+/// See [`RoomClass::slow`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slow {
+    /// What happens at a limit.
+    pub policy: SlowPolicy,
+    /// How far behind in publications. Default 256.
+    pub frames: usize,
+    /// How far behind in bytes. Default 1 MiB.
+    pub bytes: usize,
+    /// How old the oldest unsent publication may be. Default 10 s.
+    pub age: Duration,
+}
+
+/// See [`Slow::policy`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SlowPolicy {
+    /// Close with 1013.
+    Disconnect,
+    /// Skip to the tail; after `disconnect_after` drops in a row (0: never) close with 1013.
+    DropOldest {
+        /// Publications dropped in a row, without one delivered between them; 0 never disconnects.
+        disconnect_after: u32,
+    },
+}
+
+/// Which channels feed which rooms, and how a payload is unwrapped (table `[[source]]`).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Source {
+    /// How the channels are subscribed.
+    pub subscribe: Subscribe,
+    /// Room of a channel, for example `{1}`.
+    pub room: Template,
+    /// What a member receives of a payload.
+    pub deliver: Deliver,
+}
+
+/// See [`Source::subscribe`]. A client's text never becomes part of a pattern.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Subscribe {
+    /// `psubscribe room:*`: one fixed pattern with exactly one `*`, for as long as the server runs.
+    Pattern { prefix: String, suffix: String },
+    /// `subscribe events.critical`: one fixed channel.
+    Channel(String),
+    /// `subscribe room:{1}`: the channel of a room is subscribed for its first member and left after its last.
+    OnDemand { prefix: String, suffix: String },
+}
+
+/// See [`Source::deliver`]; what clients publish is put into the same form on the way out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Deliver {
+    /// The payload as it is.
+    Raw,
+    /// The named string field of a JSON object; anything else as it is. Own publications leave as
+    /// `{"room":..,"from":..,NAME:..}` when they are UTF-8, and as they are when not.
+    Field(String),
+    /// `{"room":..,"data":..}` around the payload.
+    Wrap,
+}
+
+impl std::fmt::Debug for RedisTarget {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let password = self.password.as_ref().map(|_| "***");
+        f.debug_struct("RedisTarget")
+            .field("address", &self.address)
+            .field("username", &self.username)
+            .field("password", &password)
+            .field("database", &self.database)
+            .finish()
+    }
+}

@@ -1,0 +1,148 @@
+//! Every bound of corecast, its arithmetic, and what happens at it.
+//!
+//! A bound that operators may want to move is a field of [`Bounds`]; one that only a change of design would move is a
+//! constant. The counter of each policy is named beside it and declared in [`metrics`](crate::metrics).
+
+use std::time::Duration;
+
+/// The bounds that the configuration may change (table `[bounds]`); the defaults are those of corecast without a preset.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bounds {
+    /// Connections per process, handshakes included. At the bound accepting pauses and the kernel's backlog holds
+    /// newcomers; counter `corecast_accept_pauses_total`. Default 1,000,000: the descriptor limit binds first.
+    pub connections_max: usize,
+    /// Bytes of one message from a client, over all its fragments; judged from the frame header. Close 1009, counter
+    /// `corecast_connections_closed_total{reason="message_too_big"}`.
+    pub message_bytes_max: usize,
+    /// Fragments per message from a client. Close 1008 `too_many_fragments`.
+    pub fragments_max: u32,
+    /// Rooms one connection may be in. Join refused (HTTP 400, or an error in dialects that join later).
+    pub rooms_per_connection_max: usize,
+    /// From accept to the end of the request head, in total. Then the connection is closed: `handshake_timeout`.
+    pub handshake_timeout: Duration,
+    /// A ping is sent when nothing came for this long; zero turns pings off.
+    pub ping_interval: Duration,
+    /// Nothing received for this long: closed, `pong_timeout`. Must be longer than `ping_interval`.
+    pub pong_timeout: Duration,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            connections_max: 1_000_000,
+            message_bytes_max: 64 * KIB,
+            fragments_max: 65_536,
+            rooms_per_connection_max: 64,
+            handshake_timeout: Duration::from_secs(10),
+            ping_interval: Duration::from_secs(25),
+            pong_timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+/// 1,024 bytes.
+pub const KIB: usize = 1024;
+/// 1,048,576 bytes.
+pub const MIB: usize = 1024 * KIB;
+
+/// Shards in one process: the width of a room's interest mask.
+pub const SHARDS_MAX: usize = 64;
+
+/// Bytes of a request head (request line and fields). Above: 431. FIELD: head at most 16 KiB.
+pub const HEAD_BYTES_MAX: usize = 16 * KIB;
+/// Header fields of a request. Above: 431.
+pub const HEAD_FIELDS_MAX: usize = 100;
+/// Bytes of a room name after percent-decoding, 1 to this. Outside: 400.
+pub const ROOM_NAME_BYTES_MAX: usize = 255;
+/// Bytes of a user name or client id after percent-decoding. Outside: 400.
+pub const USER_NAME_BYTES_MAX: usize = 255;
+
+/// Bytes of one publication, from wherever it comes. Above: refused (413, 1009, or dropped with a counter when Redis
+/// sent it: `corecast_publications_refused_total{reason="too_big"}`).
+pub const PAYLOAD_BYTES_MAX: usize = 16 * MIB;
+
+/// RFC 6455 section 5.5: a control frame carries at most 125 bytes.
+pub const CONTROL_PAYLOAD_BYTES_MAX: usize = 125;
+/// A message of more than this many fragments must have fragments of [`FRAGMENT_BYTES_MEAN_MIN`] on average, so that a
+/// message of one-byte frames can't cost a thousand times its size in parsing. Close 1008 `too_many_fragments`.
+pub const FRAGMENTS_FREE: u32 = 1024;
+/// See [`FRAGMENTS_FREE`].
+pub const FRAGMENT_BYTES_MEAN_MIN: usize = 16;
+
+/// Bytes of the buffer a shard receives into, shared by all its connections.
+pub const RECEIVE_BUFFER_BYTES: usize = 64 * KIB;
+/// Bytes that may wait in a connection's control lane (pongs, closes, replies). Over it the connection is not read
+/// until the lane has drained; counter `corecast_reads_paused_total`. One frame may overshoot it.
+pub const LANE_BYTES_MAX: usize = 4 * KIB;
+
+/// Slots of a ring between the relay and a shard. 4,096 slots x 64 B = 256 KiB per ring: one second of backlog at
+/// 4,096 publications a second. Full: the relay spills.
+pub const RING_SLOTS: usize = 4096;
+/// Bytes of publications that ring and spill of one shard may hold. 32 MiB is four seconds at 8 MiB/s. Over it the relay
+/// records a gap; counter `corecast_gaps_total{reason="shard_overload"}`.
+pub const SHARD_BACKLOG_BYTES_MAX: usize = 32 * MIB;
+/// Items in a spill, whatever their size, so that tiny publications can't outgrow the bytes bound by their overhead.
+pub const SPILL_ITEMS_MAX: usize = 256 * 1024;
+
+/// Commands that a shard takes from its ring before it sends. More is gathered cheaper, but later.
+pub const TURN_COMMANDS_MAX: usize = 1024;
+/// Bytes of publications that a shard takes from its ring before it sends: what a socket takes in one send without
+/// becoming short (a receive window of 64 KiB). A larger single publication is taken alone.
+pub const TURN_BYTES_MAX: usize = 48 * KIB;
+/// Sends per system call of the fan-out ring, and between two yields to the runtime.
+pub const BATCH_SENDS_MAX: usize = 256;
+/// A pass yields to the runtime after this long even within a batch of sends: 1 ms keeps another connection's echo at
+/// 1 ms, 16 ms made it 25 ms (measured).
+pub const PASS_SLICE: Duration = Duration::from_millis(1);
+/// Bytes that one catching-up connection is sent before others get their turn.
+pub const CATCHUP_BYTES_MAX: usize = 256 * KIB;
+
+/// `TCP_NOTSENT_LOWAT`: unsent bytes the kernel takes for a socket before it says EAGAIN. Without it one stuck reader
+/// hides 2.8 MB in the kernel, with it 20 KB (measured).
+pub const NOTSENT_LOWAT_BYTES: u32 = 16 * KIB as u32;
+/// `listen()` backlog; the kernel cuts it to `net.core.somaxconn`.
+pub const LISTEN_BACKLOG: i32 = 65_535;
+/// Accept tasks per listener (the design: 8 to 16; a dropped accept future leaks its socket, so they are never raced).
+pub const ACCEPT_TASKS: usize = 8;
+
+/// After our Close frame input is discarded until the peer ends or this has passed; then the socket is closed.
+pub const CLOSE_LINGER: Duration = Duration::from_secs(1);
+/// An empty room stays on its shard for this long, so that a reconnecting member finds it.
+pub const ROOM_LINGER: Duration = Duration::from_secs(5);
+
+/// Bytes of all windows of a shard. Over it the connection furthest behind goes first: `slow_shard_budget`.
+pub const SHARD_WINDOW_BYTES_MAX: usize = 64 * MIB;
+/// Bytes of all logs of record of a node. Over it the longest log is cut first.
+pub const NODE_LOG_BYTES_MAX: usize = 256 * MIB;
+
+/// A RESP line (a simple string, a number, a length) without its CRLF. Longer: the Redis connection is dropped.
+pub const RESP_LINE_BYTES_MAX: usize = 64 * KIB;
+/// A RESP bulk string: a publication and its envelope. Longer: skipped where it can be, else the connection is dropped.
+pub const RESP_BULK_BYTES_MAX: usize = PAYLOAD_BYTES_MAX + MIB;
+/// Elements of one RESP aggregate. Redis answers us with at most a dozen (HELLO); `*2147483647` ends the connection.
+pub const RESP_ELEMENTS_MAX: usize = 1024;
+/// Depth of nested RESP aggregates.
+pub const RESP_DEPTH_MAX: usize = 8;
+
+/// Publications on their way to Redis whose answer is due. Over it publishing is refused: `broker_backlog`.
+pub const PUBLISH_INFLIGHT_MAX: usize = 65_536;
+/// Bytes of publications on their way to Redis. Over it publishing is refused: `broker_backlog`.
+pub const PUBLISH_INFLIGHT_BYTES_MAX: usize = 32 * MIB;
+
+/// The probe is published this often, and Redis is given up when it hasn't come back for [`PROBE_TIMEOUT`].
+pub const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+/// See [`PROBE_INTERVAL`]; three probes long, so that one late wake-up isn't a reconnect.
+pub const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
+/// From connect to the last confirmed subscription.
+pub const BROKER_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// First wait before reconnecting; doubles to [`RECONNECT_WAIT_MAX`], each with full jitter above a floor of half.
+pub const RECONNECT_WAIT_MIN: Duration = Duration::from_millis(50);
+/// See [`RECONNECT_WAIT_MIN`].
+pub const RECONNECT_WAIT_MAX: Duration = Duration::from_secs(2);
+
+const _: () =
+    assert!(ROOM_NAME_BYTES_MAX <= HEAD_BYTES_MAX / 3, "a room name must fit a head percent-encoded");
+const _: () = assert!(RESP_BULK_BYTES_MAX > PAYLOAD_BYTES_MAX, "an envelope is larger than what it holds");
+const _: () =
+    assert!(SHARD_BACKLOG_BYTES_MAX >= PAYLOAD_BYTES_MAX, "the largest publication must fit an empty ring");
+const _: () = assert!(RING_SLOTS.is_power_of_two(), "a ring's index is masked");
