@@ -14,7 +14,7 @@ pub struct Bounds {
     /// Bytes of one message from a client, over all its fragments; judged from the frame header. Close 1009, counter
     /// `corecast_connections_closed_total{reason="message_too_big"}`.
     pub message_bytes_max: usize,
-    /// Fragments per message from a client. Close 1008 `too_many_fragments`.
+    /// Fragments per message from a client. Close 1008 `too_many_fragments`. Autobahn 9.3.1 sends 65,537.
     pub fragments_max: u32,
     /// Rooms one connection may be in. Join refused (HTTP 400, or an error in dialects that join later).
     pub rooms_per_connection_max: usize,
@@ -31,7 +31,7 @@ impl Default for Bounds {
         Self {
             connections_max: 1_000_000,
             message_bytes_max: 64 * KIB,
-            fragments_max: 65_536,
+            fragments_max: 131_072,
             rooms_per_connection_max: 64,
             handshake_timeout: Duration::from_secs(10),
             ping_interval: Duration::from_secs(25),
