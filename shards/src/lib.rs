@@ -9,7 +9,9 @@
 
 pub mod close;
 pub mod config;
+pub mod frame;
 pub mod limits;
+pub mod session;
 
 #[cfg(feature = "net")]
 pub mod net;
