@@ -7,10 +7,12 @@
 //! Everything outside `net` is pure: no sockets, clocks, threads, environment or logging; time is an argument. The crate
 //! builds without its feature `net`, and that build is part of `make test`.
 
+pub mod auth;
 pub mod close;
 pub mod config;
 pub mod frame;
 pub mod limits;
+pub mod request;
 pub mod session;
 
 #[cfg(feature = "net")]
