@@ -14,6 +14,8 @@ pub mod frame;
 pub mod limits;
 pub mod request;
 pub mod session;
+pub mod redis;
+pub mod resp;
 
 #[cfg(feature = "net")]
 pub mod net;

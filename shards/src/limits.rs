@@ -117,10 +117,17 @@ pub const NODE_LOG_BYTES_MAX: usize = 256 * MIB;
 
 /// A RESP line (a simple string, a number, a length) without its CRLF. Longer: the Redis connection is dropped.
 pub const RESP_LINE_BYTES_MAX: usize = 64 * KIB;
-/// A RESP bulk string: a publication and its envelope. Longer: skipped where it can be, else the connection is dropped.
+/// A RESP bulk string: a publication and its envelope. Longer: its frame is skipped, see [`RESP_FRAME_BYTES_MAX`].
 pub const RESP_BULK_BYTES_MAX: usize = PAYLOAD_BYTES_MAX + MIB;
-/// Elements of one RESP aggregate. Redis answers us with at most a dozen (HELLO); `*2147483647` ends the connection.
+/// Elements of one RESP frame, over all depths. Redis answers us with at most a few dozen (HELLO); `*2147483647` ends
+/// the connection.
 pub const RESP_ELEMENTS_MAX: usize = 1024;
+/// A whole RESP frame: a publication, its channel and its pattern. Longer: skipped as it arrives, counter
+/// `corecast_publications_refused_total{reason="too_big"}`.
+pub const RESP_FRAME_BYTES_MAX: usize = RESP_BULK_BYTES_MAX + MIB;
+/// The longest RESP frame that is skipped: Redis' own default bound of a string (`proto-max-bulk-len`, 512 MiB) and
+/// room for the rest. Longer: the Redis connection is dropped.
+pub const RESP_SKIP_BYTES_MAX: u64 = 513 * MIB as u64;
 /// Depth of nested RESP aggregates.
 pub const RESP_DEPTH_MAX: usize = 8;
 
@@ -128,6 +135,13 @@ pub const RESP_DEPTH_MAX: usize = 8;
 pub const PUBLISH_INFLIGHT_MAX: usize = 65_536;
 /// Bytes of publications on their way to Redis. Over it publishing is refused: `broker_backlog`.
 pub const PUBLISH_INFLIGHT_BYTES_MAX: usize = 32 * MIB;
+
+/// (UN)SUBSCRIBE commands whose answer is due; the rest wait for these, so that 100,000 channels after a reconnect
+/// don't become one burst. 1,024 x 300 B = 300 KiB under way.
+pub const SUBSCRIBE_INFLIGHT_MAX: usize = 1024;
+/// Bytes handed to the kernel in one write to Redis. What is behind them is known not to be sent when a connection
+/// breaks.
+pub const BROKER_WRITE_BYTES_MAX: usize = 256 * KIB;
 
 /// The probe is published this often, and Redis is given up when it hasn't come back for [`PROBE_TIMEOUT`].
 pub const PROBE_INTERVAL: Duration = Duration::from_secs(1);
