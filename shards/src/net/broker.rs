@@ -1,0 +1,629 @@
+//! Step 1 of 5: bytes from Redis become publications.
+//!
+//! Owns the two connections to Redis and their life: connecting, reading, writing, time-outs, coming back. What the
+//! bytes mean is [`redis`](crate::redis)'s; what a publication is for is the relay's, which hears of everything through
+//! [`BrokerEvents`] and speaks through [`BrokerLink`]. All of it runs on the relay's thread, in the monoio runtime that
+//! [`start`] was called in, on either driver; the runtime needs its timer.
+//!
+//! Names are resolved and connections made on a plain thread, because both block. Reads and writes are never raced
+//! against anything, since a dropped read loses data: a task for each direction owns them, and shutting the socket down
+//! ends them. Nothing is published or subscribed while the link is down; what is wanted is subscribed again.
+
+use std::cell::{Cell, RefCell};
+use std::collections::hash_map::RandomState;
+use std::future::poll_fn;
+use std::hash::{BuildHasher, Hasher};
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use monoio::buf::{IoBufMut, SliceMut};
+use monoio::io::{AsyncReadRent, AsyncWriteRent, AsyncWriteRentExt, Splitable};
+
+use crate::config::RedisTarget;
+use crate::limits::{BROKER_HANDSHAKE_TIMEOUT, RECEIVE_BUFFER_BYTES};
+use crate::redis::{
+    Commander, CommanderEvent, PublishError, Reconnect, Refused, SessionError, Subscriber,
+    SubscriberCounters, SubscriberEvent,
+};
+use crate::resp::{Inbox, Received};
+
+mod connect;
+
+use connect::{Connection, Connections, connect, describe};
+
+/// What the relay hears of the broker. Every call is made from the link's own tasks, never from inside a
+/// [`BrokerLink`] method, and may itself call those.
+///
+/// Between two calls of [`batch_end`](Self::batch_end) nothing is awaited, so rings and doorbells may be flushed there.
+pub trait BrokerEvents {
+    /// All fixed sources are subscribed, and a probe has shown that both connections work. Publishing is possible.
+    ///
+    /// Publications of this run may have come a little earlier. Channels wanted by [`BrokerLink::subscribe`] are being
+    /// subscribed again, each followed by [`confirmed`](Self::confirmed).
+    fn up(&mut self);
+    /// The subscription broke, or a probe was late: publications may be missing from now on.
+    ///
+    /// Called once per [`up`](Self::up). Every publication under way is answered next, by [`published`](Self::published).
+    fn down(&mut self, reason: &str);
+    /// The exact channel is confirmed: whatever Redis accepts from now on arrives. May precede [`up`](Self::up).
+    fn confirmed(&mut self, channel: &[u8]);
+    /// Redis ended the subscription of this exact channel unasked; publications may be missing until it is
+    /// [`confirmed`](Self::confirmed) again, which is under way.
+    fn lapsed(&mut self, channel: &[u8]);
+    /// Redis doesn't permit this exact channel. It isn't wanted any more; the reason has been logged.
+    fn refused(&mut self, channel: &[u8], reason: &str);
+    /// A publication; `pattern` is the one that let it in, `None` for an exact subscription. Copy what you keep.
+    fn message(&mut self, pattern: Option<&[u8]>, channel: &[u8], payload: &[u8]);
+    /// Redis answered a publication (number of its connections that received it), or never will.
+    fn published(&mut self, token: u64, result: Result<u64, PublishError>);
+    /// A fence: every PUBLISH that was written before probe `number` has come back, if it ever will.
+    fn probe_returned(&mut self, number: u64);
+    /// All that one read, or one change of state, brought has been told.
+    fn batch_end(&mut self);
+}
+
+/// The relay's hold on the link to Redis. Clones are the same link; it ends with [`shutdown`](Self::shutdown).
+#[derive(Clone)]
+pub struct BrokerLink {
+    link: Rc<Link>,
+}
+
+/// What the link has counted since it was started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct BrokerCounters {
+    /// Times that the link came up.
+    pub ups: u64,
+    /// Times that it came up after having been up before.
+    pub reconnects: u64,
+    /// Attempts to connect that failed before the link was up.
+    pub attempts_failed: u64,
+    /// Publications that were refused because the link was down, full, or the payload too long.
+    pub publishes_refused: u64,
+    /// Publications that Redis refused, or whose fate is unknown.
+    pub publishes_failed: u64,
+    /// Bytes of the receive buffers, both connections: what a hostile server can make us hold.
+    pub receive_buffer_bytes: usize,
+    /// What the subscriber counted.
+    pub subscriber: SubscriberCounters,
+}
+
+impl BrokerLink {
+    /// Wants an exact channel, for as long as the link lives. True if it is confirmed already; otherwise
+    /// [`BrokerEvents::confirmed`] or [`BrokerEvents::refused`] follows as soon as Redis answers.
+    pub fn subscribe(&self, channel: &[u8]) -> bool {
+        let is_confirmed = self.link.inner.borrow_mut().subscriber.subscribe(channel);
+        self.link.subscriber_wake.notify();
+        is_confirmed
+    }
+
+    /// Doesn't want an exact channel any more.
+    pub fn unsubscribe(&self, channel: &[u8]) {
+        self.link.inner.borrow_mut().subscriber.unsubscribe(channel);
+        self.link.subscriber_wake.notify();
+    }
+
+    /// Publishes. Many publications of one turn leave in one write. `token` is answered by [`BrokerEvents::published`].
+    ///
+    /// # Errors
+    /// [`Refused`]; then there is no answer.
+    pub fn publish(&self, channel: &[u8], payload: &[u8], token: u64) -> Result<(), Refused> {
+        let mut inner = self.link.inner.borrow_mut();
+        let result =
+            if inner.is_up { inner.commander.publish(channel, payload, token) } else { Err(Refused::Down) };
+        inner.counters.publishes_refused += u64::from(result.is_err());
+        drop(inner);
+        if result.is_ok() {
+            self.link.commander_wake.notify();
+        }
+        result
+    }
+
+    /// Whether fixed sources are subscribed and publishing is possible.
+    pub fn is_up(&self) -> bool {
+        self.link.inner.borrow().is_up
+    }
+
+    /// Why the link was last down, in a sentence for the operator; empty before the first failure.
+    pub fn last_reason(&self) -> String {
+        self.link.inner.borrow().last_reason.clone()
+    }
+
+    /// Publications whose answer is due. A drain waits until there are none.
+    pub fn publishes_inflight(&self) -> usize {
+        self.link.inner.borrow().commander.publishes_inflight()
+    }
+
+    /// What was counted so far.
+    pub fn counters(&self) -> BrokerCounters {
+        let inner = self.link.inner.borrow();
+        BrokerCounters {
+            subscriber: inner.subscriber.counters(),
+            receive_buffer_bytes: inner.inbox_bytes.iter().sum(),
+            ..inner.counters
+        }
+    }
+
+    /// Ends the link; [`stopped`](Self::stopped) tells when it has. What is under way is answered, not awaited.
+    pub fn shutdown(&self) {
+        self.link.inner.borrow_mut().is_stopping = true;
+        self.link.supervisor_wake.notify();
+    }
+
+    /// Completes when the link has ended: nothing is told to [`BrokerEvents`] any more, all tasks are gone.
+    pub async fn stopped(&self) {
+        while !self.link.inner.borrow().is_stopped {
+            self.link.stopped_wake.wait().await;
+        }
+        // Another clone may wait as well.
+        self.link.stopped_wake.notify();
+    }
+}
+
+/// Starts the link on the monoio runtime of this thread, and keeps it up until [`BrokerLink::shutdown`].
+///
+/// `patterns` and `channels` are subscribed for the life of the link. `node_id` names the probe's channel.
+pub fn start<E: BrokerEvents + 'static>(
+    target: RedisTarget,
+    node_id: &str,
+    patterns: &[String],
+    channels: &[String],
+    events: Rc<RefCell<E>>,
+) -> BrokerLink {
+    let run = random();
+    let link = Rc::new(Link {
+        inner: RefCell::new(Inner {
+            subscriber: Subscriber::new(&target, node_id, run, patterns, channels),
+            commander: Commander::new(&target, node_id, run),
+            is_up: false,
+            is_stopping: false,
+            is_stopped: false,
+            ended: None,
+            last_reason: String::new(),
+            counters: BrokerCounters::default(),
+            inbox_bytes: [0; 2],
+        }),
+        subscriber_wake: Wake::default(),
+        commander_wake: Wake::default(),
+        supervisor_wake: Wake::default(),
+        stopped_wake: Wake::default(),
+    });
+    monoio::spawn(supervise(link.clone(), events, target));
+    BrokerLink { link }
+}
+
+struct Link {
+    /// Never held across an await, nor while [`BrokerEvents`] is called.
+    inner: RefCell<Inner>,
+    subscriber_wake: Wake,
+    commander_wake: Wake,
+    supervisor_wake: Wake,
+    stopped_wake: Wake,
+}
+
+struct Inner {
+    subscriber: Subscriber,
+    commander: Commander,
+    is_up: bool,
+    is_stopping: bool,
+    is_stopped: bool,
+    /// Why the current connections are of no use any more; the first reason counts.
+    ended: Option<String>,
+    last_reason: String,
+    counters: BrokerCounters,
+    /// Capacity of the receive buffers: subscriber, commander.
+    inbox_bytes: [usize; 2],
+}
+
+impl Link {
+    fn end(&self, reason: impl ToString) {
+        let mut inner = self.inner.borrow_mut();
+        inner.ended.get_or_insert_with(|| reason.to_string());
+        drop(inner);
+        self.supervisor_wake.notify();
+    }
+
+    fn has_ended(&self) -> bool {
+        let inner = self.inner.borrow();
+        inner.ended.is_some() || inner.is_stopping
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.inner.borrow().is_stopping
+    }
+}
+
+/// Keeps the link up: one attempt after the other, with a wait between them.
+async fn supervise<E: BrokerEvents + 'static>(link: Rc<Link>, events: Rc<RefCell<E>>, target: RedisTarget) {
+    let address = describe(&target.address);
+    let mut reconnect = Reconnect::new();
+    while !link.is_stopping() {
+        let (up_since, reason) = match connect(&target.address, || link.is_stopping()).await {
+            Ok(Connections::Tcp(subscriber, commander)) => {
+                converse(&link, &events, subscriber, commander, &address).await
+            }
+            Ok(Connections::Unix(subscriber, commander)) => {
+                converse(&link, &events, subscriber, commander, &address).await
+            }
+            Err(reason) => (None, reason),
+        };
+        if link.is_stopping() {
+            break;
+        }
+        if let Some(up_since) = up_since {
+            reconnect.note_end(up_since, Instant::now());
+        } else {
+            link.inner.borrow_mut().counters.attempts_failed += 1;
+        }
+        // One line per change: attempts that fail like the last one say nothing.
+        if up_since.is_some() || reason != link.inner.borrow().last_reason {
+            tracing::warn!(%address, %reason, "redis is away; local routing goes on, connecting again");
+        }
+        link.inner.borrow_mut().last_reason = reason;
+        let until = Instant::now() + reconnect.next_wait(random());
+        while !link.is_stopping() && Instant::now() < until {
+            link.supervisor_wake.wait_until(until).await;
+        }
+    }
+    link.inner.borrow_mut().is_stopped = true;
+    link.stopped_wake.notify();
+}
+
+/// Drives both sessions over their connections until one of them ends. Returns since when the link was up, and why it
+/// isn't any more.
+async fn converse<E, S>(
+    link: &Rc<Link>,
+    events: &Rc<RefCell<E>>,
+    subscriber: Connection<S>,
+    commander: Connection<S>,
+    address: &str,
+) -> (Option<Instant>, String)
+where
+    E: BrokerEvents + 'static,
+    S: Splitable + 'static,
+    S::OwnedRead: AsyncReadRent,
+    S::OwnedWrite: AsyncWriteRent,
+{
+    {
+        let mut inner = link.inner.borrow_mut();
+        inner.ended = None;
+        inner.subscriber.begin();
+        inner.commander.begin();
+    }
+    let sockets = [subscriber.socket, commander.socket];
+    let (subscriber_read, subscriber_write) = subscriber.stream.into_split();
+    let (commander_read, commander_write) = commander.stream.into_split();
+    let tasks = [
+        monoio::spawn(read(SubscriberReader::new(link, events), subscriber_read, link.clone())),
+        monoio::spawn(read(CommanderReader::new(link, events), commander_read, link.clone())),
+        monoio::spawn(write(Direction::Subscriber, subscriber_write, link.clone())),
+        monoio::spawn(write(Direction::Commander, commander_write, link.clone())),
+    ];
+    let up_since = watch(link, address).await;
+    for socket in &sockets {
+        // Fails only where the other side was faster.
+        let _ = socket.shutdown(std::net::Shutdown::Both);
+    }
+    link.subscriber_wake.notify();
+    link.commander_wake.notify();
+    for task in tasks {
+        task.await;
+    }
+    let (reason, was_up, unanswered) = {
+        let mut inner = link.inner.borrow_mut();
+        inner.subscriber.end();
+        let unanswered = inner.commander.end();
+        inner.counters.publishes_failed += unanswered.len() as u64;
+        inner.inbox_bytes = [0; 2];
+        let reason = inner.ended.take().unwrap_or_else(|| "the server is shutting down".into());
+        (reason, std::mem::take(&mut inner.is_up), unanswered)
+    };
+    let mut events = events.borrow_mut();
+    if was_up {
+        events.down(&reason);
+    }
+    for (token, fate) in unanswered {
+        events.published(token, Err(fate));
+    }
+    events.batch_end();
+    (up_since.filter(|_| was_up), reason)
+}
+
+/// Probes and waits until the connections are of no use. Returns since when the link was up.
+async fn watch(link: &Rc<Link>, address: &str) -> Option<Instant> {
+    let handshake_until = Instant::now() + BROKER_HANDSHAKE_TIMEOUT;
+    let mut up_since = None;
+    while !link.has_ended() {
+        let now = Instant::now();
+        let (probed, is_up, deadline) = {
+            let mut inner = link.inner.borrow_mut();
+            let probed = inner.commander.poll(now);
+            (probed, inner.is_up, inner.commander.next_deadline())
+        };
+        if let Err(error) = probed {
+            link.end(error);
+            break;
+        }
+        link.commander_wake.notify();
+        if is_up && up_since.is_none() {
+            up_since = Some(now);
+            let inner = link.inner.borrow();
+            let (protocol, topics) = (inner.subscriber.protocol(), inner.subscriber.topics());
+            tracing::info!(%address, ?protocol, topics, "redis is up");
+        }
+        if !is_up && now >= handshake_until {
+            link.end(SessionError::HandshakeTimeout(BROKER_HANDSHAKE_TIMEOUT));
+            break;
+        }
+        let deadline = deadline.into_iter().chain((!is_up).then_some(handshake_until)).min();
+        match deadline {
+            Some(deadline) => link.supervisor_wake.wait_until(deadline).await,
+            None => link.supervisor_wake.wait().await,
+        }
+    }
+    up_since
+}
+
+/// What happens to the frames of one connection.
+trait Reader {
+    /// Index into [`Inner::inbox_bytes`].
+    const INBOX: usize;
+    fn handle(&mut self, received: Received<'_>, now: Instant) -> Result<(), SessionError>;
+    fn batch_end(&mut self);
+}
+
+/// Reads until the socket ends or the session can't go on.
+async fn read<R: Reader, H: AsyncReadRent>(mut reader: R, mut half: H, link: Rc<Link>) {
+    let mut inbox = Inbox::new();
+    let mut reads_at_once = 0;
+    loop {
+        let buffer = inbox.take_buffer();
+        let (held, capacity) = (buffer.len(), buffer.capacity());
+        link.inner.borrow_mut().inbox_bytes[R::INBOX] = capacity;
+        // A bounded read is a bounded turn, however large the buffer has grown.
+        let room = held..capacity.min(held + RECEIVE_BUFFER_BYTES);
+        let (result, buffer, was_at_once) = read_some(&mut half, buffer.slice_mut(room)).await;
+        inbox.put_buffer(buffer.into_inner());
+        if link.has_ended() {
+            return;
+        }
+        match result {
+            Ok(0) => return link.end("redis closed the connection"),
+            Ok(_) => {}
+            Err(error) => return link.end(format!("reading from redis failed: {error}")),
+        }
+        let handled = handle_batch(&mut reader, &mut inbox, &link);
+        reader.batch_end();
+        if let Err(error) = handled {
+            return link.end(error);
+        }
+        reads_at_once = if was_at_once { reads_at_once + 1 } else { 0 };
+        if reads_at_once == READS_AT_ONCE_MAX {
+            // On epoll a read that finds data doesn't yield, and waking oneself starves timers: sleep for a tick.
+            reads_at_once = 0;
+            monoio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
+fn handle_batch<R: Reader>(reader: &mut R, inbox: &mut Inbox, link: &Link) -> Result<(), SessionError> {
+    let now = Instant::now();
+    while let Some(received) = inbox.take_frame()? {
+        reader.handle(received, now)?;
+        if link.is_stopping() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Reads, and says whether the data were there already.
+async fn read_some<H: AsyncReadRent>(
+    half: &mut H,
+    buffer: SliceMut<Vec<u8>>,
+) -> (std::io::Result<usize>, SliceMut<Vec<u8>>, bool) {
+    let mut was_at_once = true;
+    let mut reading = pin!(half.read(buffer));
+    let (result, buffer) = poll_fn(|context| {
+        let polled = reading.as_mut().poll(context);
+        was_at_once &= polled.is_ready();
+        polled
+    })
+    .await;
+    (result, buffer, was_at_once)
+}
+
+struct SubscriberReader<E> {
+    link: Rc<Link>,
+    events: Rc<RefCell<E>>,
+}
+
+impl<E: BrokerEvents> SubscriberReader<E> {
+    fn new(link: &Rc<Link>, events: &Rc<RefCell<E>>) -> Self {
+        Self { link: link.clone(), events: events.clone() }
+    }
+
+    fn note_probe(&self, number: u64) {
+        let (is_ours, comes_up) = {
+            let mut inner = self.link.inner.borrow_mut();
+            let is_ours = inner.commander.note_probe_returned(number);
+            let comes_up = is_ours && !inner.is_up;
+            if comes_up {
+                inner.is_up = true;
+                inner.counters.reconnects += u64::from(inner.counters.ups > 0);
+                inner.counters.ups += 1;
+            }
+            (is_ours, comes_up)
+        };
+        if comes_up {
+            self.events.borrow_mut().up();
+            self.link.supervisor_wake.notify();
+        }
+        if is_ours {
+            self.events.borrow_mut().probe_returned(number);
+        }
+    }
+}
+
+impl<E: BrokerEvents> Reader for SubscriberReader<E> {
+    const INBOX: usize = 0;
+
+    fn handle(&mut self, received: Received<'_>, now: Instant) -> Result<(), SessionError> {
+        let bytes = match received {
+            Received::Frame(bytes) => bytes,
+            Received::TooBig { bytes } => {
+                tracing::warn!(bytes, "redis sent a publication that is too big; it is dropped");
+                self.link.inner.borrow_mut().subscriber.handle_too_big();
+                return Ok(());
+            }
+        };
+        let event = self.link.inner.borrow_mut().subscriber.handle_frame(bytes)?;
+        match event {
+            Some(SubscriberEvent::Message { pattern, channel, payload }) => {
+                self.events.borrow_mut().message(pattern, channel, payload);
+                return Ok(());
+            }
+            Some(SubscriberEvent::Probe(number)) => self.note_probe(number),
+            Some(SubscriberEvent::Confirmed { channel }) => self.events.borrow_mut().confirmed(channel),
+            Some(SubscriberEvent::Lapsed { channel }) => self.events.borrow_mut().lapsed(channel),
+            Some(SubscriberEvent::Refused { channel, reason }) => {
+                tracing::warn!(%reason, "a channel is not permitted");
+                self.events.borrow_mut().refused(&channel, &reason.to_string());
+            }
+            None => {}
+        }
+        // A reply may have made room for requests, or made the session ready.
+        self.link.subscriber_wake.notify();
+        start_probing(&self.link, now);
+        Ok(())
+    }
+
+    fn batch_end(&mut self) {
+        self.events.borrow_mut().batch_end();
+    }
+}
+
+struct CommanderReader<E> {
+    link: Rc<Link>,
+    events: Rc<RefCell<E>>,
+}
+
+impl<E: BrokerEvents> CommanderReader<E> {
+    fn new(link: &Rc<Link>, events: &Rc<RefCell<E>>) -> Self {
+        Self { link: link.clone(), events: events.clone() }
+    }
+}
+
+impl<E: BrokerEvents> Reader for CommanderReader<E> {
+    const INBOX: usize = 1;
+
+    fn handle(&mut self, received: Received<'_>, now: Instant) -> Result<(), SessionError> {
+        let mut inner = self.link.inner.borrow_mut();
+        let event = match received {
+            Received::Frame(bytes) => inner.commander.handle_frame(bytes)?,
+            Received::TooBig { bytes } => return Err(inner.commander.handle_too_big(bytes)),
+        };
+        if let Some(CommanderEvent::Published { token, result }) = event {
+            inner.counters.publishes_failed += u64::from(result.is_err());
+            drop(inner);
+            self.events.borrow_mut().published(token, result);
+            return Ok(());
+        }
+        drop(inner);
+        // The handshake has another command to send, or is done.
+        self.link.commander_wake.notify();
+        start_probing(&self.link, now);
+        Ok(())
+    }
+
+    fn batch_end(&mut self) {
+        self.events.borrow_mut().batch_end();
+    }
+}
+
+/// Begins to probe once both sessions are ready.
+fn start_probing(link: &Link, now: Instant) {
+    let mut inner = link.inner.borrow_mut();
+    if inner.commander.is_ready() && inner.subscriber.take_ready() {
+        inner.commander.start_probing(now);
+        drop(inner);
+        link.supervisor_wake.notify();
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Direction {
+    Subscriber,
+    Commander,
+}
+
+/// Writes what the session queues until the connections end. All that was queued since the last write leaves together.
+async fn write<W: AsyncWriteRent>(direction: Direction, mut half: W, link: Rc<Link>) {
+    loop {
+        if link.has_ended() {
+            return;
+        }
+        let chunk = take_output(direction, &link);
+        if chunk.is_empty() {
+            match direction {
+                Direction::Subscriber => link.subscriber_wake.wait().await,
+                Direction::Commander => link.commander_wake.wait().await,
+            }
+            continue;
+        }
+        if let (Err(error), _) = half.write_all(chunk).await {
+            return link.end(format!("writing to redis failed: {error}"));
+        }
+    }
+}
+
+fn take_output(direction: Direction, link: &Link) -> BytesMut {
+    let mut inner = link.inner.borrow_mut();
+    match direction {
+        Direction::Subscriber => inner.subscriber.take_output(),
+        Direction::Commander => inner.commander.take_output(),
+    }
+}
+
+/// Wakes one task of this thread; remembers one call that came too early.
+#[derive(Default)]
+struct Wake {
+    is_due: Cell<bool>,
+    waker: Cell<Option<Waker>>,
+}
+
+impl Wake {
+    fn notify(&self) {
+        self.is_due.set(true);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    async fn wait(&self) {
+        poll_fn(|context| {
+            if self.is_due.take() {
+                return Poll::Ready(());
+            }
+            self.waker.set(Some(context.waker().clone()));
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// As [`wait`](Self::wait), or until `deadline`.
+    async fn wait_until(&self, deadline: Instant) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let _ = monoio::time::timeout(left, self.wait()).await;
+    }
+}
+
+/// For jitter and for telling runs apart; no secret.
+fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
+
+/// Reads that may find data at once before other tasks get their turn: 4 x 64 KiB is about 1 ms of small publications.
+const READS_AT_ONCE_MAX: u32 = 4;
