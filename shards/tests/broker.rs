@@ -377,6 +377,24 @@ fn a_unix_socket_serves_as_well() {
 }
 
 #[test]
+fn a_name_is_resolved_and_its_addresses_are_tried_in_turn() {
+    on_both_drivers(async || {
+        // Where localhost is ::1 first, the first attempt is refused: redis listens on 127.0.0.1 only.
+        let redis = Redis::start(&[]);
+        let at = |host: &str| RedisTarget {
+            address: RedisAddress::Tcp { host: host.into(), port: redis.port },
+            ..tcp(redis.port)
+        };
+        let fixture = Fixture::start(at("localhost"), &["room:*"], &[]);
+        fixture.up().await;
+        fixture.stop().await;
+        let fixture = Fixture::start(at("no-such-host.invalid"), &["room:*"], &[]);
+        fixture.until_link("it says why", |link| link.last_reason().contains("no-such-host.invalid")).await;
+        fixture.stop().await;
+    });
+}
+
+#[test]
 fn a_server_without_hello_is_spoken_to_in_resp2() {
     on_both_drivers(async || {
         for config in
