@@ -1,19 +1,49 @@
 //! What a server is told: one typed structure, parsed once, passed by reference.
 //!
 //! The doc comment of a field is its manual. Text becomes a [`Config`] in the files under `config/`; nothing here reads
-//! files or the environment.
+//! files or the environment: [`load`] is given their text. Each scalar of a server is one row of
+//! [`settings::SETTINGS`], from which its key, flag, variable, help and line in `config show` come.
 
-use std::net::SocketAddr;
+mod environment;
+mod file;
+mod input;
+mod layers;
+mod nearest;
+mod preset;
+mod redis_target;
+pub mod settings;
+mod show;
+mod source;
+mod template;
+#[cfg(test)]
+mod tests;
+mod units;
+mod validate;
+
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::limits::Bounds;
+pub use input::Wrong;
+pub use layers::{ConfigError, ConfigErrors, File, Inputs, Loaded, Origin, Provenance, Warning, load};
+pub use preset::preset_names;
+pub use redis_target::RedisTargetError;
+pub use show::show;
+pub use units::{duration_text, parse_duration, parse_size, size_text};
+
+use crate::limits::{Bounds, MIB};
 
 /// All that `corecast serve` obeys, after file, environment and flags have been merged.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// Where clients connect. One listener per shard and address. Default 127.0.0.1:8080; a preset brings its own port.
+    ///
+    /// `:8081` is `[::]:8081` here and means every interface and both families, as in Go: such a socket is bound with
+    /// IPV6_V6ONLY off, and where the host has no IPv6 to 0.0.0.0. Port 0 takes a free one.
     pub listen: Vec<SocketAddr>,
+    /// For each address of `listen` the preset whose own port it has: a path without a fitting condition belongs to that
+    /// preset there. `None`: to the first preset named.
+    pub listen_presets: Vec<Option<String>>,
     /// Where `/metrics /stats /publish /admin/...` are served instead of on `listen`. Default: on `listen`.
     pub admin: Option<SocketAddr>,
     /// Where publications come from and go to.
@@ -48,9 +78,10 @@ pub struct Config {
     pub plain_metrics: bool,
     /// Bounds that may be moved.
     pub bounds: Bounds,
-    /// First match wins.
+    /// The file's before the presets', each preset's also below `/NAME`; [`Routes`](crate::route::Routes) says which one a
+    /// request takes.
     pub routes: Vec<Route>,
-    /// First match wins; the last one matches every name.
+    /// First match wins; the last one matches every name in every space.
     pub rooms: Vec<RoomClass>,
     /// Which channels feed which rooms.
     pub sources: Vec<Source>,
@@ -140,6 +171,37 @@ pub enum Health {
     Broker,
 }
 
+impl Default for Config {
+    /// Corecast without file, preset, variables and flags. The node id is all zeros: [`load`] is given a random one.
+    fn default() -> Self {
+        Self {
+            listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 8080))],
+            listen_presets: vec![None],
+            admin: None,
+            broker: BrokerChoice::Local,
+            require_broker: false,
+            shards: ShardCount::Auto,
+            cores: None,
+            driver: DriverChoice::Auto,
+            drain: Duration::from_secs(10),
+            ports_file: None,
+            log_format: LogFormat::Text,
+            log_level: "info".to_owned(),
+            api_key_file: None,
+            origins: Origins::SameHost,
+            echo_route: false,
+            node_id: "0000000000000000".to_owned(),
+            health: Health::Alive,
+            plain_metrics: false,
+            bounds: Bounds::default(),
+            routes: vec![Route::default()],
+            rooms: vec![RoomClass::default()],
+            sources: vec![Source::default()],
+            presets: Vec::new(),
+        }
+    }
+}
+
 /// Which URL joins what (table `[[route]]`).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Route {
@@ -149,6 +211,9 @@ pub struct Route {
     pub when_query: Option<String>,
     /// Room to join, out of the request.
     pub room: Template,
+    /// Name space of the room: rooms of different spaces never meet, whatever their names. Empty is the plain space, of
+    /// the file's tables and of the first preset named; each further preset has a space of its own name.
+    pub space: String,
     /// Name of the user, out of the request; absent parameters leave it empty.
     pub user: Option<Template>,
     /// Who may publish through the connection.
@@ -159,11 +224,35 @@ pub struct Route {
     pub hear_self: bool,
     /// Sentence of the 400 when `when_query` is missing on the path; default names the parameter.
     pub missing: Option<String>,
+    /// Ping interval of the connections that came this way, instead of [`Bounds::ping_interval`]; zero turns pings off.
+    pub ping: Option<Duration>,
     /// Preset that brought it, `None` for the file.
     pub preset: Option<String>,
 }
 
-/// A text with places, for example `user:{query.username}`. Knows `{query.x} {path.x} {1} {json.x} {claim.x} {node_id}`.
+impl Default for Route {
+    /// The route of corecast without file and preset: `/ws?room=NAME`, where everybody may publish.
+    fn default() -> Self {
+        Self {
+            path: "/ws".to_owned(),
+            when_query: Some("room".to_owned()),
+            room: Template { parts: vec![TemplatePart::Query("room".to_owned())] },
+            space: String::new(),
+            user: None,
+            publish: Publish::Any,
+            dialect: Dialect::Raw,
+            hear_self: true,
+            missing: None,
+            ping: None,
+            preset: None,
+        }
+    }
+}
+
+/// A text with places, for example `user:{query.username}`.
+///
+/// Places: `{query.x} {path.x} {1} {json.x} {claim.x} {node_id}`; of these `path`, `json` and `claim` are refused, by name,
+/// until something implements them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Template {
     /// Literal and place in turn.
@@ -208,10 +297,19 @@ pub enum Dialect {
 pub struct RoomClass {
     /// Exact name, or a prefix followed by `*`.
     pub name: String,
+    /// The class holds for rooms of this space only; `None` for those of every space.
+    pub space: Option<String>,
     /// Depth of the log of record.
     pub history: History,
     /// What happens to a subscription that falls behind.
     pub slow: Slow,
+}
+
+impl Default for RoomClass {
+    /// The class of every room that no other class names.
+    fn default() -> Self {
+        Self { name: "*".to_owned(), space: None, history: History::default(), slow: Slow::default() }
+    }
 }
 
 /// See [`RoomClass::history`]. `frames = 0` keeps only what a ring gap may still need.
@@ -225,6 +323,12 @@ pub struct History {
     pub age: Duration,
 }
 
+impl Default for History {
+    fn default() -> Self {
+        Self { frames: 0, bytes: MIB, age: Duration::from_secs(300) }
+    }
+}
+
 /// See [`RoomClass::slow`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Slow {
@@ -236,6 +340,12 @@ pub struct Slow {
     pub bytes: usize,
     /// How old the oldest unsent publication may be. Default 10 s.
     pub age: Duration,
+}
+
+impl Default for Slow {
+    fn default() -> Self {
+        Self { policy: SlowPolicy::Disconnect, frames: 256, bytes: MIB, age: Duration::from_secs(10) }
+    }
 }
 
 /// See [`Slow::policy`].
@@ -257,8 +367,22 @@ pub struct Source {
     pub subscribe: Subscribe,
     /// Room of a channel, for example `{1}`.
     pub room: Template,
+    /// Name space of the room, as in [`Route::space`].
+    pub space: String,
     /// What a member receives of a payload.
     pub deliver: Deliver,
+}
+
+impl Default for Source {
+    /// The source of corecast without file and preset, when it is given a Redis: channel `room:NAME` feeds room NAME.
+    fn default() -> Self {
+        Self {
+            subscribe: Subscribe::OnDemand { prefix: "room:".to_owned(), suffix: String::new() },
+            room: Template { parts: vec![TemplatePart::Wildcard] },
+            space: String::new(),
+            deliver: Deliver::Raw,
+        }
+    }
 }
 
 /// See [`Source::subscribe`]. A client's text never becomes part of a pattern.

@@ -16,6 +16,7 @@ pub mod request;
 pub mod session;
 pub mod redis;
 pub mod resp;
+pub mod route;
 
 #[cfg(feature = "net")]
 pub mod net;

@@ -1,0 +1,478 @@
+//! The file's text: TOML into a layer of settings and tables, each with its place.
+//!
+//! Presets are written in the same form, so this is also what reads them. A fault never stops the reading: all of them
+//! are collected.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::input::{Input, Wrong};
+use super::layers::{ConfigError, Layer, Origin};
+use super::nearest::{hint, nearest};
+use super::settings::{SETTINGS, Setting, Table};
+use super::template::Places;
+use super::{
+    Deliver, Dialect, History, Publish, RoomClass, Route, Slow, SlowPolicy, Source, Subscribe, Template,
+    TemplatePart,
+};
+use crate::limits::{NODE_LOG_BYTES_MAX, ROOM_NAME_BYTES_MAX, SHARD_WINDOW_BYTES_MAX};
+use crate::route::is_name;
+
+/// Longest space name: presets and files name spaces, clients never do.
+const SPACE_BYTES_MAX: usize = 64;
+/// Longest sentence of a 400.
+const MISSING_BYTES_MAX: usize = 200;
+
+const ROUTE_KEYS: &[&str] = &[
+    "path",
+    "when_query",
+    "room",
+    "space",
+    "user",
+    "publish",
+    "dialect",
+    "hear_self",
+    "missing",
+    "ping",
+    "preset",
+];
+const ROOM_KEYS: &[&str] = &["name", "space", "history", "slow"];
+const SOURCE_KEYS: &[&str] = &["redis", "room", "space", "deliver", "own"];
+const HISTORY_KEYS: &[&str] = &["frames", "bytes", "age"];
+const SLOW_KEYS: &[&str] = &["policy", "disconnect_after", "frames", "bytes", "age"];
+
+/// Reads `text`, telling apart its places by `origin(line, column)`; both count from 1.
+pub(super) fn parse_layer(
+    text: &str,
+    origin: &dyn Fn(usize, usize) -> Origin,
+    errors: &mut Vec<ConfigError>,
+) -> Layer {
+    let document = match DeTable::parse(text) {
+        Ok(document) => document,
+        Err(error) => {
+            let offset = error.span().map_or(0, |span| span.start);
+            errors.push(at(text, origin, offset).error("not TOML", error.message()));
+            return Layer::default();
+        }
+    };
+    let mut reader = Reader { text, origin, errors, layer: Layer::default() };
+    reader.top(document.get_ref());
+    reader.layer
+}
+
+fn at(text: &str, origin: &dyn Fn(usize, usize) -> Origin, offset: usize) -> Origin {
+    let before = text.get(..offset).unwrap_or(text);
+    let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+    let line = before.bytes().filter(|byte| *byte == b'\n').count() + 1;
+    origin(line, before[line_start..].chars().count() + 1)
+}
+
+struct Reader<'a> {
+    text: &'a str,
+    origin: &'a dyn Fn(usize, usize) -> Origin,
+    errors: &'a mut Vec<ConfigError>,
+    layer: Layer,
+}
+
+impl Reader<'_> {
+    fn top(&mut self, document: &DeTable<'_>) {
+        for (key, value) in document {
+            let name: &str = key.get_ref();
+            match (name, value.get_ref()) {
+                ("preset", _) => self.preset(value),
+                ("bounds", DeValue::Table(table)) => self.settings(table, Table::Bounds),
+                ("route" | "room" | "source", DeValue::Array(tables))
+                    if tables.iter().all(|table| table.get_ref().is_table()) =>
+                {
+                    for table in tables {
+                        self.table(name, table);
+                    }
+                }
+                ("bounds", _) => self.fail(value, "bounds", &input(value).wrong("the table [bounds]")),
+                ("route" | "room" | "source", _) => {
+                    self.fail(
+                        value,
+                        name,
+                        &input(value).wrong(format!("tables, each under its own [[{name}]]")),
+                    );
+                }
+                _ => self.setting(Table::Top, key, value),
+            }
+        }
+    }
+
+    fn preset(&mut self, value: &Spanned<DeValue<'_>>) {
+        let origin = self.place(value.span().start);
+        match input(value).list("a preset's name or an array of them") {
+            Ok(names) => {
+                self.layer.presets =
+                    Some((names.into_iter().map(|name| name.into_owned()).collect(), origin));
+            }
+            Err(wrong) => self.fail(value, "preset", &wrong),
+        }
+    }
+
+    fn settings(&mut self, table: &DeTable<'_>, kind: Table) {
+        for (key, value) in table {
+            self.setting(kind, key, value);
+        }
+    }
+
+    fn setting(&mut self, table: Table, key: &Spanned<toml::de::DeString<'_>>, value: &Spanned<DeValue<'_>>) {
+        let name: &str = key.get_ref();
+        if let Some(setting) = SETTINGS.iter().find(|setting| setting.name == name && setting.table == table)
+        {
+            let origin = self.place(value.span().start);
+            self.layer.settings.push((setting, input(value), origin));
+            return;
+        }
+        let place = self.place(key.span().start);
+        let message = match Setting::named(name) {
+            Some(_) if table == Table::Top => "this key belongs in the table [bounds]".to_owned(),
+            Some(_) => "this key belongs at the top of the file, before the first table".to_owned(),
+            None => {
+                let here =
+                    || SETTINGS.iter().filter(|setting| setting.table == table).map(|setting| setting.name);
+                let tables: &[&str] =
+                    if table == Table::Top { &["preset", "bounds", "route", "room", "source"] } else { &[] };
+                let known: Vec<&str> = here().chain(tables.iter().copied()).collect();
+                hint(name, known)
+            }
+        };
+        self.errors.push(place.error(name, format!("unknown key; {message}")));
+    }
+
+    fn table(&mut self, kind: &str, value: &Spanned<DeValue<'_>>) {
+        let DeValue::Table(table) = value.get_ref() else { return };
+        let origin = self.place(value.span().start);
+        match kind {
+            "route" => {
+                let route = self.route(&mut Fields::new(table, value, "route"));
+                self.layer.routes.extend(route.map(|route| (route, origin)));
+            }
+            "room" => {
+                let class = self.room(&mut Fields::new(table, value, "room"));
+                self.layer.rooms.extend(class.map(|class| (class, origin)));
+            }
+            _ => {
+                let source = self.source(&mut Fields::new(table, value, "source"));
+                self.layer.sources.extend(source.map(|source| (source, origin)));
+            }
+        }
+    }
+
+    fn route(&mut self, fields: &mut Fields<'_>) -> Option<Route> {
+        self.known(fields, ROUTE_KEYS);
+        let path = self.required(fields, "path", |input| path(input));
+        let when_query = self.optional(fields, "when_query", |input| {
+            input.line("the name of a query parameter").map(str::to_owned)
+        });
+        let room = self.required(fields, "room", |input| room_template(input, Places::Request));
+        let space = self.optional(fields, "space", space);
+        let user = self.optional(fields, "user", |input| template(input, Places::Request));
+        let publish = self.optional(fields, "publish", |input| {
+            input.one_of(&[("none", Publish::None), ("member", Publish::Member), ("any", Publish::Any)])
+        });
+        let dialect = self.optional(fields, "dialect", dialect);
+        let hear_self = self.optional(fields, "hear_self", Input::boolean);
+        let missing = self.optional(fields, "missing", |input| {
+            let due = format!("one line of at most {MISSING_BYTES_MAX} bytes");
+            let line = input.line(&due)?;
+            if line.len() > MISSING_BYTES_MAX { Err(input.wrong(due)) } else { Ok(line.to_owned()) }
+        });
+        let ping = self
+            .optional(fields, "ping", |input| input.duration(Duration::ZERO..=super::units::DURATION_MAX));
+        let preset =
+            self.optional(fields, "preset", |input| input.line("a preset's name").map(str::to_owned));
+        Some(Route {
+            path: path?,
+            when_query,
+            room: room?,
+            space: space.unwrap_or_default(),
+            user,
+            // Who forgets to say who may publish has not said that anybody may.
+            publish: publish.unwrap_or(Publish::None),
+            dialect: dialect.unwrap_or(Dialect::Raw),
+            hear_self: hear_self.unwrap_or(true),
+            missing,
+            ping,
+            preset,
+        })
+    }
+
+    fn room(&mut self, fields: &mut Fields<'_>) -> Option<RoomClass> {
+        self.known(fields, ROOM_KEYS);
+        let name = self.required(fields, "name", class_name);
+        let space = self.optional(fields, "space", space);
+        let history = self.inner(fields, "history", HISTORY_KEYS);
+        let slow = self.inner(fields, "slow", SLOW_KEYS);
+        let history = history.map_or_else(History::default, |mut fields| self.history(&mut fields));
+        let slow = slow.map_or_else(Slow::default, |mut fields| self.slow(&mut fields));
+        Some(RoomClass { name: name?, space, history, slow })
+    }
+
+    fn history(&mut self, fields: &mut Fields<'_>) -> History {
+        let default = History::default();
+        let frames = self.optional(fields, "frames", |input| input.count(0..=usize::MAX));
+        let bytes = self.optional(fields, "bytes", |input| input.size(0..=NODE_LOG_BYTES_MAX));
+        let age = self.optional(fields, "age", positive);
+        History {
+            frames: frames.unwrap_or(default.frames),
+            bytes: bytes.unwrap_or(default.bytes),
+            age: age.unwrap_or(default.age),
+        }
+    }
+
+    fn slow(&mut self, fields: &mut Fields<'_>) -> Slow {
+        let default = Slow::default();
+        let conflate = "\"conflate\" is not there yet: use \"disconnect\" or \"drop-oldest\"";
+        let policy = self.optional(fields, "policy", |input| match input.text("a policy")? {
+            "conflate" => Err(Wrong::Sentence(conflate.to_owned())),
+            _ => input.one_of(&[("disconnect", false), ("drop-oldest", true)]),
+        });
+        let drop_oldest = policy.unwrap_or(false);
+        let disconnect_after = self.optional(fields, "disconnect_after", |input| {
+            if !drop_oldest {
+                let sentence = "disconnect_after counts drops in a row: it needs policy = \"drop-oldest\"";
+                return Err(Wrong::Sentence(sentence.to_owned()));
+            }
+            let count = input.count(0..=u32::MAX as usize)?;
+            u32::try_from(count).map_err(|_| input.wrong("less"))
+        });
+        let frames = self.optional(fields, "frames", |input| input.count(1..=usize::MAX));
+        let bytes = self.optional(fields, "bytes", |input| input.size(1..=SHARD_WINDOW_BYTES_MAX));
+        let age = self.optional(fields, "age", positive);
+        Slow {
+            policy: if drop_oldest {
+                SlowPolicy::DropOldest { disconnect_after: disconnect_after.unwrap_or(0) }
+            } else {
+                SlowPolicy::Disconnect
+            },
+            frames: frames.unwrap_or(default.frames),
+            bytes: bytes.unwrap_or(default.bytes),
+            age: age.unwrap_or(default.age),
+        }
+    }
+
+    fn source(&mut self, fields: &mut Fields<'_>) -> Option<Source> {
+        self.known(fields, SOURCE_KEYS);
+        let subscribe =
+            self.required(fields, "redis", |input| Subscribe::parse(input.text("a subscription")?));
+        let room = self.required(fields, "room", |input| {
+            let room = room_template(input, Places::Channel)?;
+            match &subscribe {
+                Some(subscribe) => fits(&room, subscribe).map(|()| room),
+                None => Ok(room),
+            }
+        });
+        let space = self.optional(fields, "space", space);
+        let deliver = self.optional(fields, "deliver", |input| Deliver::parse(input.text("\"raw\"")?));
+        self.optional(fields, "own", |input| match input.text("\"echo\"")? {
+            "echo" => Ok(()),
+            "origin" => Err(Wrong::Sentence(
+                "own = \"origin\" is not there yet: leave it out, and own publications are delivered when Redis returns \
+                 them"
+                    .to_owned(),
+            )),
+            _ => Err(input.wrong("\"echo\"")),
+        });
+        Some(Source {
+            subscribe: subscribe?,
+            room: room?,
+            space: space.unwrap_or_default(),
+            deliver: deliver.unwrap_or(Deliver::Raw),
+        })
+    }
+
+    /// Complains about keys that `fields` should not have.
+    fn known(&mut self, fields: &Fields<'_>, known: &[&'static str]) {
+        for (name, (offset, _)) in &fields.values {
+            if !known.contains(name) {
+                let place = self.place(*offset);
+                let near = nearest(name, known.iter().copied());
+                let elsewhere = Setting::named(name).is_some() && near.is_none();
+                let message = if elsewhere {
+                    "this key belongs above the first table, or in [bounds]".to_owned()
+                } else {
+                    hint(name, known.iter().copied())
+                };
+                self.errors.push(place.error(name, format!("unknown key in {}; {message}", fields.title())));
+            }
+        }
+    }
+
+    fn required<T>(
+        &mut self,
+        fields: &mut Fields<'_>,
+        key: &'static str,
+        read: impl FnOnce(&Input) -> Result<T, Wrong>,
+    ) -> Option<T> {
+        if !fields.values.contains_key(key) {
+            let place = self.place(fields.offset);
+            self.errors.push(place.error(key, format!("missing in {}, which needs it", fields.title())));
+            return None;
+        }
+        self.optional(fields, key, read)
+    }
+
+    fn optional<T>(
+        &mut self,
+        fields: &mut Fields<'_>,
+        key: &'static str,
+        read: impl FnOnce(&Input) -> Result<T, Wrong>,
+    ) -> Option<T> {
+        let (_, value) = fields.values.get(key)?;
+        match read(&input(value)) {
+            Ok(read) => Some(read),
+            Err(wrong) => {
+                self.fail(value, key, &wrong);
+                None
+            }
+        }
+    }
+
+    /// The table under `key`, its keys checked.
+    fn inner<'t>(
+        &mut self,
+        fields: &Fields<'t>,
+        key: &'static str,
+        known: &[&'static str],
+    ) -> Option<Fields<'t>> {
+        let (_, value) = fields.values.get(key)?;
+        let DeValue::Table(table) = value.get_ref() else {
+            let due = format!("a table, for example {key} = {{ {} = ... }}", known.first().unwrap_or(&"key"));
+            self.fail(value, key, &input(value).wrong(due));
+            return None;
+        };
+        let inner = Fields::new(table, value, key);
+        self.known(&inner, known);
+        Some(inner)
+    }
+
+    fn fail(&mut self, value: &Spanned<DeValue<'_>>, key: &str, wrong: &Wrong) {
+        let place = self.place(value.span().start);
+        self.errors.push(place.error(key, wrong.to_string()));
+    }
+
+    fn place(&self, offset: usize) -> Origin {
+        at(self.text, self.origin, offset)
+    }
+}
+
+/// The keys of one table, each with its offset.
+struct Fields<'t> {
+    name: &'static str,
+    offset: usize,
+    values: BTreeMap<&'t str, (usize, &'t Spanned<DeValue<'t>>)>,
+}
+
+impl<'t> Fields<'t> {
+    fn new(table: &'t DeTable<'t>, value: &Spanned<DeValue<'_>>, name: &'static str) -> Self {
+        let values =
+            table.iter().map(|(key, value)| (key.get_ref().as_ref(), (key.span().start, value))).collect();
+        Self { name, offset: value.span().start, values }
+    }
+
+    fn title(&self) -> String {
+        match self.name {
+            "history" | "slow" => format!("{:?} of a [[room]]", self.name),
+            name => format!("[[{name}]]"),
+        }
+    }
+}
+
+fn input(value: &Spanned<DeValue<'_>>) -> Input {
+    match value.get_ref() {
+        DeValue::String(text) => Input::Text(text.as_ref().to_owned()),
+        DeValue::Boolean(value) => Input::Boolean(*value),
+        DeValue::Integer(digits) => match i64::from_str_radix(digits.as_str(), digits.radix()) {
+            Ok(value) => Input::Integer(value),
+            Err(_) => Input::Other(format!("the integer {digits}")),
+        },
+        DeValue::Array(values) => Input::List(values.iter().map(input).collect()),
+        DeValue::Float(digits) => Input::Other(format!("the number {digits}")),
+        DeValue::Datetime(time) => Input::Other(format!("the time {time}")),
+        DeValue::Table(_) => Input::Other("a table".to_owned()),
+    }
+}
+
+fn path(input: &Input) -> Result<String, Wrong> {
+    let due = "an exact path of printable ASCII, for example \"/ws\"";
+    let text = input.text(due)?;
+    let known = |byte: u8| byte.is_ascii_graphic() && !b"?#{}*\"\\".contains(&byte);
+    if text.starts_with('/') && text.len() <= 255 && text.bytes().all(known) {
+        Ok(text.to_owned())
+    } else {
+        Err(input.wrong(due))
+    }
+}
+
+fn template(input: &Input, places: Places) -> Result<Template, Wrong> {
+    Template::parse(input.text("a text with places")?, places)
+}
+
+fn room_template(input: &Input, places: Places) -> Result<Template, Wrong> {
+    let template = template(input, places)?;
+    let literal: usize = template
+        .parts
+        .iter()
+        .map(|part| if let TemplatePart::Literal(text) = part { text.len() } else { 0 })
+        .sum();
+    if literal > ROOM_NAME_BYTES_MAX {
+        return Err(input.wrong(format!("a room name of at most {ROOM_NAME_BYTES_MAX} bytes")));
+    }
+    Ok(template)
+}
+
+/// Whether a source's room can be made from what its subscription gives, and, on demand, the other way round.
+fn fits(room: &Template, subscribe: &Subscribe) -> Result<(), Wrong> {
+    let sentence =
+        |text: &str| Err(Wrong::Sentence(format!("found the room {:?}: {text}", room.to_string())));
+    match (subscribe, room.wildcards()) {
+        (Subscribe::Channel(_), 1..) => {
+            sentence("{1} stands for nothing, because the subscription names one channel; name one room too")
+        }
+        (Subscribe::OnDemand { .. }, wildcards) if wildcards != 1 => sentence(
+            "subscribing on demand needs exactly one {1} in it, so that a room's name leads back to its channel",
+        ),
+        _ => Ok(()),
+    }
+}
+
+fn class_name(input: &Input) -> Result<String, Wrong> {
+    let due = "a room's name, or a prefix followed by '*', of 1 to 255 bytes";
+    let text = input.text(due)?;
+    let prefix = text.strip_suffix('*').unwrap_or(text);
+    if is_name(text) && !prefix.contains('*') { Ok(text.to_owned()) } else { Err(input.wrong(due)) }
+}
+
+fn space(input: &Input) -> Result<String, Wrong> {
+    let due = format!("at most {SPACE_BYTES_MAX} letters, digits, '-', '_' or '.'");
+    let text = input.text(&due)?;
+    let known = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    if text.len() <= SPACE_BYTES_MAX && text.bytes().all(known) {
+        Ok(text.to_owned())
+    } else {
+        Err(input.wrong(due))
+    }
+}
+
+fn dialect(input: &Input) -> Result<Dialect, Wrong> {
+    match input.text("\"raw\"")? {
+        "raw" => Ok(Dialect::Raw),
+        known @ ("json" | "sse") => {
+            Err(Wrong::Sentence(format!("the dialect {known:?} is not there yet: use \"raw\"")))
+        }
+        "echo" => Err(Wrong::Sentence(
+            "\"echo\" is no dialect of rooms: set echo_route = true for /echo".to_owned(),
+        )),
+        _ => Err(input.wrong("\"raw\"")),
+    }
+}
+
+fn positive(input: &Input) -> Result<Duration, Wrong> {
+    input.duration(Duration::from_millis(1)..=super::units::DURATION_MAX)
+}

@@ -1,0 +1,140 @@
+//! A configuration as the TOML file that would make it, each value with the place it came from.
+
+use std::fmt::Write;
+
+use super::layers::{Loaded, Origin};
+use super::settings::{SETTINGS, Table, list_toml, quoted};
+use super::units::{duration_text, size_text};
+use super::{Dialect, Publish, RoomClass, Route, SlowPolicy, Source};
+
+/// Writes `loaded` as a file: reading it back gives the same [`Config`](super::Config), but for the password to Redis, which is `***`.
+pub fn show(loaded: &Loaded) -> String {
+    let mut lines = Lines(String::new());
+    let config = &loaded.config;
+    if !config.presets.is_empty() {
+        lines.key(
+            "preset",
+            &list_toml(config.presets.iter().cloned()),
+            &loaded.provenance.presets.to_string(),
+        );
+    }
+    for table in [Table::Top, Table::Bounds] {
+        if table == Table::Bounds {
+            lines.heading("[bounds]", "");
+        }
+        for setting in SETTINGS.iter().filter(|setting| setting.table == table) {
+            let origin = loaded.provenance.settings.get(setting.name).unwrap_or(&Origin::Default);
+            let mut origin = origin.to_string();
+            if setting.name == "redis" && loaded.provenance.password_from_variable {
+                origin.push_str(", password from variable REDIS_PASSWORD");
+            }
+            if setting.name == "node_id" && origin == "default" {
+                origin = "random".to_owned();
+            }
+            match (setting.toml)(config) {
+                Some(toml) => lines.key(setting.name, &toml, &origin),
+                None => lines.comment(&format!("{} is not set", setting.name)),
+            }
+        }
+    }
+    let provenance = &loaded.provenance;
+    config.routes.iter().zip(&provenance.routes).for_each(|(route, origin)| lines.route(route, origin));
+    config.rooms.iter().zip(&provenance.rooms).for_each(|(class, origin)| lines.class(class, origin));
+    config.sources.iter().zip(&provenance.sources).for_each(|(source, origin)| lines.source(source, origin));
+    lines.0
+}
+
+struct Lines(String);
+
+impl Lines {
+    fn route(&mut self, route: &Route, origin: &Origin) {
+        self.heading("[[route]]", &origin.to_string());
+        self.text("path", &route.path);
+        self.maybe("when_query", route.when_query.as_deref());
+        self.text("room", &route.room.to_string());
+        self.maybe("space", Some(route.space.as_str()).filter(|space| !space.is_empty()));
+        self.maybe("user", route.user.as_ref().map(ToString::to_string).as_deref());
+        self.text("publish", publish_text(route.publish));
+        self.text("dialect", dialect_text(route.dialect));
+        self.key("hear_self", &route.hear_self.to_string(), "");
+        self.maybe("missing", route.missing.as_deref());
+        self.maybe("ping", route.ping.map(duration_text).as_deref());
+        self.maybe("preset", route.preset.as_deref());
+    }
+
+    fn class(&mut self, class: &RoomClass, origin: &Origin) {
+        self.heading("[[room]]", &origin.to_string());
+        self.text("name", &class.name);
+        self.maybe("space", class.space.as_deref());
+        let history = &class.history;
+        let (bytes, age) = (quoted(&size_text(history.bytes)), quoted(&duration_text(history.age)));
+        self.key("history", &format!("{{ frames = {}, bytes = {bytes}, age = {age} }}", history.frames), "");
+        let slow = &class.slow;
+        let policy = match slow.policy {
+            SlowPolicy::Disconnect => "policy = \"disconnect\"".to_owned(),
+            SlowPolicy::DropOldest { disconnect_after } => {
+                format!("policy = \"drop-oldest\", disconnect_after = {disconnect_after}")
+            }
+        };
+        let (bytes, age) = (quoted(&size_text(slow.bytes)), quoted(&duration_text(slow.age)));
+        self.key(
+            "slow",
+            &format!("{{ {policy}, frames = {}, bytes = {bytes}, age = {age} }}", slow.frames),
+            "",
+        );
+    }
+
+    fn source(&mut self, source: &Source, origin: &Origin) {
+        self.heading("[[source]]", &origin.to_string());
+        self.text("redis", &source.subscribe.to_string());
+        self.text("room", &source.room.to_string());
+        self.maybe("space", Some(source.space.as_str()).filter(|space| !space.is_empty()));
+        self.text("deliver", &source.deliver.to_string());
+    }
+
+    fn heading(&mut self, heading: &str, origin: &str) {
+        self.0.push('\n');
+        self.line(heading, origin);
+    }
+
+    fn text(&mut self, key: &str, text: &str) {
+        self.key(key, &quoted(text), "");
+    }
+
+    fn maybe(&mut self, key: &str, text: Option<&str>) {
+        if let Some(text) = text {
+            self.text(key, text);
+        }
+    }
+
+    fn key(&mut self, key: &str, toml: &str, origin: &str) {
+        self.line(&format!("{key} = {toml}"), origin);
+    }
+
+    fn comment(&mut self, text: &str) {
+        self.line(&format!("# {text}"), "");
+    }
+
+    fn line(&mut self, line: &str, origin: &str) {
+        // Writing to a String never fails. A file's name in a comment must not end it.
+        let _ = match origin {
+            "" => writeln!(self.0, "{line}"),
+            origin => writeln!(self.0, "{line:<44}  # {}", origin.replace(char::is_control, "?")),
+        };
+    }
+}
+
+fn publish_text(publish: Publish) -> &'static str {
+    match publish {
+        Publish::None => "none",
+        Publish::Member => "member",
+        Publish::Any => "any",
+    }
+}
+
+fn dialect_text(dialect: Dialect) -> &'static str {
+    match dialect {
+        Dialect::Raw => "raw",
+        Dialect::Echo => "echo",
+    }
+}

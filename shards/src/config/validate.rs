@@ -1,0 +1,175 @@
+//! What no value is wrong about on its own: pairs that contradict each other.
+
+use std::net::{IpAddr, SocketAddr};
+
+use super::layers::{ConfigError, Origin, Provenance, Warning};
+use super::{BrokerChoice, Config, Route, ShardCount, Template, duration_text};
+
+/// Paths that are pages of corecast's own.
+const PAGES: &[&str] = &[
+    "/", "/healthz", "/health", "/livez", "/readyz", "/metrics", "/stats", "/publish", "/history", "/admin",
+];
+/// Room classes and sources that a file may have: a class's index is one byte.
+const TABLES_MAX: usize = 256;
+
+pub(super) fn validate(
+    config: &Config,
+    provenance: &Provenance,
+    errors: &mut Vec<ConfigError>,
+    warnings: &mut Vec<Warning>,
+) {
+    let mut check = Check { config, provenance, errors };
+    check.pings();
+    check.addresses();
+    check.threads();
+    check.routes();
+    check.tables();
+    warn_of_meetings(config, warnings);
+    if config.require_broker && config.broker == BrokerChoice::Local {
+        warnings.push(Warning(
+            "require_broker does nothing with the local broker, which is always there".to_owned(),
+        ));
+    }
+}
+
+struct Check<'a> {
+    config: &'a Config,
+    provenance: &'a Provenance,
+    errors: &'a mut Vec<ConfigError>,
+}
+
+impl Check<'_> {
+    fn fail(&mut self, key: &str, message: String) {
+        let origin = self.provenance.settings.get(key).cloned().unwrap_or_default();
+        self.errors.push(origin.error(key, message));
+    }
+
+    fn pings(&mut self) {
+        let timeout = self.config.bounds.pong_timeout;
+        let sentence = |ping| {
+            let (ping, timeout) = (duration_text(ping), duration_text(timeout));
+            format!(
+                "pings every {ping} and a pong_timeout of {timeout} would close healthy connections: pong_timeout must be \
+                 longer"
+            )
+        };
+        // The one that was said last is the one to be corrected.
+        let level = |key| self.provenance.settings.get(key).map_or(0, Origin::level);
+        let key =
+            if level("pong_timeout") > level("ping_interval") { "pong_timeout" } else { "ping_interval" };
+        if self.config.bounds.ping_interval >= timeout {
+            self.fail(key, sentence(self.config.bounds.ping_interval));
+        }
+        for (route, origin) in self.config.routes.iter().zip(&self.provenance.routes) {
+            if let Some(ping) = route.ping.filter(|ping| *ping >= timeout) {
+                let origin = self
+                    .provenance
+                    .settings
+                    .get("pong_timeout")
+                    .filter(|later| later.level() > origin.level())
+                    .unwrap_or(origin);
+                self.errors.push(origin.error("ping", format!("route {}: {}", route.path, sentence(ping))));
+            }
+        }
+    }
+
+    fn addresses(&mut self) {
+        let listen = &self.config.listen;
+        for (index, address) in listen.iter().enumerate() {
+            if let Some(earlier) = listen[..index].iter().find(|earlier| overlap(earlier, address)) {
+                self.fail("listen", format!("{address} and {earlier} overlap: leave one out"));
+            }
+        }
+        if let Some(admin) = self.config.admin
+            && let Some(address) = listen.iter().find(|address| overlap(address, &admin))
+        {
+            self.fail("admin", format!("{admin} overlaps with listen's {address}: take another port"));
+        }
+    }
+
+    fn threads(&mut self) {
+        if let (ShardCount::Count(shards), Some(cores)) = (self.config.shards, &self.config.cores)
+            && shards > cores.len()
+        {
+            let cores = cores.len();
+            self.fail(
+                "shards",
+                format!("found {shards} shards for {cores} cores: each needs one, name more cores"),
+            );
+        }
+    }
+
+    fn routes(&mut self) {
+        for (route, origin) in self.config.routes.iter().zip(&self.provenance.routes) {
+            let path = route.path.as_str();
+            if PAGES.contains(&path) || path.starts_with("/admin/") {
+                self.errors.push(origin.error(
+                    "path",
+                    format!("found {path:?}, which is a page of corecast's own: take another"),
+                ));
+            }
+            if path == "/echo" && self.config.echo_route {
+                self.errors.push(origin.error(
+                    "path",
+                    "found \"/echo\", which echo_route takes: take another, or echo_route = false",
+                ));
+            }
+            if let Some(preset) = &route.preset
+                && !self.config.presets.contains(preset)
+            {
+                self.errors.push(origin.error(
+                    "preset",
+                    format!("found the preset {preset:?}, which is not in use: name it in preset = ..."),
+                ));
+            }
+        }
+    }
+
+    fn tables(&mut self) {
+        let counts = [
+            ("route", self.config.routes.len()),
+            ("room", self.config.rooms.len()),
+            ("source", self.config.sources.len()),
+        ];
+        for (key, count) in counts {
+            if count > TABLES_MAX {
+                self.fail(
+                    key,
+                    format!("found {count} tables [[{key}]], due at most {TABLES_MAX}: use prefixes"),
+                );
+            }
+        }
+    }
+}
+
+/// Whether both can't be bound at once. `[::]` takes both families.
+fn overlap(a: &SocketAddr, b: &SocketAddr) -> bool {
+    let takes = |a: IpAddr, b: IpAddr| a == b || (a.is_unspecified() && (a.is_ipv6() || b.is_ipv4()));
+    a.port() != 0 && a.port() == b.port() && (takes(a.ip(), b.ip()) || takes(b.ip(), a.ip()))
+}
+
+/// Routes of one space whose different templates can make the same name: a client of one could read the other's rooms.
+fn warn_of_meetings(config: &Config, warnings: &mut Vec<Warning>) {
+    for (index, route) in config.routes.iter().enumerate() {
+        let mut earlier = config.routes[..index].iter();
+        if let Some(other) = earlier.find(|other| may_meet(other, route)) {
+            warnings.push(Warning(format!(
+                "the rooms of route {} ({}) and route {} ({}) can have the same name: give one of them a space = \"...\" \
+                 if they are not to meet",
+                other.path, other.room, route.path, route.room
+            )));
+        }
+    }
+}
+
+fn may_meet(a: &Route, b: &Route) -> bool {
+    fn begins(a: &str, b: &str) -> bool {
+        a.starts_with(b) || b.starts_with(a)
+    }
+    fn ends(a: &str, b: &str) -> bool {
+        a.ends_with(b) || b.ends_with(a)
+    }
+    let places = |template: &Template| template.constant().is_none();
+    let differ = a.room != b.room && a.space == b.space && (places(&a.room) || places(&b.room));
+    differ && begins(a.room.prefix(), b.room.prefix()) && ends(a.room.suffix(), b.room.suffix())
+}
