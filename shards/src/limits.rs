@@ -56,6 +56,15 @@ pub const HEAD_FIELDS_MAX: usize = 100;
 pub const ROOM_NAME_BYTES_MAX: usize = 255;
 /// Bytes of a user name or client id after percent-decoding. Outside: 400.
 pub const USER_NAME_BYTES_MAX: usize = 255;
+/// Bytes of a name space's name; a full room name is at most this, a separator and [`ROOM_NAME_BYTES_MAX`]. Longer: the
+/// configuration is refused, as it is at the next three bounds.
+pub const SPACE_BYTES_MAX: usize = 64;
+/// Bytes of a route's own sentence for a 400.
+pub const MISSING_BYTES_MAX: usize = 200;
+/// Bytes of a channel or pattern in a source.
+pub const CHANNEL_BYTES_MAX: usize = 1024;
+/// Routes, room classes and sources, of each: a class's index is one byte.
+pub const TABLES_MAX: usize = 256;
 
 /// Bytes of one publication, from wherever it comes. Above: refused (413, 1009, or dropped with a counter when Redis
 /// sent it: `corecast_publications_refused_total{reason="too_big"}`).

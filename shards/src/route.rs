@@ -14,7 +14,7 @@ use std::borrow::Cow;
 use crate::config::{
     Config, Deliver, Dialect, Publish, RoomClass, Route, Source, Subscribe, Template, TemplatePart,
 };
-use crate::limits::{ROOM_NAME_BYTES_MAX, USER_NAME_BYTES_MAX};
+use crate::limits::{ROOM_NAME_BYTES_MAX, TABLES_MAX, USER_NAME_BYTES_MAX};
 
 /// Stands between a space and a plain name: ASCII's unit separator.
 const SPACE_END: char = '\u{1f}';
@@ -123,7 +123,7 @@ impl Routes {
     /// Where [`load`](crate::config::load) would have refused it: more than 256 room classes, or a last one that doesn't
     /// match every name.
     pub fn new(config: &Config) -> Self {
-        assert!(config.rooms.len() <= 256, "a class index is one byte");
+        assert!(config.rooms.len() <= TABLES_MAX, "a class index is one byte");
         let matches_all = |class: &RoomClass| class.name == "*" && class.space.is_none();
         assert!(config.rooms.last().is_some_and(matches_all), "the last room class matches every name");
         let mut routes = config.routes.clone();
@@ -712,7 +712,7 @@ room = "x-{1}"
         #[test]
         fn no_text_of_a_client_or_channel_reaches_another_space(text in any::<String>()) {
             let routes = routes("", KINDS);
-            let query = |name: &str| Ok::<_, ()>((name == "room").then(|| Cow::Borrowed(text.as_str())));
+            let query = |name: &str| Ok::<_, ()>((name == "room").then_some(Cow::Borrowed(text.as_str())));
             if let Ok(resolved) = routes.resolve(0, "/ws", query) {
                 prop_assert!(!resolved.room.unwrap().contains(SPACE_END));
             }

@@ -18,13 +18,10 @@ use super::{
     Deliver, Dialect, History, Publish, RoomClass, Route, Slow, SlowPolicy, Source, Subscribe, Template,
     TemplatePart,
 };
-use crate::limits::{NODE_LOG_BYTES_MAX, ROOM_NAME_BYTES_MAX, SHARD_WINDOW_BYTES_MAX};
+use crate::limits::{
+    MISSING_BYTES_MAX, NODE_LOG_BYTES_MAX, ROOM_NAME_BYTES_MAX, SHARD_WINDOW_BYTES_MAX, SPACE_BYTES_MAX,
+};
 use crate::route::is_name;
-
-/// Longest space name: presets and files name spaces, clients never do.
-const SPACE_BYTES_MAX: usize = 64;
-/// Longest sentence of a 400.
-const MISSING_BYTES_MAX: usize = 200;
 
 const ROUTE_KEYS: &[&str] = &[
     "path",
@@ -166,7 +163,7 @@ impl Reader<'_> {
 
     fn route(&mut self, fields: &mut Fields<'_>) -> Option<Route> {
         self.known(fields, ROUTE_KEYS);
-        let path = self.required(fields, "path", |input| path(input));
+        let path = self.required(fields, "path", path);
         let when_query = self.optional(fields, "when_query", |input| {
             input.line("the name of a query parameter").map(str::to_owned)
         });

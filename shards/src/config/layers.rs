@@ -321,45 +321,24 @@ fn merge_tables(
 ) {
     find_twins(&file, errors);
     let (mut routes, mut rooms, mut sources) = (file.routes, file.rooms, file.sources);
-    let (file_routes, file_rooms, file_sources) = (routes.len(), rooms.len(), sources.len());
+    let (file_routes, file_rooms, file_sources) = (routes.clone(), rooms.clone(), sources.clone());
     // The first preset's classes hold in every space, so those of single spaces come before them.
-    let (first, others): (Vec<_>, Vec<_>) =
-        presets.into_iter().enumerate().partition(|(index, _)| *index == 0);
-    let mut class_lists = Vec::new();
-    for (is_first, layer) in first
-        .into_iter()
-        .map(|(_, layer)| (true, layer))
-        .chain(others.into_iter().map(|(_, layer)| (false, layer)))
-    {
-        routes.extend(
-            layer
-                .routes
-                .into_iter()
-                .filter(|(route, _)| {
-                    !routes[..file_routes].iter().any(|(own, _)| {
-                        same_condition(own, route) && (own.preset.is_none() || own.preset == route.preset)
-                    })
-                })
-                .collect::<Vec<_>>(),
-        );
-        sources.extend(
-            layer
-                .sources
-                .into_iter()
-                .filter(|(source, _)| !sources[..file_sources].iter().any(|(own, _)| same_feed(own, source)))
-                .collect::<Vec<_>>(),
-        );
-        let classes: Vec<_> = layer
-            .rooms
-            .into_iter()
-            .filter(|(class, _)| {
-                !rooms[..file_rooms].iter().any(|(own, _)| own.name == class.name && own.space == class.space)
-            })
-            .collect();
-        class_lists.push((is_first, classes));
+    let mut first_classes = None;
+    for mut layer in presets {
+        layer.routes.retain(|(route, _)| {
+            let replaces = |own: &Route| own.preset.is_none() || own.preset == route.preset;
+            !file_routes.iter().any(|(own, _)| same_condition(own, route) && replaces(own))
+        });
+        layer.rooms.retain(|(class, _)| !file_rooms.iter().any(|(own, _)| same_class(own, class)));
+        layer.sources.retain(|(source, _)| !file_sources.iter().any(|(own, _)| same_feed(own, source)));
+        routes.append(&mut layer.routes);
+        sources.append(&mut layer.sources);
+        match first_classes {
+            None => first_classes = Some(layer.rooms),
+            Some(_) => rooms.append(&mut layer.rooms),
+        }
     }
-    class_lists.sort_by_key(|(is_first, _)| *is_first);
-    rooms.extend(class_lists.into_iter().flat_map(|(_, classes)| classes));
+    rooms.extend(first_classes.unwrap_or_default());
 
     if routes.is_empty() {
         routes.push((Route::default(), Origin::Default));
@@ -399,9 +378,7 @@ fn find_twins(file: &Layer, errors: &mut Vec<ConfigError>) {
         }
     }
     for (index, (class, origin)) in file.rooms.iter().enumerate() {
-        let twin = file.rooms[..index]
-            .iter()
-            .find(|(other, _)| other.name == class.name && other.space == class.space);
+        let twin = file.rooms[..index].iter().find(|(other, _)| same_class(other, class));
         if let Some((_, earlier)) = twin {
             errors.push(origin.error(
                 "room",
@@ -422,6 +399,10 @@ fn find_twins(file: &Layer, errors: &mut Vec<ConfigError>) {
 
 fn same_condition(a: &Route, b: &Route) -> bool {
     a.path == b.path && a.when_query == b.when_query
+}
+
+fn same_class(a: &RoomClass, b: &RoomClass) -> bool {
+    a.name == b.name && a.space == b.space
 }
 
 fn same_feed(a: &Source, b: &Source) -> bool {

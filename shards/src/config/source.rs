@@ -4,9 +4,7 @@ use std::fmt;
 
 use super::input::Wrong;
 use super::{Deliver, Subscribe};
-
-/// Redis' own bound on nothing, ours on configuration: longer names are a mistake.
-const CHANNEL_BYTES_MAX: usize = 1024;
+use crate::limits::CHANNEL_BYTES_MAX;
 
 impl Subscribe {
     /// Reads `psubscribe room:*`, `subscribe events.critical` or `subscribe room:{1}`.

@@ -210,6 +210,11 @@ fn each_layer_overrides_the_one_below() {
     let config = given().file("preset = \"event-fanout\"\n[bounds]\nping_interval = \"5s\"").config();
     assert_eq!(config.bounds.ping_interval, Duration::from_secs(5), "the file's wins over the preset's");
     assert_eq!(config.bounds.pong_timeout, Duration::from_secs(60));
+    let config = given().preset("event-fanout").flag("ping_interval", "9s").config();
+    assert!(
+        config.bounds.ping_interval == Duration::from_secs(9)
+            && config.routes.iter().all(|route| route.ping.is_none())
+    );
 }
 
 #[test]
@@ -672,12 +677,25 @@ room = "{1}"
 ];
 
 fn merged(names: &str) -> Config {
-    let inputs = Inputs {
+    merged_loaded(Inputs {
         presets: Some(names.split(',').map(str::to_owned).collect()),
-        node_id: "n".to_owned(),
         ..Inputs::default()
-    };
-    layers::load_with(MORE_PRESETS, &inputs).unwrap_or_else(|errors| panic!("{errors}")).config
+    })
+    .config
+}
+
+fn merged_loaded(inputs: Inputs<'_>) -> Loaded {
+    let inputs = Inputs { node_id: "n".to_owned(), ..inputs };
+    layers::load_with(MORE_PRESETS, &inputs).unwrap_or_else(|errors| panic!("{errors}"))
+}
+
+#[test]
+fn merged_presets_are_shown_as_a_file_that_reads_back() {
+    let presets = ["workflow", "star", "event-fanout"].map(str::to_owned).to_vec();
+    let loaded = merged_loaded(Inputs { presets: Some(presets), ..Inputs::default() });
+    let text = show(&loaded);
+    let again = merged_loaded(Inputs { file: Some(File { name: "x", text: &text }), ..Inputs::default() });
+    assert_eq!(again.config, loaded.config, "\n{text}");
 }
 
 #[test]

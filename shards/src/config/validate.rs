@@ -4,13 +4,12 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::layers::{ConfigError, Origin, Provenance, Warning};
 use super::{BrokerChoice, Config, Route, ShardCount, Template, duration_text};
+use crate::limits::TABLES_MAX;
 
 /// Paths that are pages of corecast's own.
 const PAGES: &[&str] = &[
     "/", "/healthz", "/health", "/livez", "/readyz", "/metrics", "/stats", "/publish", "/history", "/admin",
 ];
-/// Room classes and sources that a file may have: a class's index is one byte.
-const TABLES_MAX: usize = 256;
 
 pub(super) fn validate(
     config: &Config,
