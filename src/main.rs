@@ -1,43 +1,24 @@
-//! corecast: text in, engine started, signals out.
+//! Runs the two clients; the whole command line takes this file's place.
 
-mod cli;
-mod configuration;
-mod exit;
-mod logs;
-mod serve;
+mod client;
+mod publish;
+mod redis;
+mod subscribe;
+mod tally;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
-use cli::{Cli, Command, ConfigCommand};
-
-/// Small objects of many connections: measured against glibc's, with huge pages off (`no_thp`).
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
-fn main() -> ExitCode {
-    let ended = match Cli::parse().command {
-        Command::Serve(args) => start(&args),
-        Command::CheckConfig(args) => configuration::check(&args.in_place()),
-        Command::Config { command: ConfigCommand::Show(args) } => configuration::show(&args),
-        Command::Version { verbose } => version(verbose),
-    };
-    ended.unwrap_or_else(|error| exit::report(&error))
+#[derive(Parser)]
+enum Command {
+    Publish(publish::PublishArgs),
+    Subscribe(subscribe::SubscribeArgs),
 }
 
-fn start(args: &cli::ConfigArgs) -> anyhow::Result<ExitCode> {
-    let loaded = configuration::load(args)?;
-    let _logs = logs::start(loaded.config.log_format, &loaded.config.log_level)?;
-    serve::run(loaded.config, loaded.warnings)
-}
-
-fn version(verbose: bool) -> anyhow::Result<ExitCode> {
-    println!("corecast {}", env!("CARGO_PKG_VERSION"));
-    if verbose {
-        println!("target {}-{}", std::env::consts::ARCH, std::env::consts::OS);
-        println!("profile {}", if cfg!(debug_assertions) { "debug" } else { "release" });
-        println!("presets {}", shards::config::preset_names().collect::<Vec<_>>().join(" "));
+fn main() -> anyhow::Result<ExitCode> {
+    match Command::parse() {
+        Command::Publish(args) => publish::run(args),
+        Command::Subscribe(args) => subscribe::run(args),
     }
-    Ok(ExitCode::SUCCESS)
 }
