@@ -1,0 +1,31 @@
+# `make help` says what there is.
+.DEFAULT_GOAL := help
+.PHONY: help run build test bench image
+
+PRESET ?=
+ARGS ?=
+
+help: ## This list
+	@echo 'corecast: a WebSocket fan-out server for Linux'
+	@echo
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
+	@echo
+	@echo 'Variables: PRESET=event-fanout  ARGS="--listen 127.0.0.1:9000 --shards 2"'
+	@echo 'One step of the tests alone: scripts/test.sh lint'
+
+run: build ## Build and start the server (PRESET=NAME, ARGS="flags of corecast serve")
+	@exec $${CARGO_TARGET_DIR:-target}/release/corecast serve $(if $(PRESET),--preset $(PRESET)) $(ARGS)
+
+build: ## Build the release binary
+	@command -v cargo >/dev/null || { echo 'make: cargo is not on PATH: install Rust (rustup.rs, or your distribution)'; exit 1; }
+	cargo build --locked --release -p corecast
+
+test: ## Format, lint, purity, unit tests, loom model, end-to-end tests
+	@exec scripts/test.sh
+
+bench: build ## Measure on this machine (ARGS="flags of corecast-bench")
+	cargo build --locked --release -p corecast-bench
+	@exec $${CARGO_TARGET_DIR:-target}/release/corecast-bench $(ARGS)
+
+image: ## Build the Docker image corecast
+	docker build -t corecast .
