@@ -36,7 +36,8 @@ pub struct PublishArgs {
     /// The server, as http://HOST:PORT [default: http://127.0.0.1:8080]
     #[arg(long, value_name = "URL", conflicts_with_all = ["redis", "preset", "channel"])]
     url: Option<String>,
-    /// Publish through this Redis instead: redis://[USER[:PASSWORD]@]HOST[:PORT], unix:///PATH.sock or HOST:PORT
+    /// Publish through this Redis instead: redis://[USER[:PASSWORD]@]HOST[:PORT], unix:///PATH.sock or HOST:PORT; without
+    /// a password in it $REDIS_PASSWORD is used
     #[arg(long, value_name = "URL")]
     redis: Option<String>,
     /// Redis channel; the message goes there as it is
@@ -202,10 +203,7 @@ impl Way {
             )),
             (None, None, _) => Self::http(args, room),
             (redis, preset, channel) => {
-                let target = match redis {
-                    Some(redis) => redis::parse_target(redis)?,
-                    None => redis_of_environment()?,
-                };
+                let target = redis_target(redis.as_deref())?;
                 let channel = match (channel, preset) {
                     (Some(channel), _) => channel.clone(),
                     (None, Some(preset)) => format!("{}{room}", preset.channel_prefix),
@@ -290,10 +288,11 @@ fn enveloped(room: &str, message: &[u8]) -> Vec<u8> {
     }
 }
 
-fn redis_of_environment() -> Result<RedisTarget, Failure> {
+/// What was asked for, else what the variables of these systems name; the password may come from its variable either way.
+fn redis_target(asked: Option<&str>) -> Result<RedisTarget, Failure> {
     let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let text = set("REDIS_URL").or_else(|| set("REDIS_ADDR")).unwrap_or_else(|| "localhost:6379".to_owned());
-    let mut target = redis::parse_target(&text)?;
+    let text = asked.map(str::to_owned).or_else(|| set("REDIS_URL")).or_else(|| set("REDIS_ADDR"));
+    let mut target = redis::parse_target(text.as_deref().unwrap_or("localhost:6379"))?;
     target.password = target.password.or_else(|| set("REDIS_PASSWORD"));
     Ok(target)
 }

@@ -197,7 +197,7 @@ impl RedisPublisher {
             OwnedFrame::Error(text) if is_refusal(text) => Failure::new(
                 EXIT_NO_PERMISSION,
                 format!(
-                    "{place} refused {command} ({text}): put user and password into redis://USER:PASSWORD@HOST"
+                    "{place} refused {command} ({text}): set REDIS_PASSWORD, or write redis://USER:PASSWORD@HOST"
                 ),
             ),
             OwnedFrame::Error(text) => {

@@ -13,7 +13,9 @@ use tungstenite::{Message, WebSocket};
 const DEADLINE: Duration = Duration::from_secs(20);
 
 fn corecast(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_corecast"));
+    let binary =
+        std::env::var_os("CORECAST_TEST_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_corecast").into());
+    let mut command = Command::new(binary);
     let variables = ["ADDR", "REDIS_URL", "REDIS_ADDR", "REDIS_PASSWORD", "CORECAST_API_KEY_FILE"];
     variables.iter().for_each(|name| {
         command.env_remove(name);
@@ -120,21 +122,11 @@ fn subscribe_prints_text_as_it_is_and_binary_as_hex() {
 
 #[test]
 fn subscribe_asks_for_the_room_and_the_client_id_percent_encoded() {
-    let (sender, seen) = std::sync::mpsc::channel();
-    let script = move |stream: TcpStream| {
-        let callback = |request: &tungstenite::handshake::server::Request, response| {
-            sender.send(request.uri().to_string()).unwrap();
-            Ok(response)
-        };
-        let mut socket = tungstenite::accept_hdr(stream, callback).unwrap();
-        socket.send("x".into()).unwrap();
-        read_to_end(&mut socket);
-    };
-    let (port, server) = stand_in(vec![script]);
+    let (port, server) = http_stand_in(vec!["HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"]);
     let address = format!("127.0.0.1:{port}");
-    run(&["subscribe", "--url", &address, "--room", "a b&c", "--client-id", "é", "--count", "1"]);
-    server.join().unwrap();
-    assert_eq!(seen.recv().unwrap(), "/ws?room=a%20b%26c&client_id=%C3%A9");
+    run(&["subscribe", "--url", &address, "--room", "a b&c", "--client-id", "é"]);
+    let request = server.join().unwrap().remove(0);
+    assert!(request.starts_with("GET /ws?room=a%20b%26c&client_id=%C3%A9 HTTP/1.1\r\n"), "{request}");
 }
 
 #[test]
