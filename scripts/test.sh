@@ -10,7 +10,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 STEPS=(format lint pure unit loom build e2e)
-TARGET=${CARGO_TARGET_DIR:-$PWD/target}
+TARGET=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 TOOLS=$TARGET/tools
 
 say() { printf '\n== %s\n' "$*"; }
