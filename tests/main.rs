@@ -1,0 +1,9 @@
+//! The real binary against a real Redis, on ports that the kernel chooses: one file for each promise.
+//!
+//! A test is a story of a few lines; whatever it takes to run it is in `support/`. Stories that depend on the kernel
+//! interface run on io_uring and on epoll. `CORECAST_TEST_BINARY` names another build of the binary (release), and
+//! `CORECAST_TEST_REDIS_SERVER` another Redis.
+
+mod support;
+
+mod fanout;

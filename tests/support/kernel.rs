@@ -1,0 +1,101 @@
+//! The few calls that have no safe wrapper: what happens between fork and exec, and stopping one thread.
+#![expect(unsafe_code, reason = "pre_exec, ptrace and waitpid of one thread have no safe form")]
+
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use rustix::process::{Resource, Rlimit, Signal, getppid, getrlimit, setrlimit};
+use seccompiler::BpfProgram;
+
+/// What a child gets before it becomes the program.
+#[derive(Default)]
+pub struct Confinement {
+    /// Soft and hard limit of descriptors.
+    pub descriptors_max: Option<u64>,
+    /// System call filter.
+    pub filter: Option<BpfProgram>,
+}
+
+/// Has `command`'s child confined, and killed when the thread that spawned it ends.
+pub fn confine(command: &mut Command, confinement: Confinement) {
+    let parent = rustix::process::getpid();
+    let before_exec = move || {
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        // The parent may have died before the line above.
+        if getppid() != Some(parent) {
+            return Err(io::Error::from_raw_os_error(libc::ESRCH));
+        }
+        if let Some(max) = confinement.descriptors_max {
+            setrlimit(Resource::Nofile, Rlimit { current: Some(max), maximum: Some(max) })?;
+        }
+        if let Some(filter) = &confinement.filter {
+            seccompiler::apply_filter(filter).map_err(|_| io::Error::from_raw_os_error(libc::EPERM))?;
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec only async-signal-safe calls are allowed. `before_exec` makes bare system calls
+    // (prctl, getppid, setrlimit, seccomp) on memory that was built before the fork, and neither allocates nor locks.
+    unsafe { command.pre_exec(before_exec) };
+}
+
+/// Lets this process hold as many descriptors as the host allows: a swarm needs one for each member.
+pub fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    setrlimit(Resource::Nofile, raised).expect("the soft limit may rise to the hard one");
+}
+
+/// Descriptors this process may hold.
+pub fn descriptors_max() -> u64 {
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
+/// Clock ticks in a second, the unit of CPU time in `/proc/PID/stat`.
+pub fn ticks_per_second() -> f64 {
+    // SAFETY: sysconf reads a constant of the system and touches no memory of ours.
+    let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+    assert!(ticks > 0, "sysconf(_SC_CLK_TCK) answered {ticks}, a positive number was due");
+    ticks as f64
+}
+
+/// One stopped thread of a child; dropped, it goes on.
+///
+/// SIGSTOP stops a whole process; this is how one shard is made to fall behind while its siblings run.
+pub struct StoppedThread {
+    tid: libc::pid_t,
+    /// ptrace obeys only the thread that attached, so this must not move to another one.
+    _not_send: std::marker::PhantomData<*const ()>,
+}
+
+impl StoppedThread {
+    /// Stops thread `tid` of a child of this process; returns when it stands still.
+    pub fn stop(tid: i32) -> io::Result<Self> {
+        trace(libc::PTRACE_SEIZE, tid)?;
+        let stopped = Self { tid, _not_send: std::marker::PhantomData };
+        trace(libc::PTRACE_INTERRUPT, tid)?;
+        let mut status = 0;
+        // SAFETY: `status` is an integer of ours that outlives the call; __WALL waits for a thread that is no child.
+        match unsafe { libc::waitpid(tid, &mut status, libc::__WALL) } {
+            waited if waited == tid && libc::WIFSTOPPED(status) => Ok(stopped),
+            -1 => Err(io::Error::last_os_error()),
+            _ => Err(io::Error::other(format!("thread {tid} did not stop, its status is {status:#x}"))),
+        }
+    }
+}
+
+impl Drop for StoppedThread {
+    fn drop(&mut self) {
+        // Refused only if the thread is gone, and then there is nothing to let go.
+        let _ = trace(libc::PTRACE_DETACH, self.tid);
+    }
+}
+
+fn trace(request: libc::c_uint, tid: libc::pid_t) -> io::Result<()> {
+    let nothing = std::ptr::null_mut::<libc::c_void>();
+    // SAFETY: SEIZE, INTERRUPT and DETACH read and write no memory of the tracer; both pointers are null.
+    match unsafe { libc::ptrace(request, tid, nothing, nothing) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

@@ -1,0 +1,77 @@
+//! A page of metrics in the Prometheus text format, read.
+
+use std::collections::BTreeMap;
+
+/// The samples of one scrape.
+#[derive(Debug, Clone, Default)]
+pub struct Metrics(Vec<Sample>);
+
+#[derive(Debug, Clone)]
+struct Sample {
+    name: String,
+    labels: BTreeMap<String, String>,
+    value: f64,
+}
+
+impl Metrics {
+    /// # Panics
+    /// On a line that is neither a comment nor a sample.
+    #[track_caller]
+    pub fn parse(page: &str) -> Self {
+        let lines = page.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+        Self(lines.map(|line| sample(line).unwrap_or_else(|| panic!("not a sample: {line:?}"))).collect())
+    }
+
+    /// The sum over all labels; 0 for a family that has no sample.
+    pub fn sum(&self, name: &str) -> f64 {
+        self.0.iter().filter(|sample| sample.name == name).map(|sample| sample.value).sum()
+    }
+
+    /// The sum over the samples whose `label` satisfies `wanted`.
+    pub fn sum_where(&self, name: &str, label: &str, wanted: impl Fn(&str) -> bool) -> f64 {
+        let fits = |sample: &&Sample| {
+            sample.name == name && sample.labels.get(label).is_some_and(|value| wanted(value))
+        };
+        self.0.iter().filter(fits).map(|sample| sample.value).sum()
+    }
+
+    /// The sum over the samples whose `label` is `value`.
+    pub fn labelled(&self, name: &str, label: &str, value: &str) -> f64 {
+        self.sum_where(name, label, |found| found == value)
+    }
+
+    /// Connections closed for the given reason of `close.rs`.
+    pub fn closed(&self, reason: &str) -> f64 {
+        self.labelled("corecast_connections_closed_total", "reason", reason)
+    }
+
+    /// Connections closed because they fell behind, whatever the limit.
+    pub fn closed_as_slow(&self) -> f64 {
+        self.sum_where("corecast_connections_closed_total", "reason", |reason| reason.starts_with("slow_"))
+    }
+
+    pub fn contains(&self, name: &str) -> bool {
+        self.0.iter().any(|sample| sample.name == name)
+    }
+
+    /// The samples of a family, for a failing test's message.
+    pub fn show(&self, name: &str) -> String {
+        let samples = self.0.iter().filter(|sample| sample.name == name);
+        samples.map(|sample| format!("{:?} {}; ", sample.labels, sample.value)).collect()
+    }
+}
+
+/// `name{label="value",...} number`. Our labels hold no escapes (no user text goes into a label).
+fn sample(line: &str) -> Option<Sample> {
+    let (series, value) = line.rsplit_once(' ')?;
+    let (name, labels) = match series.split_once('{') {
+        Some((name, labels)) => (name, labels.strip_suffix('}')?),
+        None => (series, ""),
+    };
+    let pairs = labels.split(',').filter(|pair| !pair.is_empty());
+    let labels = pairs.map(|pair| {
+        let (label, value) = pair.split_once('=')?;
+        Some((label.to_owned(), value.strip_prefix('"')?.strip_suffix('"')?.to_owned()))
+    });
+    Some(Sample { name: name.to_owned(), labels: labels.collect::<Option<_>>()?, value: value.parse().ok()? })
+}

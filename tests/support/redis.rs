@@ -1,0 +1,273 @@
+//! A redis-server of one test's own, and the faults it can have.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use redis_protocol::resp2::types::{OwnedFrame, Resp2Frame};
+use redis_protocol::resp2::{decode, encode};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::deadline::{SOON, eventually_ok};
+use super::kernel::{Confinement, confine};
+use super::program::{self, Running};
+use super::scratch::Scratch;
+
+/// Listens on a free port of 127.0.0.1 and on a unix socket; keeps nothing on disk.
+pub struct Redis {
+    child: Running,
+    port: u16,
+    args: Vec<String>,
+    scratch: Scratch,
+}
+
+impl Redis {
+    #[track_caller]
+    pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// With more arguments, as `redis-server` takes them.
+    ///
+    /// # Panics
+    /// When redis-server isn't installed or doesn't answer.
+    #[track_caller]
+    pub fn start_with(args: &[&str]) -> Self {
+        let args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
+        // The port is free only until another process takes it: then the next one is tried.
+        for _ in 0..PORTS_TRIED {
+            let scratch = Scratch::new();
+            let port = free_port();
+            let child = spawn(port, &args, &scratch);
+            let mut redis = Self { child, port, args: args.clone(), scratch };
+            if redis.wait_answering() {
+                return redis;
+            }
+        }
+        panic!("redis-server found no free port in {PORTS_TRIED} attempts")
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://{}", self.address())
+    }
+
+    pub fn unix_url(&self) -> String {
+        format!("unix://{}", self.unix_path().display())
+    }
+
+    /// Ends it as a crash does.
+    pub fn kill9(&mut self) {
+        self.child.kill();
+    }
+
+    /// Starts it again on the same port after [`Redis::kill9`]; returns when it answers.
+    #[track_caller]
+    pub fn restart(&mut self) {
+        self.child.kill();
+        eventually_ok(SOON, "redis-server gets its port back", || {
+            self.child = spawn(self.port, &self.args, &self.scratch);
+            if self.wait_answering() { Ok(()) } else { Err(program::text(&self.scratch.path("log"))) }
+        });
+    }
+
+    /// Connections stay open and nothing moves until [`Redis::sigcont`].
+    pub fn sigstop(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    pub fn sigcont(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    /// Runs one command on a connection of its own.
+    ///
+    /// # Panics
+    /// When it isn't answered.
+    #[track_caller]
+    pub fn cli(&self, command: &[&str]) -> OwnedFrame {
+        let parts: Vec<&[u8]> = command.iter().map(|part| part.as_bytes()).collect();
+        let answer = self.connect().and_then(|mut connection| connection.command(&parts));
+        answer.unwrap_or_else(|error| panic!("redis did not answer {command:?}: {error}"))
+    }
+
+    /// Publishes once; returns how many subscribers Redis handed it to.
+    #[track_caller]
+    pub fn publish(&self, channel: &str, payload: impl AsRef<[u8]>) -> i64 {
+        let answer =
+            self.connect().and_then(|mut connection| connection.publish(channel, payload.as_ref()));
+        answer.unwrap_or_else(|error| panic!("redis did not take a publication to {channel}: {error}"))
+    }
+
+    /// Closes every subscriber's connection; returns how many there were.
+    #[track_caller]
+    pub fn client_kill_pubsub(&self) -> i64 {
+        match self.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]) {
+            OwnedFrame::Integer(killed) => killed,
+            other => panic!("CLIENT KILL answered {other:?}"),
+        }
+    }
+
+    /// Clients that are subscribed to `channel` by name, patterns not counted.
+    #[track_caller]
+    pub fn subscribers(&self, channel: &str) -> i64 {
+        match self.cli(&["PUBSUB", "NUMSUB", channel]) {
+            OwnedFrame::Array(parts) => match parts.last() {
+                Some(OwnedFrame::Integer(count)) => *count,
+                other => panic!("PUBSUB NUMSUB answered {other:?}"),
+            },
+            other => panic!("PUBSUB NUMSUB answered {other:?}"),
+        }
+    }
+
+    /// A connection for many commands.
+    pub fn connect(&self) -> io::Result<Connection> {
+        Connection::open(self.address(), self.password())
+    }
+
+    /// The value of `--requirepass`, if it was given.
+    pub fn password(&self) -> Option<&str> {
+        let flag = self.args.iter().position(|arg| arg == "--requirepass")?;
+        self.args.get(flag + 1).map(String::as_str)
+    }
+
+    fn unix_path(&self) -> PathBuf {
+        self.scratch.path("redis.sock")
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.child.pid()).expect("a child has a positive pid");
+        kill_process(pid, signal).expect("a child of ours may be signalled until it is waited for");
+    }
+
+    /// False when it ended (its port was taken).
+    #[track_caller]
+    fn wait_answering(&mut self) -> bool {
+        eventually_ok(SOON, "redis-server answers PING", || {
+            if !self.child.is_running() {
+                return Ok(false);
+            }
+            self.connect()?.command(&[b"PING"]).map(|_| true)
+        } as io::Result<bool>)
+    }
+}
+
+/// One RESP2 connection, commands in order.
+pub struct Connection {
+    stream: TcpStream,
+    undecoded: Vec<u8>,
+}
+
+impl Connection {
+    pub fn open(address: SocketAddr, password: Option<&str>) -> io::Result<Self> {
+        let stream = TcpStream::connect_timeout(&address, SOON)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(SOON))?;
+        stream.set_write_timeout(Some(SOON))?;
+        let mut connection = Self { stream, undecoded: Vec::new() };
+        if let Some(password) = password {
+            connection.command(&[b"AUTH", password.as_bytes()])?;
+        }
+        Ok(connection)
+    }
+
+    pub fn set_timeout(&self, timeout: Duration) -> io::Result<()> {
+        self.stream.set_read_timeout(Some(timeout))
+    }
+
+    /// # Errors
+    /// What TCP says, and an error reply as `Other`.
+    pub fn command(&mut self, parts: &[&[u8]]) -> io::Result<OwnedFrame> {
+        self.send(parts)?;
+        self.answer()
+    }
+
+    pub fn publish(&mut self, channel: &str, payload: &[u8]) -> io::Result<i64> {
+        match self.command(&[b"PUBLISH", channel.as_bytes(), payload])? {
+            OwnedFrame::Integer(receivers) => Ok(receivers),
+            other => Err(io::Error::other(format!("PUBLISH answered {other:?}"))),
+        }
+    }
+
+    /// Publishes all of it back to back, answers read afterwards.
+    pub fn publish_all<'a>(
+        &mut self,
+        channel: &str,
+        payloads: impl Iterator<Item = &'a [u8]>,
+    ) -> io::Result<usize> {
+        let mut sent = 0;
+        for payload in payloads {
+            self.send(&[b"PUBLISH", channel.as_bytes(), payload])?;
+            sent += 1;
+        }
+        for _ in 0..sent {
+            self.answer()?;
+        }
+        Ok(sent)
+    }
+
+    /// Sends one command without waiting for its answer.
+    pub fn send(&mut self, parts: &[&[u8]]) -> io::Result<()> {
+        let parts = parts.iter().map(|part| OwnedFrame::BulkString(part.to_vec())).collect();
+        let frame = OwnedFrame::Array(parts);
+        let mut bytes = vec![0; frame.encode_len(false)];
+        encode::encode(&mut bytes, &frame, false).map_err(io::Error::other)?;
+        self.stream.write_all(&bytes)
+    }
+
+    /// Reads the next answer or push.
+    pub fn answer(&mut self) -> io::Result<OwnedFrame> {
+        let mut chunk = [0; 64 * 1024];
+        loop {
+            if let Some((frame, taken)) = decode::decode(&self.undecoded).map_err(io::Error::other)? {
+                self.undecoded.drain(..taken);
+                return match frame {
+                    OwnedFrame::Error(error) => Err(io::Error::other(error)),
+                    frame => Ok(frame),
+                };
+            }
+            match self.stream.read(&mut chunk)? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                received => self.undecoded.extend_from_slice(&chunk[..received]),
+            }
+        }
+    }
+}
+
+#[track_caller]
+fn spawn(port: u16, args: &[String], scratch: &Scratch) -> Running {
+    let program = std::env::var("CORECAST_TEST_REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned());
+    let log = File::create(scratch.path("log")).expect("a scratch directory takes files");
+    let mut command = Command::new(&program);
+    command
+        .args(["--bind", "127.0.0.1", "--port", &port.to_string()])
+        .args(["--save", "", "--appendonly", "no", "--daemonize", "no", "--loglevel", "warning"])
+        .arg("--unixsocket")
+        .arg(scratch.path("redis.sock"))
+        .args(args)
+        .current_dir(scratch.dir())
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().expect("a descriptor is left"))
+        .stderr(log);
+    confine(&mut command, Confinement::default());
+    let child = command.spawn().unwrap_or_else(|error| {
+        panic!(
+            "cannot run {program}: {error}. These tests need a real Redis: install redis-server (Debian: apt install \
+             redis-server), or name one in CORECAST_TEST_REDIS_SERVER"
+        )
+    });
+    Running(child)
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("127.0.0.1 has a free port");
+    listener.local_addr().expect("a bound socket has an address").port()
+}
+
+const PORTS_TRIED: usize = 5;
