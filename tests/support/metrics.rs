@@ -61,17 +61,20 @@ impl Metrics {
     }
 }
 
-/// `name{label="value",...} number`. Our labels hold no escapes (no user text goes into a label).
+/// `name{label="value",...} number`.
 fn sample(line: &str) -> Option<Sample> {
     let (series, value) = line.rsplit_once(' ')?;
     let (name, labels) = match series.split_once('{') {
         Some((name, labels)) => (name, labels.strip_suffix('}')?),
         None => (series, ""),
     };
-    let pairs = labels.split(',').filter(|pair| !pair.is_empty());
-    let labels = pairs.map(|pair| {
-        let (label, value) = pair.split_once('=')?;
-        Some((label.to_owned(), value.strip_prefix('"')?.strip_suffix('"')?.to_owned()))
-    });
-    Some(Sample { name: name.to_owned(), labels: labels.collect::<Option<_>>()?, value: value.parse().ok()? })
+    // A value may hold commas but no quotes: no text from outside goes into a label.
+    let pairs = labels.split_terminator('"').collect::<Vec<_>>();
+    let (pairs, rest) = pairs.as_chunks::<2>();
+    let pair = |[label, value]: &[&str; 2]| {
+        let label = label.trim_start_matches(',').strip_suffix('=')?;
+        Some((label.to_owned(), (*value).to_owned()))
+    };
+    let labels = pairs.iter().map(pair).collect::<Option<_>>().filter(|_| rest.is_empty())?;
+    Some(Sample { name: name.to_owned(), labels, value: value.parse().ok()? })
 }

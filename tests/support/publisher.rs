@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::payload::payload;
 use super::redis::{Connection, Redis};
 
-/// Publishes `NAME:1:...`, `NAME:2:...` to one channel until it is stopped.
+/// Publishes `NAME:1:...`, `NAME:2:...` until it is stopped; each of them to every one of its channels.
 pub struct Publisher {
     progress: Arc<Progress>,
     thread: Option<JoinHandle<Vec<Accepted>>>,
@@ -25,7 +25,7 @@ struct Progress {
 #[derive(Debug, Clone, Copy)]
 pub struct Accepted {
     pub sequence: u64,
-    /// Subscribers that Redis handed it to.
+    /// Subscribers that Redis handed it to, over all channels.
     pub receivers: i64,
     /// Just before it was sent.
     pub sent: Instant,
@@ -34,10 +34,10 @@ pub struct Accepted {
 }
 
 impl Publisher {
-    /// `rate` publications a second of `bytes` each.
-    pub fn start(redis: &Redis, channel: &str, name: char, bytes: usize, rate: u32) -> Self {
+    /// `rate` sequences a second of `bytes` each.
+    pub fn start(redis: &Redis, channels: &[String], name: char, bytes: usize, rate: u32) -> Self {
         let progress = Arc::new(Progress::default());
-        let (shared, channel) = (Arc::clone(&progress), channel.to_owned());
+        let (shared, channels) = (Arc::clone(&progress), channels.to_vec());
         let (address, password) = (redis.address(), redis.password().map(str::to_owned));
         let thread = thread::spawn(move || {
             let pause = Duration::from_secs(1) / rate;
@@ -56,7 +56,7 @@ impl Publisher {
                 // Visible to joiners before Redis can have it: a sequence above this one was certainly published later.
                 shared.started.store(sequence, Ordering::SeqCst);
                 let sent = Instant::now();
-                match open.publish(&channel, &payload(name, sequence, bytes)) {
+                match open.publish_to_each(&channels, &payload(name, sequence, bytes)) {
                     Ok(receivers) => {
                         accepted.push(Accepted { sequence, receivers, sent, acknowledged: Instant::now() });
                         shared.accepted.store(sequence, Ordering::Release);

@@ -195,21 +195,33 @@ impl Connection {
         }
     }
 
-    /// Publishes all of it back to back, answers read afterwards.
-    pub fn publish_all<'a>(
-        &mut self,
-        channel: &str,
-        payloads: impl Iterator<Item = &'a [u8]>,
-    ) -> io::Result<usize> {
-        let mut sent = 0;
+    /// Publishes all of it back to back and reads the answers meanwhile, so that neither side waits for the other.
+    pub fn publish_all(&mut self, channel: &str, payloads: impl Iterator<Item = Vec<u8>>) -> io::Result<()> {
+        let mut unanswered = 0;
         for payload in payloads {
+            self.send(&[b"PUBLISH", channel.as_bytes(), &payload])?;
+            unanswered += 1;
+            if unanswered == UNANSWERED_MAX {
+                self.answer()?;
+                unanswered -= 1;
+            }
+        }
+        (0..unanswered).try_for_each(|_| self.answer().map(drop))
+    }
+
+    /// Publishes once to each channel, back to back; returns the sum of the subscribers.
+    pub fn publish_to_each(&mut self, channels: &[String], payload: &[u8]) -> io::Result<i64> {
+        for channel in channels {
             self.send(&[b"PUBLISH", channel.as_bytes(), payload])?;
-            sent += 1;
         }
-        for _ in 0..sent {
-            self.answer()?;
+        let mut receivers = 0;
+        for _ in channels {
+            match self.answer()? {
+                OwnedFrame::Integer(count) => receivers += count,
+                other => return Err(io::Error::other(format!("PUBLISH answered {other:?}"))),
+            }
         }
-        Ok(sent)
+        Ok(receivers)
     }
 
     /// Sends one command without waiting for its answer.
@@ -271,3 +283,5 @@ fn free_port() -> u16 {
 }
 
 const PORTS_TRIED: usize = 5;
+/// Answers of a few bytes each: far below what the socket buffers hold.
+const UNANSWERED_MAX: usize = 1000;

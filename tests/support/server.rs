@@ -37,6 +37,7 @@ pub struct ServerBuilder {
     listen_flag: bool,
     admin: bool,
     local: bool,
+    broker_due: bool,
     confinement: Confinement,
     config: Option<String>,
 }
@@ -46,10 +47,13 @@ impl ServerBuilder {
         self.arg("--preset").arg(name)
     }
 
-    pub fn redis(self, redis: &Redis) -> Self {
+    /// With this Redis; [`ServerBuilder::start`] waits until its subscription stands.
+    pub fn redis(mut self, redis: &Redis) -> Self {
+        self.broker_due = true;
         self.redis_url(&redis.url())
     }
 
+    /// With whatever is at `url`; whether it answers is the story's business.
     pub fn redis_url(mut self, url: &str) -> Self {
         self.local = false;
         self.arg("--redis").arg(url)
@@ -135,6 +139,7 @@ impl ServerBuilder {
     #[track_caller]
     pub fn start(self) -> Server {
         let scratch = Scratch::new();
+        let broker_due = self.broker_due;
         let (mut command, confinement) = self.into_command(&scratch);
         let log = scratch.path("log");
         let file = File::create(&log).expect("a scratch directory takes files");
@@ -149,6 +154,9 @@ impl ServerBuilder {
             scratch,
         };
         server.wait_ready(&command);
+        if broker_due {
+            server.wait_broker(true);
+        }
         server
     }
 
@@ -202,6 +210,7 @@ impl Server {
             listen_flag: true,
             admin: false,
             local: true,
+            broker_due: false,
             confinement: Confinement::default(),
             config: None,
         }

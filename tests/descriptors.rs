@@ -1,0 +1,66 @@
+//! Out of descriptors: accepting pauses, nothing spins, and it goes on when there are some again.
+
+use std::time::{Duration, Instant};
+
+use crate::support::deadline::{LONG, eventually};
+use crate::support::on_both_drivers;
+use crate::support::payload::payload;
+use crate::support::server::{Driver, Server};
+use crate::support::swarm::{Member, Swarm};
+
+on_both_drivers!(without_descriptors_accepting_pauses_without_spinning_and_recovers);
+
+fn without_descriptors_accepting_pauses_without_spinning_and_recovers(driver: Driver) {
+    let server =
+        Server::builder().preset("event-fanout").driver(driver).shards(1).descriptors(DESCRIPTORS).start();
+    let swarm = Swarm::new();
+    swarm.add_many(server.address(), "/ws?room=lobby", CLIENTS);
+    let open = || swarm.count(Member::is_open);
+    wait_steady(open);
+    assert!((10..CLIENTS).contains(&open()), "{} of {CLIENTS} clients got in", open());
+
+    // Those inside are served as before.
+    swarm.send_text(first_open(&swarm), &payload('P', 1, 32));
+    let inside = open();
+    eventually(LONG, "those inside hear each other", || swarm.count(|m| m.tally('P').received == 1) >= inside);
+    let used = cpu_used_over(&server, Duration::from_secs(1));
+    assert!(used < Duration::from_millis(250), "waiting for descriptors took {used:?} of CPU in a second");
+
+    // Whoever leaves makes room for one who waits.
+    let mut let_in = 0;
+    while let_in < CLIENTS {
+        eventually(LONG, "somebody gets in", || open() > 0);
+        swarm.vanish(first_open(&swarm));
+        let_in += 1;
+    }
+    let (page, _) = server.wait_metrics("everybody has left", |page| page.sum("corecast_subscriptions") == 0.0);
+    assert_eq!(page.sum("corecast_handshakes_total"), CLIENTS as f64);
+    assert!(page.sum("corecast_accept_pauses_total") >= 1.0);
+}
+
+fn first_open(swarm: &Swarm) -> usize {
+    swarm.map(Member::is_open).iter().position(|open| *open).expect("somebody is open")
+}
+
+/// Waits until `count` has been the same for a while and isn't zero.
+fn wait_steady(count: impl Fn() -> usize) {
+    let mut last = (count(), Instant::now());
+    eventually(LONG, "the number of open clients is steady", || {
+        let now = count();
+        if now != last.0 {
+            last = (now, Instant::now());
+        }
+        now > 0 && last.1.elapsed() > Duration::from_millis(500)
+    });
+}
+
+/// CPU time the server uses while `span` passes.
+fn cpu_used_over(server: &Server, span: Duration) -> Duration {
+    let (before, began) = (server.cpu_time(), Instant::now());
+    eventually(LONG, "time passes", || began.elapsed() >= span);
+    server.cpu_time() - before
+}
+
+/// What the process itself needs, and some clients.
+const DESCRIPTORS: u64 = 96;
+const CLIENTS: usize = 160;

@@ -1,0 +1,69 @@
+//! A shard that cannot keep up: what it misses is declared, and neither its members nor its siblings pay for it.
+
+use std::collections::BTreeSet;
+
+use crate::support::payload::payload;
+use crate::support::redis::Redis;
+use crate::support::server::{Driver, Server};
+use crate::support::swarm::Swarm;
+use crate::support::{heavy, on_both_drivers};
+
+on_both_drivers!(a_shard_that_stands_still_misses_a_counted_gap_and_nobody_is_closed);
+
+fn a_shard_that_stands_still_misses_a_counted_gap_and_nobody_is_closed(driver: Driver) {
+    let _alone = heavy();
+    // Redis' own bound on what a subscriber may have outstanding is not the subject.
+    let redis = Redis::start_with(&["--client-output-buffer-limit", "pubsub", "0", "0", "0"]);
+    let server = Server::builder().redis(&redis).driver(driver).shards(2).config(PATIENT).start();
+    let swarm = Swarm::new();
+    swarm.add_many(server.address(), "/ws?room=lobby", MEMBERS);
+    swarm.wait_open();
+
+    let stopped = server.stop_thread("shard-1");
+    let mut connection = redis.connect().expect("redis takes connections");
+    let payloads = (1..=PUBLICATIONS).map(|sequence| payload('P', sequence, 16 * 1024));
+    connection.publish_all("room:lobby", payloads).expect("redis takes publications");
+    let unharmed = || swarm.count(|member| member.tally('P').is_exactly(1, PUBLICATIONS));
+    crate::support::deadline::eventually(
+        crate::support::deadline::LONG,
+        "members of the other shard get everything meanwhile",
+        || unharmed() > 0,
+    );
+    assert!(unharmed() < MEMBERS, "the stopped shard has no members: the story did not happen");
+    drop(stopped);
+
+    redis.publish("room:lobby", payload('P', PUBLICATIONS + 1, 16));
+    swarm.wait_all("everybody hears what comes afterwards", |m| m.tally('P').last == PUBLICATIONS + 1);
+    swarm.assert_all_open();
+    let tallies = swarm.map(|member| member.tally('P'));
+    assert!(tallies.iter().all(|tally| tally.backwards == 0), "repeated or out of order: {tallies:?}");
+    // The members of one shard miss the same, and exactly that is counted.
+    let missing: BTreeSet<u64> = tallies.iter().map(|tally| tally.missing()).filter(|&missing| missing > 0).collect();
+    assert_eq!(missing.len(), 1, "one gap was due, as the shard's backlog is bounded: {missing:?}");
+    let page = server.metrics();
+    let counted = page.labelled("corecast_gaps_total", "reason", "shard_overload");
+    assert_eq!(counted, missing.into_iter().sum::<u64>() as f64, "{}", page.show("corecast_gaps_total"));
+    assert!(page.sum("corecast_ring_full_total") >= 1.0);
+}
+
+/// 2^-15 that all of them are on one shard.
+const MEMBERS: usize = 16;
+/// 64 MiB in all, twice what may wait for a shard (`SHARD_BACKLOG_BYTES_MAX`).
+const PUBLICATIONS: u64 = 4096;
+
+/// Members may be far behind: what is judged here is the shard.
+const PATIENT: &str = r#"
+[[route]]
+path = "/ws"
+when_query = "room"
+room = "{query.room}"
+
+[[room]]
+name = "*"
+slow = { policy = "disconnect", frames = 100000, bytes = "64MiB", age = "60s" }
+
+[[source]]
+redis = "psubscribe room:*"
+room = "{1}"
+deliver = "raw"
+"#;

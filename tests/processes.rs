@@ -1,0 +1,105 @@
+//! Several processes, one room: on ports of their own or on one port together.
+
+use crate::support::client::Client;
+use crate::support::deadline::SOON;
+use crate::support::on_both_drivers;
+use crate::support::payload::payload;
+use crate::support::redis::Redis;
+use crate::support::server::{Driver, Server};
+use crate::support::swarm::{Phase, Swarm};
+use rustix::process::Signal;
+
+on_both_drivers!(
+    two_processes_on_one_port_share_the_connections_and_hear_each_other,
+    when_one_of_two_processes_on_a_port_is_killed_the_other_serves_on,
+    when_one_of_two_processes_on_a_port_drains_the_other_serves_on,
+);
+
+fn two_processes_on_one_port_share_the_connections_and_hear_each_other(driver: Driver) {
+    let redis = Redis::start();
+    let (first, second) = two_on_one_port(&redis, driver);
+    let swarm = Swarm::new();
+    swarm.add_many(first.address(), "/ws?room=lobby", MEMBERS);
+    swarm.wait_open();
+    let members = [&first, &second].map(|server| server.metrics().sum("corecast_subscriptions"));
+    assert_eq!(members.iter().sum::<f64>(), MEMBERS as f64);
+    assert!(members.iter().all(|&count| count > 0.0), "the port was not shared: {members:?}");
+
+    for sequence in 1..=20 {
+        swarm.send_text(0, &payload('A', sequence, 32));
+        swarm.send_text(MEMBERS - 1, &payload('Z', sequence, 32));
+        redis.publish("room:lobby", payload('R', sequence, 32));
+    }
+
+    swarm.wait_all("everybody heard the clients and Redis", |member| {
+        ['A', 'Z', 'R'].iter().all(|&publisher| member.tally(publisher).is_exactly(1, 20))
+    });
+}
+
+fn when_one_of_two_processes_on_a_port_is_killed_the_other_serves_on(driver: Driver) {
+    let redis = Redis::start();
+    let (mut first, second) = two_on_one_port(&redis, driver);
+    let swarm = Swarm::new();
+    swarm.add_many(second.address(), "/ws?room=lobby", MEMBERS);
+    swarm.wait_open();
+    let survivors = second.metrics().sum("corecast_subscriptions") as usize;
+
+    first.kill9();
+    swarm.wait_all("the killed one's connections end", |m| m.is_open() || m.phase() != &Phase::Joining);
+    crate::support::deadline::eventually(SOON, "only the other's members are left", || {
+        swarm.count(|member| member.is_open()) == survivors
+    });
+    let newcomers = swarm.add_many(second.address(), "/ws?room=lobby", 20);
+    swarm.wait_each(newcomers.clone(), "newcomers reach the survivor", |member| member.is_open());
+    redis.publish("room:lobby", payload('R', 1, 32));
+
+    swarm.wait_each(newcomers, "they hear the room", |member| member.tally('R').is_exactly(1, 1));
+    assert_eq!(swarm.count(|member| member.tally('R').received == 1), survivors + 20);
+}
+
+fn when_one_of_two_processes_on_a_port_drains_the_other_serves_on(driver: Driver) {
+    let redis = Redis::start();
+    let (mut first, second) = two_on_one_port(&redis, driver);
+    let swarm = Swarm::new();
+    swarm.add_many(second.address(), "/ws?room=lobby", MEMBERS);
+    swarm.wait_open();
+    let survivors = second.metrics().sum("corecast_subscriptions") as usize;
+
+    first.signal(Signal::TERM);
+    assert_eq!(first.wait_exit(SOON).code(), Some(0));
+
+    swarm.wait_all("nobody is left in between", |m| m.is_open() || m.phase() == &Phase::Ended);
+    assert_eq!(swarm.count(|member| member.is_open()), survivors);
+    let told = swarm.count(|member| matches!(member.close_code, Some(1001 | 1012)));
+    assert_eq!(told, MEMBERS - survivors, "{:?}", swarm.map(|member| member.close_code));
+    let mut client = Client::join(&second, "lobby");
+    redis.publish("room:lobby", "still here");
+    assert_eq!(client.next_text(), "still here");
+}
+
+#[test]
+fn processes_on_ports_of_their_own_fan_out_to_each_others_clients() {
+    let redis = Redis::start();
+    let drivers = [Driver::IoUring, Driver::Epoll];
+    let servers = drivers.map(|driver| Server::event_fanout(&redis, driver).start());
+    let mut clients = servers.each_ref().map(|server| Client::join(server, "lobby"));
+
+    clients[0].send_text("from the first");
+    clients[1].send_text("from the second");
+
+    for client in &mut clients {
+        let mut heard = [client.next_text(), client.next_text()];
+        heard.sort();
+        assert_eq!(heard, ["from the first", "from the second"]);
+    }
+}
+
+/// Each with an admin address of its own, because the kernel chooses who answers on the shared one.
+fn two_on_one_port(redis: &Redis, driver: Driver) -> (Server, Server) {
+    let start = || Server::event_fanout(redis, driver).admin().drain(std::time::Duration::from_secs(2));
+    let first = start().start();
+    let second = start().listen(first.address()).start();
+    (first, second)
+}
+
+const MEMBERS: usize = 200;
