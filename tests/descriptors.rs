@@ -22,7 +22,9 @@ fn without_descriptors_accepting_pauses_without_spinning_and_recovers(driver: Dr
     // Those inside are served as before.
     swarm.send_text(first_open(&swarm), &payload('P', 1, 32));
     let inside = open();
-    eventually(LONG, "those inside hear each other", || swarm.count(|m| m.tally('P').received == 1) >= inside);
+    eventually(LONG, "those inside hear each other", || {
+        swarm.count(|m| m.tally('P').received == 1) >= inside
+    });
     let used = cpu_used_over(&server, Duration::from_secs(1));
     assert!(used < Duration::from_millis(250), "waiting for descriptors took {used:?} of CPU in a second");
 
@@ -33,7 +35,8 @@ fn without_descriptors_accepting_pauses_without_spinning_and_recovers(driver: Dr
         swarm.vanish(first_open(&swarm));
         let_in += 1;
     }
-    let (page, _) = server.wait_metrics("everybody has left", |page| page.sum("corecast_subscriptions") == 0.0);
+    let (page, _) =
+        server.wait_metrics("everybody has left", |page| page.sum("corecast_subscriptions") == 0.0);
     assert_eq!(page.sum("corecast_handshakes_total"), CLIENTS as f64);
     assert!(page.sum("corecast_accept_pauses_total") >= 1.0);
 }

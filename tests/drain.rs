@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::support::deadline::SOON;
+use crate::support::deadline::{SOON, eventually};
 use crate::support::on_both_drivers;
 use crate::support::publisher::Publisher;
 use crate::support::redis::Redis;
@@ -72,7 +72,7 @@ fn a_second_signal_stops_at_once(driver: Driver) {
     swarm.stall(0);
 
     server.signal(Signal::TERM);
-    crate::support::deadline::eventually(SOON, "the drain has begun", || {
+    eventually(SOON, "the drain has begun", || {
         swarm.count(|member| member.close_code.is_some()) > 0 || !server.is_running()
     });
     server.signal(Signal::INT);

@@ -29,14 +29,19 @@ fn a_publication_reaches_every_member_of_its_room_once_in_order_and_nobody_else(
     swarm.wait_each(lobby, "the lobby heard all of its own", |member| member.tally('L').is_exactly(1, 100));
     swarm.wait_each(attic, "the attic heard its one", |member| member.tally('A').is_exactly(1, 1));
     let strangers = swarm.count(|member| !matches!(member.messages, 1 | 100));
-    assert_eq!(strangers, 0, "a message crossed into another room: {:?}", swarm.map(|member| member.messages));
+    assert_eq!(
+        strangers,
+        0,
+        "a message crossed into another room: {:?}",
+        swarm.map(|member| member.messages)
+    );
 }
 
 fn what_a_client_says_reaches_its_room_through_redis_and_comes_back_to_it(driver: Driver) {
     let redis = Redis::start();
     let server = Server::event_fanout(&redis, driver).start();
-    let mut alice = Client::join(&server, "lobby&client_id=alice");
-    let mut bob = Client::join(&server, "lobby&client_id=bob");
+    let mut alice = Client::connect(server.address(), "/ws?room=lobby&client_id=alice");
+    let mut bob = Client::connect(server.address(), "/ws?room=lobby&client_id=bob");
 
     for number in 0..20 {
         let text = format!("line {number}");

@@ -73,7 +73,9 @@ fn a_client_misses_nothing_while_its_rooms_channel_is_left_and_taken_again(drive
         thread::sleep(STAGGER);
     }
 
-    swarm.wait_each(ROOMS..2 * ROOMS, "every newcomer hears its room", |member| member.tally('P').received >= 3);
+    swarm.wait_each(ROOMS..2 * ROOMS, "every newcomer hears its room", |member| {
+        member.tally('P').received >= 3
+    });
     assert_promise_kept(&swarm, publisher);
 }
 
@@ -99,8 +101,12 @@ fn rooms_of_one_that_come_and_go_leave_no_subscription_behind(driver: Driver) {
 #[track_caller]
 fn assert_promise_kept(swarm: &Swarm, publisher: Publisher) {
     let last = publisher.stop().last().expect("something was published").sequence;
-    let open: Vec<usize> =
-        swarm.map(Member::is_open).iter().enumerate().filter_map(|(index, open)| open.then_some(index)).collect();
+    let open: Vec<usize> = swarm
+        .map(Member::is_open)
+        .iter()
+        .enumerate()
+        .filter_map(|(index, open)| open.then_some(index))
+        .collect();
     // A member's last may be a publication that was accepted before it joined: then it is owed none.
     swarm.wait_each(open.clone(), "everybody heard the last", |member| {
         member.tally('P').last == last || member.joined_at >= last
@@ -109,7 +115,10 @@ fn assert_promise_kept(swarm: &Swarm, publisher: Publisher) {
         swarm.look(index, |member| {
             let tally = member.tally('P');
             let told = format!("member {index} joined at {} and got {tally:?}", member.joined_at);
-            assert!(tally.received == 0 || tally.first <= member.joined_at + 1, "publications are missing: {told}");
+            assert!(
+                tally.received == 0 || tally.first <= member.joined_at + 1,
+                "publications are missing: {told}"
+            );
             assert!(tally.holes.is_empty(), "publications are missing: {told}");
             assert_eq!(tally.backwards, 0, "repeated or out of order: {told}");
         });

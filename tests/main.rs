@@ -6,4 +6,16 @@
 
 mod support;
 
+mod cli;
+mod descriptors;
+mod drain;
+mod drivers;
+mod event_fanout;
 mod fanout;
+mod http;
+mod join;
+mod overload;
+mod processes;
+mod redis_faults;
+mod slow;
+mod websocket;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::support::deadline::{LONG, eventually};
 use crate::support::payload::payload;
 use crate::support::redis::Redis;
 use crate::support::server::{Driver, Server};
@@ -24,11 +25,7 @@ fn a_shard_that_stands_still_misses_a_counted_gap_and_nobody_is_closed(driver: D
     let payloads = (1..=PUBLICATIONS).map(|sequence| payload('P', sequence, 16 * 1024));
     connection.publish_all("room:lobby", payloads).expect("redis takes publications");
     let unharmed = || swarm.count(|member| member.tally('P').is_exactly(1, PUBLICATIONS));
-    crate::support::deadline::eventually(
-        crate::support::deadline::LONG,
-        "members of the other shard get everything meanwhile",
-        || unharmed() > 0,
-    );
+    eventually(LONG, "members of the other shard get everything meanwhile", || unharmed() > 0);
     assert!(unharmed() < MEMBERS, "the stopped shard has no members: the story did not happen");
     drop(stopped);
 
@@ -38,7 +35,8 @@ fn a_shard_that_stands_still_misses_a_counted_gap_and_nobody_is_closed(driver: D
     let tallies = swarm.map(|member| member.tally('P'));
     assert!(tallies.iter().all(|tally| tally.backwards == 0), "repeated or out of order: {tallies:?}");
     // The members of one shard miss the same, and exactly that is counted.
-    let missing: BTreeSet<u64> = tallies.iter().map(|tally| tally.missing()).filter(|&missing| missing > 0).collect();
+    let missing: BTreeSet<u64> =
+        tallies.iter().map(|tally| tally.missing()).filter(|&missing| missing > 0).collect();
     assert_eq!(missing.len(), 1, "one gap was due, as the shard's backlog is bounded: {missing:?}");
     let page = server.metrics();
     let counted = page.labelled("corecast_gaps_total", "reason", "shard_overload");

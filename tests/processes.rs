@@ -1,13 +1,16 @@
 //! Several processes, one room: on ports of their own or on one port together.
 
+use std::time::Duration;
+
+use rustix::process::Signal;
+
 use crate::support::client::Client;
-use crate::support::deadline::SOON;
+use crate::support::deadline::{SOON, eventually};
 use crate::support::on_both_drivers;
 use crate::support::payload::payload;
 use crate::support::redis::Redis;
 use crate::support::server::{Driver, Server};
 use crate::support::swarm::{Phase, Swarm};
-use rustix::process::Signal;
 
 on_both_drivers!(
     two_processes_on_one_port_share_the_connections_and_hear_each_other,
@@ -46,7 +49,7 @@ fn when_one_of_two_processes_on_a_port_is_killed_the_other_serves_on(driver: Dri
 
     first.kill9();
     swarm.wait_all("the killed one's connections end", |m| m.is_open() || m.phase() != &Phase::Joining);
-    crate::support::deadline::eventually(SOON, "only the other's members are left", || {
+    eventually(SOON, "only the other's members are left", || {
         swarm.count(|member| member.is_open()) == survivors
     });
     let newcomers = swarm.add_many(second.address(), "/ws?room=lobby", 20);
@@ -96,7 +99,7 @@ fn processes_on_ports_of_their_own_fan_out_to_each_others_clients() {
 
 /// Each with an admin address of its own, because the kernel chooses who answers on the shared one.
 fn two_on_one_port(redis: &Redis, driver: Driver) -> (Server, Server) {
-    let start = || Server::event_fanout(redis, driver).admin().drain(std::time::Duration::from_secs(2));
+    let start = || Server::event_fanout(redis, driver).admin().drain(Duration::from_secs(2));
     let first = start().start();
     let second = start().listen(first.address()).start();
     (first, second)

@@ -2,7 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tungstenite::{Message, WebSocket};
 
@@ -25,7 +25,8 @@ impl Client {
     /// When the upgrade is refused.
     #[track_caller]
     pub fn connect(address: SocketAddr, target: &str) -> Self {
-        let stream = http::connect(address).unwrap_or_else(|error| panic!("cannot connect to {address}: {error}"));
+        let stream =
+            http::connect(address).unwrap_or_else(|error| panic!("cannot connect to {address}: {error}"));
         match tungstenite::client(format!("ws://{address}{target}"), stream) {
             Ok((socket, _)) => Self(socket),
             Err(error) => panic!("{target} was refused: {error}"),
@@ -63,19 +64,6 @@ impl Client {
         match self.next() {
             Message::Text(text) => text.to_string(),
             other => panic!("{other:?} where text was due"),
-        }
-    }
-
-    /// Sends a ping and returns the payload of the pong; messages before it are skipped.
-    #[track_caller]
-    pub fn ping(&mut self, payload: &[u8]) -> Vec<u8> {
-        self.send(Message::Ping(payload.to_vec().into()));
-        loop {
-            match self.0.read() {
-                Ok(Message::Pong(payload)) => return payload.to_vec(),
-                Ok(_) => {}
-                Err(error) => panic!("{error} where a pong was due"),
-            }
         }
     }
 
@@ -120,7 +108,8 @@ impl Ending {
 impl RawClient {
     #[track_caller]
     pub fn open(address: SocketAddr) -> Self {
-        let stream = http::connect(address).unwrap_or_else(|error| panic!("cannot connect to {address}: {error}"));
+        let stream =
+            http::connect(address).unwrap_or_else(|error| panic!("cannot connect to {address}: {error}"));
         Self { stream, frames: Frames::default() }
     }
 
@@ -183,14 +172,23 @@ impl RawClient {
         }
     }
 
-    /// Whether TCP ended, by waiting for bytes for at most `patience`.
+    /// Whether the connection ended, by reading for at most `patience`; what comes meanwhile is dropped.
+    #[track_caller]
     pub fn has_ended_within(&mut self, patience: Duration) -> bool {
-        let waited = self.stream.set_read_timeout(Some(patience));
-        let ended = waited.is_ok() && matches!(self.stream.read(&mut [0; 1024]), Ok(0));
-        ended || self.stream.set_read_timeout(Some(SOON)).is_err()
-    }
-
-    pub fn stream(&self) -> &TcpStream {
-        &self.stream
+        let end = Instant::now() + patience;
+        let mut chunk = [0; 1024];
+        let ended = loop {
+            // Zero would mean "for ever".
+            let left = end.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+            self.stream.set_read_timeout(Some(left)).expect("a positive timeout is accepted");
+            match self.stream.read(&mut chunk) {
+                Ok(0) => break true,
+                Ok(_) if Instant::now() < end => {}
+                Ok(_) => break false,
+                Err(error) => break error.kind() == io::ErrorKind::ConnectionReset,
+            }
+        };
+        self.stream.set_read_timeout(Some(SOON)).expect("a positive timeout is accepted");
+        ended
     }
 }

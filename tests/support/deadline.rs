@@ -39,7 +39,9 @@ pub fn eventually_ok<T, E: std::fmt::Display>(
     loop {
         match attempt() {
             Ok(value) => return value,
-            Err(error) if Instant::now() >= end => panic!("not within {deadline:?}: {what}; last seen: {error}"),
+            Err(error) if Instant::now() >= end => {
+                panic!("not within {deadline:?}: {what}; last seen: {error}")
+            }
             Err(_) => thread::sleep(POLL),
         }
     }

@@ -18,7 +18,8 @@ impl Response {
     /// The only value of a header; `None` when absent.
     #[track_caller]
     pub fn header(&self, name: &str) -> Option<&str> {
-        let mut values = self.headers.iter().filter(|(found, _)| found == name).map(|(_, value)| value.as_str());
+        let mut values =
+            self.headers.iter().filter(|(found, _)| found == name).map(|(_, value)| value.as_str());
         let value = values.next();
         assert!(values.next().is_none(), "two {name} headers in {self:?}");
         value
@@ -90,7 +91,8 @@ pub fn read_response(stream: &mut impl Read, without_body: bool) -> io::Result<R
         }
         head.push(byte[0]);
     }
-    let mut response = parse_head(&head).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+    let mut response =
+        parse_head(&head).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
     let length = response.header("content-length").map(|value| value.parse::<usize>());
     match length {
         _ if without_body || response.status < 200 => {}

@@ -50,10 +50,6 @@ impl Metrics {
         self.sum_where("corecast_connections_closed_total", "reason", |reason| reason.starts_with("slow_"))
     }
 
-    pub fn contains(&self, name: &str) -> bool {
-        self.0.iter().any(|sample| sample.name == name)
-    }
-
     /// The samples of a family, for a failing test's message.
     pub fn show(&self, name: &str) -> String {
         let samples = self.0.iter().filter(|sample| sample.name == name);

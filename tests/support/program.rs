@@ -61,7 +61,8 @@ pub fn finish(mut command: Command, confinement: Confinement) -> Finished {
     let file = |path: &Path| File::create(path).expect("a scratch directory takes files");
     command.stdin(Stdio::null()).stdout(file(&stdout)).stderr(file(&stderr));
     confine(&mut command, confinement);
-    let mut child = Running(command.spawn().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}")));
+    let mut child =
+        Running(command.spawn().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}")));
     let status = child.wait(SOON, &format!("{command:?} ends"));
     Finished { status, stdout: text(&stdout), stderr: text(&stderr) }
 }

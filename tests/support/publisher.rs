@@ -69,11 +69,6 @@ impl Publisher {
         Self { progress, thread: Some(thread) }
     }
 
-    /// Highest sequence that may be on its way.
-    pub fn started(&self) -> u64 {
-        self.progress.started.load(Ordering::SeqCst)
-    }
-
     /// Highest sequence that Redis acknowledged.
     pub fn accepted(&self) -> u64 {
         self.progress.accepted.load(Ordering::Acquire)
@@ -86,7 +81,7 @@ impl Publisher {
         self.thread.take().expect("stopped once").join().expect("the publisher's thread does not panic")
     }
 
-    /// [`Publisher::started`] for whoever has to ask later.
+    /// Tells the highest sequence that may be on its way, for whoever asks later.
     pub fn started_probe(&self) -> impl Fn() -> u64 + Send + 'static {
         let progress = Arc::clone(&self.progress);
         move || progress.started.load(Ordering::SeqCst)

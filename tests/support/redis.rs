@@ -5,7 +5,6 @@ use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use redis_protocol::resp2::types::{OwnedFrame, Resp2Frame};
 use redis_protocol::resp2::{decode, encode};
@@ -100,8 +99,7 @@ impl Redis {
     /// Publishes once; returns how many subscribers Redis handed it to.
     #[track_caller]
     pub fn publish(&self, channel: &str, payload: impl AsRef<[u8]>) -> i64 {
-        let answer =
-            self.connect().and_then(|mut connection| connection.publish(channel, payload.as_ref()));
+        let answer = self.connect().and_then(|mut connection| connection.publish(channel, payload.as_ref()));
         answer.unwrap_or_else(|error| panic!("redis did not take a publication to {channel}: {error}"))
     }
 
@@ -175,10 +173,6 @@ impl Connection {
             connection.command(&[b"AUTH", password.as_bytes()])?;
         }
         Ok(connection)
-    }
-
-    pub fn set_timeout(&self, timeout: Duration) -> io::Result<()> {
-        self.stream.set_read_timeout(Some(timeout))
     }
 
     /// # Errors

@@ -268,7 +268,8 @@ impl Server {
     pub fn stats(&self) -> serde_json::Value {
         let response = answered(http::request(self.admin_address(), "GET", "/stats", &[]), "/stats");
         assert_eq!(response.status, 200, "{response:?}");
-        serde_json::from_slice(&response.body).unwrap_or_else(|error| panic!("{error} in /stats: {response:?}"))
+        serde_json::from_slice(&response.body)
+            .unwrap_or_else(|error| panic!("{error} in /stats: {response:?}"))
     }
 
     /// Waits until the scraped page satisfies `condition`; returns the page and how long it took.
@@ -312,7 +313,8 @@ impl Server {
     pub fn user_memory_bytes(&self) -> u64 {
         let status = program::text(&self.proc("status"));
         let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
-        let kib = line.and_then(|rest| rest.trim().strip_suffix(" kB")).and_then(|kib| kib.parse::<u64>().ok());
+        let kib =
+            line.and_then(|rest| rest.trim().strip_suffix(" kB")).and_then(|kib| kib.parse::<u64>().ok());
         kib.unwrap_or_else(|| panic!("no RssAnon in {status:?}")) * 1024
     }
 
@@ -321,7 +323,8 @@ impl Server {
         let stat = program::text(&self.proc("stat"));
         // Fields 14 and 15 counted from 1 (proc_pid_stat(5)); the command's name in field 2 may hold spaces.
         let after_name = stat.rsplit_once(')').map(|(_, rest)| rest).unwrap_or_default();
-        let field = |number: usize| after_name.split_whitespace().nth(number - 3).and_then(|t| t.parse::<f64>().ok());
+        let field =
+            |number: usize| after_name.split_whitespace().nth(number - 3).and_then(|t| t.parse::<f64>().ok());
         let ticks = field(14).zip(field(15)).unwrap_or_else(|| panic!("no times in {stat:?}"));
         Duration::from_secs_f64((ticks.0 + ticks.1) / ticks_per_second())
     }
@@ -336,7 +339,8 @@ impl Server {
             let found = program::text(&tid.path().join("comm"));
             if found.trim() == name {
                 let tid = tid.file_name().to_string_lossy().parse().expect("a thread's folder is its number");
-                return StoppedThread::stop(tid).unwrap_or_else(|error| panic!("cannot stop {name}: {error}"));
+                return StoppedThread::stop(tid)
+                    .unwrap_or_else(|error| panic!("cannot stop {name}: {error}"));
             }
             names.push(found.trim().to_owned());
         }
@@ -350,10 +354,11 @@ impl Server {
     #[track_caller]
     fn wait_ready(&mut self, command: &Command) {
         let ports = self.scratch.path("ports.json");
-        let ports: serde_json::Value = eventually_ok(SOON, &format!("{command:?} writes its ports file"), || {
-            assert!(self.child.is_running(), "{command:?} ended before it was ready");
-            serde_json::from_str(&program::text(&ports)).map_err(|error| error.to_string())
-        });
+        let ports: serde_json::Value =
+            eventually_ok(SOON, &format!("{command:?} writes its ports file"), || {
+                assert!(self.child.is_running(), "{command:?} ended before it was ready");
+                serde_json::from_str(&program::text(&ports)).map_err(|error| error.to_string())
+            });
         assert_eq!(ports["pid"], self.child.0.id(), "the ports file names another process: {ports}");
         let address = |key: &str| ports[key].as_str().and_then(|text| text.parse().ok());
         self.listen = address("listen").unwrap_or_else(|| panic!("no address under \"listen\": {ports}"));

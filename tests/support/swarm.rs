@@ -277,7 +277,10 @@ impl Drop for Swarm {
         self.shared.stop.store(true, Ordering::Release);
         if let Some(thread) = self.thread.take() {
             let ended = thread.join();
-            assert!(ended.is_ok() || thread::panicking(), "the swarm's thread found a broken frame (see above)");
+            assert!(
+                ended.is_ok() || thread::panicking(),
+                "the swarm's thread found a broken frame (see above)"
+            );
         }
     }
 }
@@ -408,7 +411,8 @@ impl Member {
         let mut flags = EventFlags::empty();
         flags.set(EventFlags::IN, !self.stalled);
         flags.set(EventFlags::OUT, !self.outbox.is_empty());
-        epoll::modify(epoll, stream, EventData::new_u64(index as u64), flags).expect("an open socket is watched");
+        epoll::modify(epoll, stream, EventData::new_u64(index as u64), flags)
+            .expect("an open socket is watched");
     }
 }
 
@@ -428,7 +432,10 @@ fn connect(address: SocketAddr, receive_bytes: Option<usize>) -> io::Result<TcpS
 
 /// Not an error but "later": the socket is full or empty, or TCP is not connected yet.
 fn is_pending(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted | io::ErrorKind::NotConnected)
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted | io::ErrorKind::NotConnected
+    )
 }
 
 const EVENTS_MAX: usize = 1024;
