@@ -1,1 +1,133 @@
-fn main() {}
+//! `corecast-bench`: what a WebSocket fan-out server pays per delivery, measured by processes that check what they get.
+//!
+//! Owns a whole run: starts the server (pinned), Redis, and receiver processes (`receivers`, `receiver`), publishes by a
+//! schedule that never waits for the server (`publisher`, `schedule`), reads CPU and memory from the kernel (`measure`),
+//! and measures a plain `send()` loop in the same run (`floor`). A `scenario` is made of `stage`s and ends in `figure`s;
+//! `table` is the set that corecast promises, `report` writes raw results. Never part of it: the server's own metrics;
+//! nothing a server says about itself becomes a figure.
+
+mod cli;
+mod dial;
+mod echo;
+mod figure;
+mod floor;
+mod latency;
+mod measure;
+mod orders;
+mod process;
+mod publisher;
+mod receiver;
+mod receivers;
+mod report;
+mod scenario;
+mod schedule;
+mod stage;
+mod stamp;
+mod sys;
+mod table;
+mod tally;
+mod wire;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+
+use crate::cli::{Cli, Command, Common};
+use crate::figure::{Figure, Verdict};
+use crate::orders::Receiving;
+use crate::scenario::Outcome;
+use crate::stage::Bench;
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("corecast-bench: {error:#}");
+            ExitCode::from(1)
+        }
+    }
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::ReceiverProcess { index, processes, counters, poll_ns } => {
+            let receiving = match poll_ns {
+                0 => Receiving::Epoll,
+                interval_ns => Receiving::Poll { interval_ns },
+            };
+            receiver::run(index, processes, &counters, receiving)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::FloorProcess => floor::run().map(|()| ExitCode::SUCCESS),
+        Command::Table(common) => {
+            let bench = prepare(common)?;
+            let (outcomes, rows, failures) = table::run(&bench);
+            for outcome in &outcomes {
+                report::print_outcome(outcome);
+            }
+            println!();
+            report::print_figures(&rows);
+            finish("table", &bench, &outcomes, &rows, &failures)
+        }
+        Command::Fanout { crowd, rate, group, common } => {
+            one("fanout", common, |bench| scenario::fanout(bench, &crowd, rate, group))
+        }
+        Command::Burst { crowd, messages, common } => {
+            one("burst", common, |bench| scenario::burst(bench, &crowd, messages))
+        }
+        Command::Saturate { crowd, windows, common } => {
+            one("saturate", common, |bench| scenario::saturate(bench, &crowd, &windows))
+        }
+        Command::Idle { clients, rooms, common } => {
+            one("idle", common, |bench| scenario::idle(bench, clients, rooms))
+        }
+        Command::Churn { handshakes, parallel, common } => {
+            one("churn", common, |bench| scenario::churn(bench, handshakes, parallel))
+        }
+        Command::Echo { clients, rate, bytes, echo_rate, common } => {
+            one("echo", common, |bench| scenario::echo(bench, clients, rate, bytes, echo_rate))
+        }
+        Command::Slow { clients, stalled_every, rate, bytes, common } => {
+            one("slow", common, |bench| scenario::slow(bench, clients, stalled_every, rate, bytes))
+        }
+        Command::Floor { clients, rate, bytes, gather, common } => {
+            one("floor", common, |bench| scenario::floor(bench, clients, rate, bytes, &gather))
+        }
+    }
+}
+
+fn prepare(mut common: Common) -> Result<Bench> {
+    common.settle_cores();
+    sys::catch_interrupts().context("catching interrupts")?;
+    sys::raise_descriptor_limit().context("raising the descriptor limit")?;
+    let cores = &common.generator_cores;
+    sys::pin_to(cores).with_context(|| format!("pinning to the cores {cores:?}"))?;
+    sys::sharpen_timers();
+    Bench::new(common)
+}
+
+fn one(name: &str, common: Common, measure: impl FnOnce(&Bench) -> Result<Outcome>) -> Result<ExitCode> {
+    let bench = prepare(common)?;
+    let outcome = measure(&bench)?;
+    report::print_outcome(&outcome);
+    finish(name, &bench, &[outcome], &[], &[])
+}
+
+/// Exit code 0 if everything due was reached, 1 if not, 130 if somebody interrupted the run.
+fn finish(
+    name: &str,
+    bench: &Bench,
+    outcomes: &[Outcome],
+    table: &[Figure],
+    failures: &[String],
+) -> Result<ExitCode> {
+    let path = report::write(name, &bench.common, outcomes, table, failures)?;
+    println!("\nraw results: {}", path.display());
+    let missed = table.iter().any(|row| matches!(row.verdict(), Verdict::Missed | Verdict::Unmeasured));
+    Ok(ExitCode::from(match (sys::interrupted(), missed) {
+        (true, _) => 130,
+        (false, true) => 1,
+        (false, false) => 0,
+    }))
+}

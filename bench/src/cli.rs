@@ -1,0 +1,415 @@
+//! The command line.
+
+use std::net::SocketAddrV4;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::orders::{PathTemplate, Receiving};
+use crate::process::resolve;
+use crate::sys;
+
+/// Runs corecast from this program's folder. `{corecast}` is filled with its path.
+const SERVER_COMMAND: &str = "{corecast} serve --listen {listen} --ports-file {ports_file} --shards {shards} \
+                              --cores {cores} --redis {redis} --echo-route";
+
+/// Measures what a WebSocket fan-out server pays per delivery, beside a plain send() loop on the same core.
+#[derive(Debug, Parser)]
+#[command(version, about, after_help = EXAMPLES)]
+pub struct Cli {
+    /// What to measure.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  corecast-bench table
+  corecast-bench fanout --clients 1000 --rate 100
+  corecast-bench saturate --windows 1,8,64
+  corecast-bench fanout --server 'node server.js {port} {redis}' --path '/ws?room={room}'
+  corecast-bench burst --pid 1234 --url 'ws://127.0.0.1:8080/ws?room={room}' --redis 127.0.0.1:6379
+
+Raw results go to --out as JSON, with the machine, the kernel and the command.";
+
+/// See [`Cli::command`].
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// All figures that corecast promises, on one server core, in a few minutes.
+    Table(#[command(flatten)] Common),
+    /// Messages at a rate to rooms of clients.
+    Fanout {
+        /// See Crowd.
+        #[command(flatten)]
+        crowd: Crowd,
+        /// Messages a second, all rooms together.
+        #[arg(long, default_value_t = 100.0)]
+        rate: f64,
+        /// Messages sent at once (at the same rate): with as many as there are rooms all of them are dirty in a turn.
+        #[arg(long, default_value_t = 1)]
+        group: u64,
+        /// See Common.
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Messages back to back.
+    Burst {
+        /// See Crowd.
+        #[command(flatten)]
+        crowd: Crowd,
+        /// How many.
+        #[arg(long, default_value_t = 1_000)]
+        messages: u64,
+        /// See Common.
+        #[command(flatten)]
+        common: Common,
+    },
+    /// As many messages as the server takes while so many are under way.
+    Saturate {
+        /// See Crowd.
+        #[command(flatten)]
+        crowd: Crowd,
+        /// Messages under way, one measurement each.
+        #[arg(long, value_delimiter = ',', default_value = "1,2,4,8,16,32,64,128,256,512,1024")]
+        windows: Vec<u64>,
+        /// See Common.
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Memory of connections that do nothing.
+    Idle {
+        /// Connections.
+        #[arg(long, default_value_t = 19_000)]
+        clients: usize,
+        /// Rooms that they are spread over.
+        #[arg(long, default_value_t = 100)]
+        rooms: u32,
+        /// See Common.
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Connections that come and go.
+    Churn {
+        /// Handshakes per run.
+        #[arg(long, default_value_t = 20_000)]
+        handshakes: usize,
+        /// Under way at once.
+        #[arg(long, default_value_t = 64)]
+        parallel: usize,
+        /// See Common.
+        #[command(flatten)]
+        common: Common,
+    },
+    /// How long one connection waits for itself while a large room is being sent to.
+    Echo {
+        /// Clients of the large room.
+        #[arg(long, default_value_t = 10_000)]
+        clients: usize,
+        /// Messages a second to the large room.
+        #[arg(long, default_value_t = 10.0)]
+        rate: f64,
+        /// Payload bytes.
+        #[arg(long, default_value_t = 128)]
+        bytes: usize,
+        /// Echoes a second.
+        #[arg(long, default_value_t = 500.0)]
+        echo_rate: f64,
+        /// See Common.
+        #[command(flatten)]
+        common: Common,
+    },
+    /// What the others feel when some clients stop reading.
+    Slow {
+        /// Clients of one room.
+        #[arg(long, default_value_t = 200)]
+        clients: usize,
+        /// Every so many-th client stops reading.
+        #[arg(long, default_value_t = 10)]
+        stalled_every: usize,
+        /// Messages a second.
+        #[arg(long, default_value_t = 100.0)]
+        rate: f64,
+        /// Payload bytes. With the defaults a stalled client is owed 16 KiB x 100/s x 8 s = 13 MB, beyond what TCP hides.
+        #[arg(long, default_value_t = 16_384)]
+        bytes: usize,
+        /// See Common.
+        #[command(flatten)]
+        common: Common,
+    },
+    /// The plain send() loop alone.
+    Floor {
+        /// Sockets.
+        #[arg(long, default_value_t = 1_000)]
+        clients: usize,
+        /// Messages a second.
+        #[arg(long, default_value_t = 100.0)]
+        rate: f64,
+        /// Payload bytes.
+        #[arg(long, default_value_t = 128)]
+        bytes: usize,
+        /// Messages per send(), one measurement each.
+        #[arg(long, value_delimiter = ',', default_value = "1,10")]
+        gather: Vec<u64>,
+        /// See Common.
+        #[command(flatten)]
+        common: Common,
+    },
+    /// One receiver process (started by the others).
+    #[command(hide = true)]
+    ReceiverProcess {
+        /// Which one.
+        #[arg(long)]
+        index: usize,
+        /// Of how many.
+        #[arg(long)]
+        processes: usize,
+        /// Where the shared counters are.
+        #[arg(long)]
+        counters: String,
+        /// Nanoseconds between looks, 0 for epoll.
+        #[arg(long)]
+        poll_ns: u64,
+    },
+    /// The floor's process (started by the others).
+    #[command(hide = true)]
+    FloorProcess,
+}
+
+/// Who listens to what.
+#[derive(Debug, Clone, Args)]
+pub struct Crowd {
+    /// Connections.
+    #[arg(long, default_value_t = 1_000)]
+    pub clients: usize,
+    /// Rooms.
+    #[arg(long, default_value_t = 1)]
+    pub rooms: u32,
+    /// Rooms that each connection is in; more than one needs --multi-room-path.
+    #[arg(long, default_value_t = 1)]
+    pub rooms_per_client: u32,
+    /// Payload bytes (at least 36: every payload carries a stamp).
+    #[arg(long, default_value_t = 128)]
+    pub bytes: usize,
+}
+
+/// What every measurement needs to know.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "The server and the generator")]
+pub struct Common {
+    /// Command that runs the server, split at blanks, without a shell. Places: {listen} {port} {ports_file} {redis}
+    /// {shards} {cores}. With {ports_file} it must write JSON with its "listen" there; without, it must accept on {port}.
+    /// Default: corecast from this program's folder.
+    #[arg(long, value_name = "COMMAND")]
+    pub server: Option<String>,
+    /// Process id of a server that runs already; with --url.
+    #[arg(long, requires = "url", conflicts_with = "server")]
+    pub pid: Option<u32>,
+    /// URL of a server that runs already, like ws://HOST:PORT/ws?room={room}; with --pid.
+    #[arg(long, requires = "pid")]
+    pub url: Option<String>,
+    /// Path of a connection in one room.
+    #[arg(long, default_value = "/ws?room={room}")]
+    pub path: String,
+    /// Path of a connection in several rooms; {rooms} is a list with commas.
+    #[arg(long, default_value = "/debug/rooms?rooms={rooms}")]
+    pub multi_room_path: String,
+    /// Path of a connection that gets back what it sends.
+    #[arg(long, default_value = "/echo")]
+    pub echo_path: String,
+    /// How messages get to the server.
+    #[arg(long, value_enum, default_value = "redis")]
+    pub publish: PublishVia,
+    /// Path of --publish http.
+    #[arg(long, default_value = "/publish?room={room}")]
+    pub publish_path: String,
+    /// What stands before a room's name in its Redis channel.
+    #[arg(long, default_value = "room:")]
+    pub channel_prefix: String,
+    /// Publish through Redis as this string field of a JSON object.
+    #[arg(long, value_name = "FIELD")]
+    pub envelope: Option<String>,
+    /// HOST:PORT of a Redis that runs already, or "auto" to start one on the generator's cores (the default where Redis is
+    /// needed).
+    #[arg(long)]
+    pub redis: Option<String>,
+    /// Shards of the server: fills {shards}.
+    #[arg(long, default_value_t = 1)]
+    pub shards: usize,
+    /// Cores of the server and of the floor: it is pinned to them. Default: the first usable one.
+    #[arg(long, value_delimiter = ',', value_name = "CORES")]
+    pub server_cores: Vec<usize>,
+    /// Cores of the generator and of its Redis. Default: all other usable ones.
+    #[arg(long, value_delimiter = ',', value_name = "CORES")]
+    pub generator_cores: Vec<usize>,
+    /// How receivers learn of input: "epoll", or "poll:200us" to look each 200 us, so that no wake-up is billed to the
+    /// server (adds half of that to the latency).
+    #[arg(long, default_value = "poll:200us", value_parser = parse_receiving)]
+    pub receivers: ReceivingArgument,
+    /// Receiver processes. Default: one per core of the generator, more where the descriptor limit asks for them.
+    #[arg(long)]
+    pub receiver_processes: Option<usize>,
+    /// Measured windows of each kind; the table shows their median.
+    #[arg(long, default_value_t = 5)]
+    pub runs: usize,
+    /// Length of a measured window.
+    #[arg(long, default_value = "2s", value_parser = parse_duration)]
+    pub duration: Duration,
+    /// Length of the unmeasured load before the first window.
+    #[arg(long, default_value = "500ms", value_parser = parse_duration)]
+    pub warm_up: Duration,
+    /// Leave out the floor.
+    #[arg(long)]
+    pub no_floor: bool,
+    /// Folder for the raw results. Default: bench/runs/DATE-KERNEL.
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+}
+
+/// See [`Common::publish`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PublishVia {
+    /// PUBLISH, pipelined on one connection.
+    Redis,
+    /// POST, one after the other.
+    Http,
+    /// As a client of each room.
+    Ws,
+}
+
+/// [`Receiving`] as clap takes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReceivingArgument(pub Receiving);
+
+impl Common {
+    /// Fills in the cores that were left to us. Before this process is pinned: afterwards it sees only its own.
+    pub fn settle_cores(&mut self) {
+        let usable = sys::usable_cores();
+        if self.server_cores.is_empty() {
+            self.server_cores.extend(usable.first());
+        }
+        if self.generator_cores.is_empty() {
+            let others = usable.iter().filter(|core| !self.server_cores.contains(core));
+            self.generator_cores = others.copied().collect();
+        }
+        if self.generator_cores.is_empty() {
+            self.generator_cores = usable;
+        }
+    }
+
+    /// The server's command, with its places.
+    pub fn server_command(&self) -> Result<String> {
+        if let Some(command) = &self.server {
+            return Ok(command.clone());
+        }
+        let corecast = corecast_path()?;
+        if !corecast.exists() {
+            bail!(
+                "no server to measure: {} does not exist; build it, or name one with --server",
+                corecast.display()
+            );
+        }
+        Ok(SERVER_COMMAND.to_owned())
+    }
+
+    /// Process and address of a server that runs already.
+    pub fn attached(&self) -> Result<Option<(u32, SocketAddrV4)>> {
+        let (Some(pid), Some(url)) = (self.pid, &self.url) else { return Ok(None) };
+        let (authority, _) = split_url(url)?;
+        Ok(Some((pid, resolve(authority)?)))
+    }
+
+    /// The path of connections in one room, or in several.
+    pub fn path(&self, many_rooms: bool) -> PathTemplate {
+        let from_url =
+            self.url.as_deref().and_then(|url| split_url(url).ok()).map(|(_, path)| path.to_owned());
+        PathTemplate(if many_rooms {
+            self.multi_room_path.clone()
+        } else {
+            from_url.unwrap_or_else(|| self.path.clone())
+        })
+    }
+
+    /// Length of a measured window in nanoseconds.
+    pub fn duration_ns(&self) -> u64 {
+        self.duration.as_nanos() as u64
+    }
+
+    /// Length of the warm-up in nanoseconds.
+    pub fn warm_up_ns(&self) -> u64 {
+        self.warm_up.as_nanos() as u64
+    }
+}
+
+/// The server that is built beside this program.
+pub fn corecast_path() -> Result<PathBuf> {
+    Ok(std::env::current_exe().context("finding this program")?.with_file_name("corecast"))
+}
+
+/// `ws://HOST:PORT/PATH` into authority and path.
+fn split_url(url: &str) -> Result<(&str, &str)> {
+    let Some(rest) = url.strip_prefix("ws://") else { bail!("{url:?} does not begin with ws://") };
+    let at = rest.find('/').with_context(|| format!("{url:?} has no path"))?;
+    Ok(rest.split_at(at))
+}
+
+/// A number and `us`, `ms`, `s` or `m`.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let at = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(at);
+    let unit_seconds = match unit {
+        "us" => 1e-6,
+        "ms" => 1e-3,
+        "s" => 1.0,
+        "m" => 60.0,
+        _ => return Err(format!("{text:?} needs a unit: us, ms, s or m")),
+    };
+    let number: f64 = number.parse().map_err(|_| format!("{text:?} is no duration"))?;
+    Duration::try_from_secs_f64(number * unit_seconds).map_err(|error| error.to_string())
+}
+
+fn parse_receiving(text: &str) -> Result<ReceivingArgument, String> {
+    match text.split_once(':') {
+        None if text == "epoll" => Ok(ReceivingArgument(Receiving::Epoll)),
+        Some(("poll", interval)) => match parse_duration(interval)?.as_nanos() as u64 {
+            0 => Err("an interval of zero never sleeps".to_owned()),
+            interval_ns => Ok(ReceivingArgument(Receiving::Poll { interval_ns })),
+        },
+        _ => Err(format!("{text:?} is neither \"epoll\" nor like \"poll:200us\"")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_carry_their_unit() {
+        assert_eq!(parse_duration("200us"), Ok(Duration::from_micros(200)));
+        assert_eq!(parse_duration("1.5s"), Ok(Duration::from_millis(1_500)));
+        assert!(parse_duration("5").is_err());
+        assert!(parse_duration("s").is_err());
+    }
+
+    #[test]
+    fn receivers_poll_or_wait() {
+        assert_eq!(parse_receiving("epoll"), Ok(ReceivingArgument(Receiving::Epoll)));
+        let poll = Receiving::Poll { interval_ns: 200_000 };
+        assert_eq!(parse_receiving("poll:200us"), Ok(ReceivingArgument(poll)));
+        assert!(parse_receiving("poll:0us").is_err());
+        assert!(parse_receiving("select").is_err());
+    }
+
+    #[test]
+    fn a_url_is_split_before_its_path() {
+        assert_eq!(split_url("ws://h:1/ws?room={room}").unwrap(), ("h:1", "/ws?room={room}"));
+        assert!(split_url("http://h:1/").is_err());
+    }
+}

@@ -1,0 +1,128 @@
+//! A measured figure: its samples, those of the floor beside it, what is due, and whether it was reached.
+
+use serde::Serialize;
+
+/// One row of a table.
+#[derive(Debug, Clone, Serialize)]
+pub struct Figure {
+    /// What was measured.
+    pub name: String,
+    /// Of the samples.
+    pub unit: &'static str,
+    /// One per run.
+    pub samples: Vec<f64>,
+    /// The floor's, one per run, where it was measured.
+    pub floor: Vec<f64>,
+    /// What is due, if anything is.
+    pub target: Option<Target>,
+}
+
+/// What a figure has to reach.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Target {
+    /// The median is at most this.
+    AtMost(f64),
+    /// The median is below that of the floor.
+    BelowFloor,
+}
+
+/// Whether a figure reached its target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// Reached.
+    Ok,
+    /// Not reached.
+    Missed,
+    /// Nothing was due.
+    Informative,
+    /// Something was due and could not be measured.
+    Unmeasured,
+}
+
+impl Figure {
+    /// Without a floor and a target.
+    pub fn new(name: impl Into<String>, unit: &'static str, samples: Vec<f64>) -> Self {
+        Self { name: name.into(), unit, samples, floor: Vec::new(), target: None }
+    }
+
+    /// Beside the floor's samples.
+    pub fn beside(mut self, floor: Vec<f64>) -> Self {
+        self.floor = floor;
+        self
+    }
+
+    /// The median over the floor's median.
+    pub fn ratio(&self) -> Option<f64> {
+        let floor = median(&self.floor).filter(|floor| *floor > 0.0)?;
+        median(&self.samples).map(|median| median / floor)
+    }
+
+    /// Whether the target was reached.
+    pub fn verdict(&self) -> Verdict {
+        let reached = match self.target {
+            None => return Verdict::Informative,
+            Some(Target::AtMost(bound)) => median(&self.samples).map(|median| median <= bound),
+            Some(Target::BelowFloor) => self.ratio().map(|ratio| ratio < 1.0),
+        };
+        match reached {
+            Some(true) => Verdict::Ok,
+            Some(false) => Verdict::Missed,
+            None => Verdict::Unmeasured,
+        }
+    }
+}
+
+/// The middle sample, or the mean of the middle two; `None` without samples.
+pub fn median(samples: &[f64]) -> Option<f64> {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    match sorted.len() {
+        0 => None,
+        count if count % 2 == 1 => Some(sorted[middle]),
+        _ => Some((sorted[middle - 1] + sorted[middle]) / 2.0),
+    }
+}
+
+/// From the lowest sample to the highest.
+pub fn spread(samples: &[f64]) -> f64 {
+    let low = samples.iter().copied().fold(f64::INFINITY, f64::min);
+    let high = samples.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    if samples.is_empty() { 0.0 } else { high - low }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn due(figure: &Figure, target: Target) -> Verdict {
+        Figure { target: Some(target), ..figure.clone() }.verdict()
+    }
+
+    #[test]
+    fn the_median_is_in_the_middle_and_the_spread_spans_all() {
+        assert_eq!(median(&[3.0, 1.0, 2.0]), Some(2.0));
+        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), Some(2.5));
+        assert_eq!(median(&[]), None);
+        assert_eq!(spread(&[3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(spread(&[]), 0.0);
+    }
+
+    #[test]
+    fn a_figure_without_samples_has_reached_nothing() {
+        let figure = Figure::new("x", "us", Vec::new());
+        assert_eq!(figure.verdict(), Verdict::Informative);
+        assert_eq!(due(&figure, Target::AtMost(1.0)), Verdict::Unmeasured);
+    }
+
+    #[test]
+    fn a_figure_is_compared_with_its_bound_or_its_floor() {
+        let figure = Figure::new("x", "us", vec![1.0, 2.0, 3.0]).beside(vec![2.5]);
+        assert_eq!(due(&figure, Target::AtMost(2.0)), Verdict::Ok);
+        assert_eq!(due(&figure, Target::AtMost(1.9)), Verdict::Missed);
+        assert_eq!(due(&figure, Target::BelowFloor), Verdict::Ok);
+        assert_eq!(due(&figure.beside(vec![2.0]), Target::BelowFloor), Verdict::Missed);
+    }
+}

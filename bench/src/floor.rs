@@ -1,0 +1,217 @@
+//! The floor: a process that does nothing but `send()` to every socket, on the server's core, to the same receivers.
+//!
+//! What a delivery costs here is the kernel's price of it; a server's figure beside it says what the server adds.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{SocketAddrV4, TcpListener, TcpStream};
+use std::process::{ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::process::{Owned, resolve};
+use crate::publisher::{Author, Sent};
+use crate::schedule::Schedule;
+use crate::sys::{self, Epoll, Ready, Watch};
+use crate::wire;
+
+/// A load for the floor.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct FloorLoad {
+    /// Messages a second.
+    pub rate: f64,
+    /// Messages in one `send()`.
+    pub gather: u64,
+    /// Payload of a message.
+    pub bytes: usize,
+    /// How long.
+    pub duration_ns: u64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Listening {
+    address: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct FloorSent {
+    messages: u64,
+    late_max_us: f64,
+    sockets: usize,
+}
+
+/// The generator's hold on the floor's process.
+pub struct Floor {
+    owned: Owned,
+    orders: ChildStdin,
+    replies: BufReader<ChildStdout>,
+    /// Where it listens.
+    pub address: SocketAddrV4,
+    /// Messages it has sent since it started.
+    pub sent: u64,
+}
+
+impl Floor {
+    /// Starts it on the first of the server's cores: it is one thread.
+    pub fn start(cores: &[usize]) -> Result<Self> {
+        let mut command = Command::new(std::env::current_exe().context("finding this program")?);
+        command.arg("floor-process").stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut owned = Owned::start(command, &cores[..1])?;
+        let orders = owned.child.stdin.take().context("a child without its pipe")?;
+        let mut replies = BufReader::new(owned.child.stdout.take().context("a child without its pipe")?);
+        let Listening { address } = read_reply(&mut replies)?;
+        Ok(Self { owned, orders, replies, address: resolve(&address)?, sent: 0 })
+    }
+
+    /// Sends a whole load to all sockets.
+    pub fn send(&mut self, load: FloorLoad) -> Result<Sent> {
+        let mut line = serde_json::to_vec(&load)?;
+        line.push(b'\n');
+        self.orders.write_all(&line).context("the floor's process has ended")?;
+        let FloorSent { messages, late_max_us, .. } = read_reply(&mut self.replies)?;
+        self.sent += messages;
+        Ok(Sent { messages, late_max_us, stuck: false })
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.owned.pid()
+    }
+}
+
+fn read_reply<T: for<'a> Deserialize<'a>>(replies: &mut impl BufRead) -> Result<T> {
+    let mut line = String::new();
+    if replies.read_line(&mut line)? == 0 {
+        bail!("the floor's process has ended");
+    }
+    Ok(serde_json::from_str(&line)?)
+}
+
+const LISTENER: u64 = u64::MAX;
+const CONTROL: u64 = u64::MAX - 1;
+
+/// The floor's process: accepts, shakes hands, and sends when told to. Runs until standard input ends.
+pub fn run() -> Result<()> {
+    sys::sharpen_timers();
+    sys::raise_descriptor_limit().context("raising the descriptor limit")?;
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    listener.set_nonblocking(true)?;
+    reply(&Listening { address: listener.local_addr()?.to_string() })?;
+    let epoll = Epoll::new(256)?;
+    epoll.add(&listener, LISTENER, Watch::Level)?;
+    epoll.add(&io::stdin(), CONTROL, Watch::Level)?;
+    let mut members = Members { epoll, shaking: Vec::new(), sockets: Vec::new() };
+    let mut author: Option<Author> = None;
+    let mut orders = BufReader::new(io::stdin());
+    let mut ready: Vec<Ready> = Vec::new();
+    loop {
+        ready.clear();
+        members.epoll.wait(-1, &mut ready)?;
+        for news in &ready {
+            match news.token {
+                LISTENER => members.accept(&listener)?,
+                CONTROL => {
+                    let mut line = String::new();
+                    if orders.read_line(&mut line)? == 0 {
+                        return Ok(());
+                    }
+                    let load: FloorLoad = serde_json::from_str(&line)?;
+                    let author = author.get_or_insert_with(|| Author::new(1, load.bytes));
+                    reply(&send(load, author, &mut members.sockets)?)?;
+                }
+                index => members.shake_hands(index as usize)?,
+            }
+        }
+    }
+}
+
+fn reply(what: &impl Serialize) -> Result<()> {
+    let mut out = io::stdout().lock();
+    serde_json::to_writer(&mut out, what)?;
+    out.write_all(b"\n")?;
+    Ok(out.flush()?)
+}
+
+struct Members {
+    epoll: Epoll,
+    shaking: Vec<Option<(TcpStream, Vec<u8>)>>,
+    sockets: Vec<TcpStream>,
+}
+
+impl Members {
+    fn accept(&mut self, listener: &TcpListener) -> Result<()> {
+        loop {
+            let stream = match listener.accept() {
+                Ok((stream, _)) => stream,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error).context("accept"),
+            };
+            stream.set_nonblocking(true)?;
+            stream.set_nodelay(true)?;
+            self.epoll.add(&stream, self.shaking.len() as u64, Watch::Level)?;
+            self.shaking.push(Some((stream, Vec::new())));
+        }
+    }
+
+    fn shake_hands(&mut self, index: usize) -> Result<()> {
+        let Some((mut stream, mut head)) = self.shaking[index].take() else { return Ok(()) };
+        let mut input = [0; 1_024];
+        match stream.read(&mut input) {
+            Ok(bytes) if bytes > 0 => head.extend_from_slice(&input[..bytes]),
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => return Ok(()),
+        }
+        if wire::head_bytes(&head).is_none() {
+            if head.len() <= wire::HEAD_BYTES_MAX {
+                self.shaking[index] = Some((stream, head));
+            }
+            return Ok(());
+        }
+        // Every client of the generator sends the same key.
+        let answer = format!(
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+             Sec-WebSocket-Accept: {}\r\n\r\n",
+            wire::ACCEPT
+        );
+        stream.write_all(answer.as_bytes()).context("handshake")?;
+        self.epoll.remove(&stream)?;
+        self.sockets.push(stream);
+        Ok(())
+    }
+}
+
+fn send(load: FloorLoad, author: &mut Author, sockets: &mut Vec<TcpStream>) -> Result<FloorSent> {
+    let schedule = Schedule::open(load.rate, load.gather, load.duration_ns);
+    let start_ns = sys::monotonic_ns();
+    let mut sent = FloorSent { messages: 0, late_max_us: 0.0, sockets: sockets.len() };
+    let mut out = Vec::new();
+    while sent.messages < schedule.messages() {
+        let due_ns = start_ns + schedule.due_ns(sent.messages);
+        sys::sleep_until_ns(due_ns);
+        sent.late_max_us = sent.late_max_us.max(sys::monotonic_ns().saturating_sub(due_ns) as f64 / 1_000.0);
+        out.clear();
+        for _ in 0..load.gather {
+            let (_, payload) = author.write(due_ns);
+            wire::server_text(payload, &mut out);
+        }
+        sent.messages += load.gather;
+        sockets.retain_mut(|socket| send_whole(socket, &out).is_ok());
+    }
+    Ok(sent)
+}
+
+/// One `send()`, as a rule: a socket that takes only a part is waited for, because the next frame must not tear this one.
+fn send_whole(socket: &mut TcpStream, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match socket.write(bytes) {
+            Ok(written) => bytes = &bytes[written..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                std::thread::sleep(Duration::from_micros(50));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,234 @@
+//! What the kernel knows about a measured window: CPU time of processes and cores, memory of a process and its sockets.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use crate::sys;
+
+/// A generator process busier than this was near its own limit: its figures may be the generator's.
+pub const BUSY_MAX: f64 = 0.95;
+
+/// Reads the same processes and cores before and after a window.
+pub struct Meter {
+    server: Vec<u32>,
+    generator: Vec<(String, u32)>,
+    server_cores: Vec<usize>,
+    generator_cores: Vec<usize>,
+}
+
+/// One reading of a [`Meter`].
+pub struct Reading {
+    at_ns: u64,
+    server_ns: u64,
+    server_user_ticks: u64,
+    server_system_ticks: u64,
+    generator_ns: Vec<u64>,
+    cores: BTreeMap<usize, CoreTicks>,
+}
+
+/// A core's line in `/proc/stat`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct CoreTicks {
+    idle: u64,
+    softirq: u64,
+    steal: u64,
+    all: u64,
+}
+
+/// What happened between two readings.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Used {
+    /// Length of the window.
+    pub seconds: f64,
+    /// CPU time of the server's processes, user and system, all threads.
+    pub server_cpu_seconds: f64,
+    /// Share of user time in it, sampled in ticks: coarse.
+    pub server_user_share: f64,
+    /// Time that the server's cores spent in soft interrupts, in ticks. Where the kernel doesn't account interrupts
+    /// separately, what runs inside a `send()` is part of the process's CPU time as well: don't add the two.
+    pub server_cores_softirq_seconds: f64,
+    /// Time that the host took from the server's cores.
+    pub server_cores_steal_seconds: f64,
+    /// Share of the window that each process of the generator computed.
+    pub generator_busy: BTreeMap<String, f64>,
+    /// Share of the window that the generator's cores were not idle.
+    pub generator_cores_busy: f64,
+}
+
+impl Meter {
+    /// For a server (with its descendants as of now) and the generator's named processes.
+    pub fn new(
+        server_pid: u32,
+        generator: Vec<(String, u32)>,
+        server_cores: &[usize],
+        generator_cores: &[usize],
+    ) -> Self {
+        Self {
+            server: family(server_pid),
+            generator,
+            server_cores: server_cores.to_vec(),
+            generator_cores: generator_cores.to_vec(),
+        }
+    }
+
+    /// Reads everything.
+    pub fn read(&self) -> Result<Reading> {
+        let stat = fs::read_to_string("/proc/stat")?;
+        let (mut server_ns, mut user, mut system) = (0, 0, 0);
+        for pid in &self.server {
+            server_ns +=
+                sys::process_cpu_ns(*pid).with_context(|| format!("the server's process {pid} is gone"))?;
+            let ticks = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+            let (one_user, one_system) = process_ticks(&ticks).context("unreadable /proc/PID/stat")?;
+            user += one_user;
+            system += one_system;
+        }
+        let generator_ns = self.generator.iter().map(|(_, pid)| sys::process_cpu_ns(*pid).unwrap_or(0));
+        Ok(Reading {
+            at_ns: sys::monotonic_ns(),
+            server_ns,
+            server_user_ticks: user,
+            server_system_ticks: system,
+            generator_ns: generator_ns.collect(),
+            cores: stat.lines().filter_map(core_ticks).collect(),
+        })
+    }
+
+    /// What happened between two readings of this meter.
+    pub fn between(&self, before: &Reading, after: &Reading) -> Used {
+        let seconds = (after.at_ns - before.at_ns) as f64 / 1e9;
+        let user = (after.server_user_ticks - before.server_user_ticks) as f64;
+        let system = (after.server_system_ticks - before.server_system_ticks) as f64;
+        let busy_of = |index: usize| {
+            after.generator_ns[index].saturating_sub(before.generator_ns[index]) as f64 / 1e9 / seconds
+        };
+        let generator_busy = self.generator.iter().enumerate();
+        let sum = |cores: &[usize], field: fn(&CoreTicks) -> u64| -> f64 {
+            let of = |reading: &Reading, core| reading.cores.get(core).map_or(0, field);
+            cores.iter().map(|core| of(after, core).saturating_sub(of(before, core)) as f64).sum()
+        };
+        let tick_seconds = 1.0 / sys::ticks_per_second() as f64;
+        let idle = sum(&self.generator_cores, |core| core.idle);
+        let all = sum(&self.generator_cores, |core| core.all);
+        Used {
+            seconds,
+            server_cpu_seconds: (after.server_ns - before.server_ns) as f64 / 1e9,
+            server_user_share: if user + system > 0.0 { user / (user + system) } else { 0.0 },
+            server_cores_softirq_seconds: sum(&self.server_cores, |core| core.softirq) * tick_seconds,
+            server_cores_steal_seconds: sum(&self.server_cores, |core| core.steal) * tick_seconds,
+            generator_busy: generator_busy.map(|(index, (name, _))| (name.clone(), busy_of(index))).collect(),
+            generator_cores_busy: if all > 0.0 { 1.0 - idle / all } else { 0.0 },
+        }
+    }
+
+    /// Memory of the server's processes.
+    pub fn memory(&self) -> Result<Memory> {
+        let mut all = Memory::default();
+        for pid in &self.server {
+            let status = fs::read_to_string(format!("/proc/{pid}/status"))
+                .with_context(|| format!("the server's process {pid} is gone"))?;
+            all.resident_bytes += kibibytes(&status, "VmRSS:") * 1024;
+            all.anonymous_bytes += kibibytes(&status, "RssAnon:") * 1024;
+        }
+        all.tcp_pages = tcp_pages(&fs::read_to_string("/proc/net/sockstat")?);
+        Ok(all)
+    }
+}
+
+/// Memory of a server, and of all TCP sockets of the machine (the server's and the generator's).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Memory {
+    /// Resident.
+    pub resident_bytes: u64,
+    /// Resident and backed by no file: what the program has allocated and touched.
+    pub anonymous_bytes: u64,
+    /// Pages that data in TCP buffers holds.
+    pub tcp_pages: u64,
+}
+
+/// A process and its descendants.
+fn family(pid: u32) -> Vec<u32> {
+    let mut parents = BTreeMap::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(child) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+        if let Some(parent) = stat_fields(&stat).nth(1).and_then(|field| field.parse::<u32>().ok()) {
+            parents.insert(child, parent);
+        }
+    }
+    let mut found = vec![pid];
+    let mut looked_at = 0;
+    while let Some(&parent) = found.get(looked_at) {
+        found.extend(parents.iter().filter(|(_, of)| **of == parent).map(|(child, _)| *child));
+        looked_at += 1;
+    }
+    found
+}
+
+/// The fields of `/proc/PID/stat` behind the name, which may hold anything: state, parent, and so on (proc(5)).
+fn stat_fields(stat: &str) -> impl Iterator<Item = &str> {
+    stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_ascii_whitespace()
+}
+
+/// User and system ticks of a process.
+fn process_ticks(stat: &str) -> Option<(u64, u64)> {
+    let mut fields = stat_fields(stat).skip(11);
+    Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
+}
+
+/// `cpuN user nice system idle iowait irq softirq steal guest guest_nice`; guest time is part of user time.
+fn core_ticks(line: &str) -> Option<(usize, CoreTicks)> {
+    let (name, fields) = line.split_once(' ')?;
+    let core = name.strip_prefix("cpu")?.parse().ok()?;
+    let fields: Vec<u64> =
+        fields.split_ascii_whitespace().take(8).filter_map(|field| field.parse().ok()).collect();
+    let at = |index: usize| fields.get(index).copied().unwrap_or(0);
+    Some((core, CoreTicks { idle: at(3) + at(4), softirq: at(6), steal: at(7), all: fields.iter().sum() }))
+}
+
+fn kibibytes(status: &str, name: &str) -> u64 {
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix(name))
+        .and_then(|rest| rest.split_ascii_whitespace().next())
+        .and_then(|number| number.parse().ok())
+        .unwrap_or(0)
+}
+
+fn tcp_pages(sockstat: &str) -> u64 {
+    let fields = sockstat.lines().find_map(|line| line.strip_prefix("TCP:")).unwrap_or_default();
+    let mut fields = fields.split_ascii_whitespace();
+    fields.find(|field| *field == "mem");
+    fields.next().and_then(|pages| pages.parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_name_with_spaces_and_parentheses_moves_no_field() {
+        let stat = "12 (a) b (c)) S 7 12 12 0 -1 4194560 1 2 3 4 55 66 0 0 20 0 1 0 1 1 1";
+        assert_eq!(process_ticks(stat), Some((55, 66)));
+        assert_eq!(stat_fields(stat).nth(1), Some("7"));
+    }
+
+    #[test]
+    fn lines_of_the_kernel_are_read() {
+        let ticks = CoreTicks { idle: 9, softirq: 7, steal: 8, all: 36 };
+        assert_eq!(core_ticks("cpu1 1 2 3 4 5 6 7 8 9 10"), Some((1, ticks)));
+        assert_eq!(core_ticks("cpu  1 2 3 4 5 6 7 8 9 10"), None);
+        assert_eq!(kibibytes("VmRSS:\t  120 kB\nRssAnon:\t 7 kB\n", "RssAnon:"), 7);
+        assert_eq!(tcp_pages("sockets: used 5\nTCP: inuse 3 orphan 0 tw 4 alloc 9 mem 21\n"), 21);
+    }
+
+    #[test]
+    fn a_process_is_a_member_of_its_family() {
+        assert!(family(std::process::id()).contains(&std::process::id()));
+    }
+}

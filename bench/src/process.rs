@@ -1,0 +1,251 @@
+//! Processes that the generator starts: pinned, watched, and ended with it.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde_json::Value;
+
+use crate::sys;
+
+/// From start to readiness.
+const START_TIMEOUT: Duration = Duration::from_secs(15);
+/// What is shown of a process that failed.
+const OUTPUT_SHOWN_BYTES: usize = 2_000;
+
+/// A child that doesn't outlive its owner.
+pub struct Owned {
+    /// For its pipes.
+    pub child: Child,
+}
+
+impl Owned {
+    /// Starts `command` on `cores`. Only from the main thread, because the child dies with the thread that starts it.
+    pub fn start(mut command: Command, cores: &[usize]) -> Result<Self> {
+        sys::bind_child(&mut command, cores);
+        let child = command.spawn().with_context(|| format!("starting {command:?}"))?;
+        Ok(Self { child })
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        sys::kill_group(&self.child);
+        // The kill can't be refused, so this returns; without it the child would stay as a zombie.
+        if let Err(error) = self.child.wait() {
+            eprintln!("process {} could not be waited for: {error}", self.child.id());
+        }
+    }
+}
+
+/// A folder for ports files and output, gone at the end.
+pub struct Scratch {
+    folder: PathBuf,
+}
+
+impl Scratch {
+    /// A new one.
+    pub fn create() -> Result<Self> {
+        let folder = std::env::temp_dir().join(format!("corecast-bench-{}", std::process::id()));
+        fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+        Ok(Self { folder })
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.folder) {
+            eprintln!("{} could not be removed: {error}", self.folder.display());
+        }
+    }
+}
+
+/// What fills the places of a server's command.
+#[derive(Debug, Clone)]
+pub struct Places {
+    /// `{redis}`: host and port; empty without Redis.
+    pub redis: String,
+    /// `{shards}`.
+    pub shards: usize,
+    /// `{cores}`, and where the server is pinned.
+    pub cores: Vec<usize>,
+}
+
+/// The server under measurement.
+pub struct Server {
+    owned: Option<Owned>,
+    /// The process that is measured, with its descendants.
+    pub pid: u32,
+    /// Where it listens.
+    pub address: SocketAddrV4,
+    /// As it was run, or how it was attached to.
+    pub command: String,
+}
+
+impl Server {
+    /// Attaches to a server that runs already.
+    pub fn attach(pid: u32, address: SocketAddrV4) -> Result<Self> {
+        sys::process_cpu_ns(pid).with_context(|| format!("no process {pid} to attach to"))?;
+        Ok(Self {
+            owned: None,
+            pid,
+            address,
+            command: format!("(attached to a running process on {address})"),
+        })
+    }
+
+    /// Runs `template` with its places filled and waits until it is ready.
+    ///
+    /// With `{ports_file}` in the template the server chooses its port and writes the file when it is ready; without, it
+    /// is ready when it accepts on `{port}` (or `{listen}`).
+    pub fn start(template: &str, places: &Places, scratch: &Scratch) -> Result<Self> {
+        let ports_file = scratch.file("ports.json");
+        let output_path = scratch.file("server.log");
+        if ports_file.exists() {
+            fs::remove_file(&ports_file)?;
+        }
+        let has_ports_file = template.contains("{ports_file}");
+        let port = free_port()?;
+        let listen = if has_ports_file { "127.0.0.1:0".to_owned() } else { format!("127.0.0.1:{port}") };
+        let corecast = crate::cli::corecast_path()?;
+        let cores: Vec<String> = places.cores.iter().map(ToString::to_string).collect();
+        let fill = |word: &str| {
+            word.replace("{corecast}", &corecast.to_string_lossy())
+                .replace("{listen}", &listen)
+                .replace("{port}", &port.to_string())
+                .replace("{ports_file}", &ports_file.to_string_lossy())
+                .replace("{redis}", &places.redis)
+                .replace("{shards}", &places.shards.to_string())
+                .replace("{cores}", &cores.join(","))
+        };
+        let words: Vec<String> = template.split_whitespace().map(fill).collect();
+        let (program, arguments) = words.split_first().context("the server's command is empty")?;
+        let output = File::create(&output_path)?;
+        let mut command = Command::new(program);
+        command.args(arguments).stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        let mut owned = Owned::start(command, &places.cores)?;
+        let ready = || -> Option<SocketAddr> {
+            if has_ports_file {
+                let ports: Value = serde_json::from_str(&fs::read_to_string(&ports_file).ok()?).ok()?;
+                return ports["listen"].as_str()?.parse().ok();
+            }
+            let address = SocketAddr::from(([127, 0, 0, 1], port));
+            TcpStream::connect(address).is_ok().then_some(address)
+        };
+        match wait_until_ready(&mut owned, ready) {
+            Ok(SocketAddr::V4(address)) => {
+                Ok(Self { pid: owned.pid(), owned: Some(owned), address, command: words.join(" ") })
+            }
+            Ok(address) => bail!("the server listens on {address}; the generator speaks IPv4 only"),
+            Err(error) => Err(error.context(format!("{}\n{}", words.join(" "), tail(&output_path)))),
+        }
+    }
+
+    /// Whether a server that we started has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        match &mut self.owned {
+            Some(owned) => matches!(owned.child.try_wait(), Ok(Some(_))),
+            None => sys::process_cpu_ns(self.pid).is_err(),
+        }
+    }
+}
+
+/// A Redis to publish through.
+pub struct Redis {
+    owned: Option<Owned>,
+    /// Where it listens.
+    pub address: SocketAddr,
+}
+
+impl Redis {
+    /// Uses one that runs already.
+    pub fn attach(address: SocketAddr) -> Self {
+        Self { owned: None, address }
+    }
+
+    /// Starts one without persistence on a free port.
+    pub fn start(cores: &[usize], scratch: &Scratch) -> Result<Self> {
+        let port = free_port()?;
+        let output_path = scratch.file("redis.log");
+        let mut command = Command::new("redis-server");
+        command
+            .args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", "", "--appendonly", "no"])
+            .current_dir(&scratch.folder)
+            .stdin(Stdio::null())
+            .stdout(File::create(&output_path)?)
+            .stderr(Stdio::null());
+        let mut owned = Owned::start(command, cores)?;
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        let answers_ping = || {
+            let mut stream = TcpStream::connect(address).ok()?;
+            stream.set_read_timeout(Some(Duration::from_secs(1))).ok()?;
+            stream.write_all(b"PING\r\n").ok()?;
+            let mut answer = [0; 7];
+            stream.read_exact(&mut answer).ok()?;
+            (&answer == b"+PONG\r\n").then_some(address)
+        };
+        match wait_until_ready(&mut owned, answers_ping) {
+            Ok(address) => Ok(Self { owned: Some(owned), address }),
+            Err(error) => Err(error.context(format!("redis-server\n{}", tail(&output_path)))),
+        }
+    }
+
+    /// Its process, if we started it.
+    pub fn pid(&self) -> Option<u32> {
+        self.owned.as_ref().map(Owned::pid)
+    }
+}
+
+fn wait_until_ready<T>(owned: &mut Owned, mut ready: impl FnMut() -> Option<T>) -> Result<T> {
+    let deadline = Instant::now() + START_TIMEOUT;
+    loop {
+        if let Some(found) = ready() {
+            return Ok(found);
+        }
+        if let Some(status) = owned.child.try_wait()? {
+            bail!("ended with {status} before it was ready");
+        }
+        if Instant::now() > deadline {
+            bail!("was not ready after {START_TIMEOUT:?}");
+        }
+        if sys::interrupted() {
+            bail!("interrupted");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A port that nobody listens on now.
+fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+fn tail(path: &Path) -> String {
+    let output = fs::read(path).unwrap_or_default();
+    String::from_utf8_lossy(&output[output.len().saturating_sub(OUTPUT_SHOWN_BYTES)..]).into_owned()
+}
+
+/// Host and port of `text`, resolved to an IPv4 address.
+pub fn resolve(text: &str) -> Result<SocketAddrV4> {
+    use std::net::ToSocketAddrs;
+    text.to_socket_addrs()
+        .with_context(|| format!("{text:?} is no HOST:PORT"))?
+        .find_map(|address| match address {
+            SocketAddr::V4(address) => Some(address),
+            SocketAddr::V6(_) => None,
+        })
+        .ok_or_else(|| anyhow!("{text} has no IPv4 address"))
+}

@@ -1,0 +1,298 @@
+//! What is kept and shown: raw results as JSON with all that a stranger needs to repeat them, and a table of figures.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use crate::cli::Common;
+use crate::figure::{Figure, Target, Verdict, median, spread};
+use crate::scenario::Outcome;
+use crate::stage::Phase;
+use crate::sys;
+
+/// Writes `NAME.json` into the folder for raw results and returns its path.
+pub fn write(
+    name: &str,
+    common: &Common,
+    outcomes: &[Outcome],
+    table: &[Figure],
+    failures: &[String],
+) -> Result<PathBuf> {
+    let (date, time) = utc_now();
+    let folder = match &common.out {
+        Some(folder) => folder.clone(),
+        None => Path::new("bench/runs").join(format!("{date}-{}", kernel())),
+    };
+    fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+    let with_verdicts = |figures: &[Figure]| -> Vec<Value> { figures.iter().map(figure_json).collect() };
+    let outcomes: Vec<Value> = outcomes
+        .iter()
+        .map(|outcome| {
+            json!({
+                "title": outcome.title,
+                "parameters": outcome.parameters,
+                "server": outcome.server,
+                "figures": with_verdicts(&outcome.figures),
+                "notes": outcome.notes,
+                "phases": outcome.phases,
+                "details": outcome.details,
+            })
+        })
+        .collect();
+    let report = json!({
+        "utc": format!("{date}T{time}Z"),
+        "command": std::env::args().collect::<Vec<_>>(),
+        "interrupted": sys::interrupted(),
+        "machine": machine(),
+        "versions": versions(common),
+        "settings": {
+            "receivers": common.receiving_text(),
+            "server_cores": common.server_cores,
+            "generator_cores": common.generator_cores,
+            "runs": common.runs,
+            "duration_seconds": common.duration.as_secs_f64(),
+            "warm_up_seconds": common.warm_up.as_secs_f64(),
+            "cpu": "user and system time of the server's processes, from before the first message to after the last delivery",
+            "latency": "from the intended time of sending to the receive call's return; told apart to 1 %",
+        },
+        "table": with_verdicts(table),
+        "failures": failures,
+        "outcomes": outcomes,
+    });
+    let path = folder.join(format!("{name}-{}.json", time.replace(':', "")));
+    fs::write(&path, serde_json::to_vec_pretty(&report)?)
+        .with_context(|| format!("writing {}", path.display()))?;
+    Ok(path)
+}
+
+fn figure_json(figure: &Figure) -> Value {
+    json!({
+        "name": figure.name,
+        "unit": figure.unit,
+        "median": median(&figure.samples),
+        "spread": spread(&figure.samples),
+        "samples": figure.samples,
+        "floor_median": median(&figure.floor),
+        "floor_samples": figure.floor,
+        "ratio_to_floor": figure.ratio(),
+        "target": figure.target,
+        "verdict": figure.verdict(),
+    })
+}
+
+/// Prints one scenario: its figures, then what is to be known about them.
+pub fn print_outcome(outcome: &Outcome) {
+    println!("\n{}", outcome.title);
+    print_figures(&outcome.figures);
+    for line in remarks(outcome) {
+        println!("  {line}");
+    }
+}
+
+/// What is to be known about a scenario's figures.
+pub fn remarks(outcome: &Outcome) -> Vec<String> {
+    let mut remarks = outcome.notes.clone();
+    for (side, phases) in ["server", "floor"].map(|side| (side, of_side(outcome, side))) {
+        if phases.is_empty() {
+            continue;
+        }
+        let middle = |value: fn(&Phase) -> f64| {
+            median(&phases.iter().map(|phase| value(phase)).collect::<Vec<_>>()).unwrap_or(0.0)
+        };
+        let missing: u64 = phases.iter().map(|phase| phase.missing).sum();
+        let expected: u64 = phases.iter().map(|phase| phase.expected).sum();
+        remarks.push(format!(
+            "{side}: {:.0} % busy ({:.0} % user), softirq on its cores {:.0} %, resident {:.1} MiB; generator's cores {:.0} % \
+             busy; {missing} of {expected} deliveries missing",
+            middle(|phase| phase.used.server_cpu_seconds / phase.used.seconds) * 100.0,
+            middle(|phase| phase.used.server_user_share) * 100.0,
+            middle(|phase| phase.used.server_cores_softirq_seconds / phase.used.seconds) * 100.0,
+            middle(|phase| phase.memory.resident_bytes as f64) / f64::from(1 << 20),
+            middle(|phase| phase.used.generator_cores_busy) * 100.0,
+        ));
+    }
+    let mut doubts: Vec<(String, usize)> = Vec::new();
+    for phase in &outcome.phases {
+        for doubt in &phase.doubts {
+            let text = format!("{} ({}): {doubt}", phase.side, phase.load);
+            match doubts.iter_mut().find(|(known, _)| *known == text) {
+                Some((_, times)) => *times += 1,
+                None => doubts.push((text, 1)),
+            }
+        }
+    }
+    let shown = doubts.into_iter().map(|(text, times)| match times {
+        1 => format!("doubt: {text}"),
+        _ => format!("doubt, {times} times: {text}"),
+    });
+    remarks.extend(shown);
+    remarks
+}
+
+fn of_side<'a>(outcome: &'a Outcome, side: &str) -> Vec<&'a Phase> {
+    outcome.phases.iter().filter(|phase| phase.side == side).collect()
+}
+
+/// Prints figures with their floor, target and verdict, each column only where a figure has it.
+pub fn print_figures(figures: &[Figure]) {
+    let has_floor = figures.iter().any(|figure| !figure.floor.is_empty());
+    let has_target = figures.iter().any(|figure| figure.target.is_some());
+    let mut head = vec!["figure", "median", "spread"];
+    if has_floor {
+        head.extend(["floor", "ratio"]);
+    }
+    if has_target {
+        head.extend(["target", ""]);
+    }
+    let mut rows = vec![head.into_iter().map(str::to_owned).collect::<Vec<_>>()];
+    for figure in figures {
+        let with_unit = |value: Option<f64>| match value {
+            Some(value) => format!("{} {}", number(value), figure.unit),
+            None => "-".to_owned(),
+        };
+        let spread = (!figure.samples.is_empty()).then(|| spread(&figure.samples));
+        let mut row = vec![
+            figure.name.clone(),
+            with_unit(median(&figure.samples)),
+            spread.map_or("-".to_owned(), number),
+        ];
+        if has_floor {
+            row.push(with_unit(median(&figure.floor)));
+            row.push(figure.ratio().map_or("-".to_owned(), |ratio| format!("{ratio:.2}")));
+        }
+        if has_target {
+            row.push(match figure.target {
+                None => "-".to_owned(),
+                Some(Target::AtMost(bound)) => format!("<= {} {}", number(bound), figure.unit),
+                Some(Target::BelowFloor) => "< floor".to_owned(),
+            });
+            row.push(
+                match figure.verdict() {
+                    Verdict::Ok => "ok",
+                    Verdict::Missed => "MISSED",
+                    Verdict::Informative => "",
+                    Verdict::Unmeasured => "NOT MEASURED",
+                }
+                .to_owned(),
+            );
+        }
+        rows.push(row);
+    }
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..rows[0].len()).map(width).collect();
+    for row in &rows {
+        let mut line = format!("  {:<width$}", row[0], width = widths[0]);
+        for (cell, width) in row.iter().zip(&widths).skip(1) {
+            line.push_str(&format!("  {cell:>width$}"));
+        }
+        println!("{}", line.trim_end());
+    }
+}
+
+/// Three digits that count.
+fn number(value: f64) -> String {
+    match value.abs() {
+        large if large >= 100.0 => format!("{value:.0}"),
+        large if large >= 10.0 => format!("{value:.1}"),
+        large if large >= 1.0 => format!("{value:.2}"),
+        _ => format!("{value:.3}"),
+    }
+}
+
+fn machine() -> Value {
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpuinfo
+        .lines()
+        .find_map(|line| line.strip_prefix("model name"))
+        .and_then(|rest| rest.split_once(':'))
+        .map(|(_, model)| model.trim().to_owned());
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let memory = meminfo.lines().next().and_then(|line| line.split_ascii_whitespace().nth(1));
+    json!({
+        "kernel": kernel(),
+        "architecture": std::env::consts::ARCH,
+        "cpu_model": model,
+        "online_cores": read_trimmed("/sys/devices/system/cpu/online"),
+        "memory_kib": memory.and_then(|kib| kib.parse::<u64>().ok()),
+        "is_virtual": cpuinfo.contains(" hypervisor"),
+        "clocksource": read_trimmed("/sys/devices/system/clocksource/clocksource0/current_clocksource"),
+        "tcp_congestion_control": read_trimmed("/proc/sys/net/ipv4/tcp_congestion_control"),
+        "tcp_wmem": read_trimmed("/proc/sys/net/ipv4/tcp_wmem"),
+        "tcp_rmem": read_trimmed("/proc/sys/net/ipv4/tcp_rmem"),
+    })
+}
+
+fn versions(common: &Common) -> Value {
+    let corecast = common.server.is_none() && common.pid.is_none();
+    let server = corecast
+        .then(crate::cli::corecast_path)
+        .and_then(Result::ok)
+        .and_then(|path| first_line(Command::new(path).arg("version")));
+    json!({
+        "bench": env!("CARGO_PKG_VERSION"),
+        "server": server,
+        "commit": first_line(Command::new("git").args(["rev-parse", "HEAD"])),
+        "uncommitted_changes": first_line(Command::new("git").args(["status", "--porcelain"])).is_some(),
+        "redis": first_line(Command::new("redis-server").arg("--version")),
+    })
+}
+
+fn kernel() -> String {
+    read_trimmed("/proc/sys/kernel/osrelease").unwrap_or_else(|| "unknown".to_owned())
+}
+
+fn read_trimmed(path: &str) -> Option<String> {
+    fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
+}
+
+fn first_line(command: &mut Command) -> Option<String> {
+    let output = command.output().ok().filter(|output| output.status.success())?;
+    String::from_utf8_lossy(&output.stdout).lines().next().map(str::to_owned)
+}
+
+/// Date and time of day in UTC, as ISO 8601 writes them.
+fn utc_now() -> (String, String) {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let (year, month, day) = civil(since / 86_400);
+    let second = since % 86_400;
+    let time = format!("{:02}:{:02}:{:02}", second / 3_600, second / 60 % 60, second % 60);
+    (format!("{year:04}-{month:02}-{day:02}"), time)
+}
+
+/// Year, month and day of a number of days since 1970-01-01.
+///
+/// Source: Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", `civil_from_days`, for days from 1970 on.
+fn civil(days: u64) -> (u64, u64, u64) {
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn days_become_dates() {
+        assert_eq!(civil(0), (1970, 1, 1));
+        assert_eq!(civil(11_016), (2000, 2, 29));
+        assert_eq!(civil(11_017), (2000, 3, 1));
+        assert_eq!(civil(20_453), (2025, 12, 31));
+    }
+
+    #[test]
+    fn numbers_keep_three_digits() {
+        assert_eq!(number(2.71649), "2.72");
+        assert_eq!(number(0.04219), "0.042");
+        assert_eq!(number(1234.5), "1234");
+    }
+}

@@ -1,0 +1,431 @@
+//! A stage: a fresh server (with its Redis) or the floor, receivers before it, and a load measured on it.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
+
+use crate::cli::{Common, PublishVia};
+use crate::floor::{Floor, FloorLoad};
+use crate::latency::Percentiles;
+use crate::measure::{BUSY_MAX, Memory, Meter, Used};
+use crate::orders::{PathTemplate, Receiving};
+use crate::process::{Places, Redis, Scratch, Server, resolve};
+use crate::publisher::{Author, HttpPublisher, Publish, RedisPublisher, Sent, WebSocketPublisher};
+use crate::receivers::{Audience, Crewing, Receivers};
+use crate::schedule::Load;
+use crate::sys;
+use crate::tally::{Counts, Seating, TRACKED_MAX};
+
+/// Deliveries that are owed are waited for as long as some come, and for this long without any.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// Memory has settled when it is the same for so many looks.
+const SETTLED_LOOKS: usize = 5;
+const SETTLE_LOOK: Duration = Duration::from_millis(200);
+const SETTLE_LOOKS_MAX: usize = 50;
+
+/// All that is the same in every scenario of a run.
+pub struct Bench {
+    /// As told on the command line.
+    pub common: Common,
+    scratch: Rc<Scratch>,
+}
+
+/// A server, ready, and the Redis in front of it.
+pub struct Stage {
+    /// Under measurement.
+    pub server: Server,
+    redis: Option<Redis>,
+    cores: Vec<usize>,
+}
+
+/// Receivers and what sends to them.
+pub struct Side {
+    /// In results.
+    pub name: &'static str,
+    /// Connected.
+    pub receivers: Receivers,
+    /// For readings outside of [`measure`](Self::measure).
+    pub meter: Meter,
+    source: Source,
+    /// Members of each room that read.
+    members: Vec<u32>,
+}
+
+enum Source {
+    Server { author: Author, publisher: Box<dyn Publish> },
+    Floor { floor: Floor, bytes: usize },
+}
+
+/// The figures of one measured window.
+#[derive(Debug, Clone, Serialize)]
+pub struct Phase {
+    /// `server` or `floor`.
+    pub side: &'static str,
+    /// The load, in words.
+    pub load: String,
+    /// What left.
+    pub sent: Sent,
+    /// Copies owed to members that read.
+    pub expected: u64,
+    /// Of those, copies that did not arrive.
+    pub missing: u64,
+    /// What arrived.
+    pub counts: Counts,
+    /// From the intended time of sending to the receive call's return.
+    pub latency: Percentiles,
+    /// CPU.
+    pub used: Used,
+    /// The server's CPU time, user and system, over the deliveries.
+    pub cpu_us_per_delivery: f64,
+    /// Deliveries over the window.
+    pub deliveries_per_second: f64,
+    /// Of the server, at the end.
+    pub memory: Memory,
+    /// Why these figures may not mean what they seem to.
+    pub doubts: Vec<String>,
+}
+
+impl Bench {
+    /// Makes its scratch folder.
+    pub fn new(common: Common) -> Result<Self> {
+        Ok(Self { common, scratch: Rc::new(Scratch::create()?) })
+    }
+
+    /// The same with other settings.
+    pub fn with(&self, common: Common) -> Self {
+        Self { common, scratch: Rc::clone(&self.scratch) }
+    }
+
+    /// Starts (or attaches to) a server with `shards` shards on `cores`.
+    pub fn stage(&self, shards: usize, cores: &[usize]) -> Result<Stage> {
+        let common = &self.common;
+        let redis = match common.redis_wanted()? {
+            None => None,
+            Some(None) => Some(Redis::start(&common.generator_cores, &self.scratch)?),
+            Some(Some(address)) => Some(Redis::attach(address)),
+        };
+        let server = match common.attached()? {
+            Some((pid, address)) => Server::attach(pid, address)?,
+            None => {
+                let redis = redis.as_ref().map(|redis| redis.address.to_string()).unwrap_or_default();
+                let places = Places { redis, shards, cores: cores.to_vec() };
+                Server::start(&common.server_command()?, &places, &self.scratch)?
+            }
+        };
+        Ok(Stage { server, redis, cores: cores.to_vec() })
+    }
+
+    /// A stage with the shards and cores of the command line.
+    pub fn default_stage(&self) -> Result<Stage> {
+        self.stage(self.common.shards, &self.common.server_cores)
+    }
+
+    /// Receivers connected to a stage, and a publisher to it.
+    pub fn server_side(&self, stage: &Stage, seating: Seating, clients: usize, bytes: usize) -> Result<Side> {
+        let audience = self.audience(stage, seating, clients);
+        let mut receivers = Receivers::start(&self.crewing(), audience)?;
+        let mut generator = receiver_names(&receivers);
+        generator.push(("publisher".to_owned(), std::process::id()));
+        generator.extend(stage.redis.as_ref().and_then(Redis::pid).map(|pid| ("redis".to_owned(), pid)));
+        let meter = Meter::new(stage.server.pid, generator, &stage.cores, &self.common.generator_cores);
+        receivers.connect().context("connecting to the server")?;
+        let publisher = self.publisher(stage, seating)?;
+        Ok(Side {
+            name: "server",
+            members: seating.members(0..clients),
+            receivers,
+            meter,
+            source: Source::Server { author: Author::new(seating.rooms, bytes), publisher },
+        })
+    }
+
+    /// Receivers connected to the floor, on the first of the server's cores.
+    pub fn floor_side(&self, clients: usize, bytes: usize) -> Result<Side> {
+        let cores = &self.common.server_cores;
+        let floor = Floor::start(cores)?;
+        let seating = Seating { rooms: 1, rooms_per_connection: 1 };
+        let path = PathTemplate("/".to_owned());
+        let audience = Audience { address: floor.address, path, seating, connections: clients };
+        let mut receivers = Receivers::start(&self.crewing(), audience)?;
+        let meter =
+            Meter::new(floor.pid(), receiver_names(&receivers), &cores[..1], &self.common.generator_cores);
+        receivers.connect().context("connecting to the floor")?;
+        Ok(Side {
+            name: "floor",
+            members: seating.members(0..clients),
+            receivers,
+            meter,
+            source: Source::Floor { floor, bytes },
+        })
+    }
+
+    /// Receiver processes that have not connected: for connections that don't last.
+    pub fn idle_receivers(
+        &self,
+        stage: &Stage,
+        seating: Seating,
+        clients: usize,
+    ) -> Result<(Receivers, Meter)> {
+        let receivers = Receivers::start(&self.crewing(), self.audience(stage, seating, clients))?;
+        let names = receiver_names(&receivers);
+        let meter = Meter::new(stage.server.pid, names, &stage.cores, &self.common.generator_cores);
+        Ok((receivers, meter))
+    }
+
+    fn audience(&self, stage: &Stage, seating: Seating, connections: usize) -> Audience {
+        let path = self.common.path(seating.rooms_per_connection > 1);
+        Audience { address: stage.server.address, path, seating, connections }
+    }
+
+    fn crewing(&self) -> Crewing {
+        Crewing {
+            cores: self.common.generator_cores.clone(),
+            receiving: self.common.receivers.0,
+            processes: self.common.receiver_processes,
+        }
+    }
+
+    fn publisher(&self, stage: &Stage, seating: Seating) -> Result<Box<dyn Publish>> {
+        let common = &self.common;
+        Ok(match common.publish {
+            PublishVia::Redis => {
+                let redis = stage.redis.as_ref().context("--publish redis needs --redis")?;
+                let envelope = common.envelope.as_deref();
+                Box::new(RedisPublisher::connect(redis.address, &common.channel_prefix, envelope)?)
+            }
+            PublishVia::Http => {
+                let path = PathTemplate(common.publish_path.clone());
+                Box::new(HttpPublisher::new(stage.server.address, path))
+            }
+            PublishVia::Ws => {
+                let path = common.path(false);
+                Box::new(WebSocketPublisher::connect(stage.server.address, &path, seating.rooms)?)
+            }
+        })
+    }
+}
+
+fn receiver_names(receivers: &Receivers) -> Vec<(String, u32)> {
+    receivers.pids().enumerate().map(|(index, pid)| (format!("receiver {index}"), pid)).collect()
+}
+
+impl Side {
+    /// Puts a load on and measures until its last delivery (or until nothing comes any more).
+    pub fn measure(&mut self, load: Load) -> Result<Phase> {
+        let tracked = matches!(load, Load::Closed { .. });
+        if let Load::Closed { window: messages, .. } | Load::Burst { messages } = load
+            && messages > TRACKED_MAX
+        {
+            bail!("at most {TRACKED_MAX} messages can be under way, {messages} were asked for");
+        }
+        let first = self.sent();
+        self.receivers.begin(first, tracked)?;
+        let before = self.meter.read()?;
+        let receivers = &self.receivers;
+        let sent = match &mut self.source {
+            Source::Server { author, publisher } => {
+                author.run(load, publisher.as_mut(), || receivers.complete())?
+            }
+            Source::Floor { floor, bytes } => match load {
+                Load::Open { rate, burst: gather, duration_ns } => {
+                    floor.send(FloorLoad { rate, gather, bytes: *bytes, duration_ns })?
+                }
+                Load::Burst { .. } | Load::Closed { .. } => bail!("the floor knows only the open loop"),
+            },
+        };
+        self.end(load, first, before, sent)
+    }
+
+    /// Ends a window that began at message `first`: waits for what is owed, reads, counts.
+    fn end(&mut self, load: Load, first: u64, before: crate::measure::Reading, sent: Sent) -> Result<Phase> {
+        let rooms = self.members.len() as u64;
+        let expected: u64 = (first..first + sent.messages)
+            .map(|number| u64::from(self.members[(number % rooms) as usize]))
+            .sum();
+        self.receivers.wait_delivered(expected, PATIENCE);
+        let after = self.meter.read()?;
+        let memory = self.meter.memory()?;
+        let (counts, latencies) = self.receivers.end()?;
+        let used = self.meter.between(&before, &after);
+        let delivered = counts.delivered.max(1) as f64;
+        let missing = expected.saturating_sub(counts.delivered);
+        Ok(Phase {
+            side: self.name,
+            load: load.to_string(),
+            sent,
+            expected,
+            missing,
+            latency: latencies.percentiles(),
+            cpu_us_per_delivery: used.server_cpu_seconds * 1e6 / delivered,
+            deliveries_per_second: counts.delivered as f64 / used.seconds,
+            memory,
+            doubts: doubts(&used, &counts, &sent, missing, self.name),
+            counts,
+            used,
+        })
+    }
+
+    /// Messages sent so far: the number of the next one.
+    fn sent(&self) -> u64 {
+        match &self.source {
+            Source::Server { author, .. } => author.next(),
+            Source::Floor { floor, .. } => floor.sent,
+        }
+    }
+
+    /// Sends by an open loop like [`measure`](Self::measure), and notes when deliveries were under way: from a message's
+    /// leaving to its last arrival, in CLOCK_MONOTONIC nanoseconds.
+    pub fn measure_busy(&mut self, rate: f64, duration_ns: u64) -> Result<(Phase, Vec<(u64, u64)>)> {
+        /// Between two looks at the receivers: the error of an interval's end.
+        const LOOK_NS: u64 = 250_000;
+        let first = self.sent();
+        self.receivers.begin(first, true)?;
+        let before = self.meter.read()?;
+        let Source::Server { author, publisher } = &mut self.source else {
+            bail!("the floor echoes nothing");
+        };
+        let schedule = crate::schedule::Schedule::open(rate, 1, duration_ns);
+        let start_ns = sys::monotonic_ns();
+        let (mut sent, mut busy) = (Sent::default(), Vec::new());
+        let mut busy_since_ns = None;
+        while sys::monotonic_ns() < start_ns + duration_ns && !sys::interrupted() {
+            let due_ns = start_ns + schedule.due_ns(sent.messages);
+            let now_ns = sys::monotonic_ns();
+            if sent.messages < schedule.messages() && now_ns >= due_ns {
+                let (room, payload) = author.write(due_ns);
+                publisher.publish(room, payload)?;
+                publisher.flush()?;
+                sent.messages += 1;
+                sent.late_max_us = sent.late_max_us.max((now_ns - due_ns) as f64 / 1_000.0);
+                busy_since_ns = busy_since_ns.or(Some(now_ns));
+            } else if self.receivers.complete() == author.next()
+                && let Some(since_ns) = busy_since_ns.take()
+            {
+                busy.push((since_ns, now_ns));
+            }
+            sys::sleep_until_ns(now_ns + LOOK_NS);
+        }
+        if let Some(since_ns) = busy_since_ns {
+            busy.push((since_ns, sys::monotonic_ns()));
+        }
+        let phase = self.end(Load::Open { rate, burst: 1, duration_ns }, first, before, sent)?;
+        Ok((phase, busy))
+    }
+
+    /// Every so many-th client stops reading; what it is owed no longer counts as expected.
+    pub fn stall(&mut self, every: usize) -> Result<()> {
+        self.members = self.receivers.stall(every)?;
+        Ok(())
+    }
+
+    /// The stalled read again. Returns what then arrived and how connections ended.
+    pub fn resume(&mut self) -> Result<Counts> {
+        self.receivers.begin(self.sent(), false)?;
+        self.receivers.resume()?;
+        self.receivers.wait_delivered(u64::MAX, PATIENCE);
+        Ok(self.receivers.end()?.0)
+    }
+
+    /// Memory of the server when it no longer changes.
+    pub fn settled_memory(&self) -> Result<Memory> {
+        settled_memory(&self.meter)
+    }
+}
+
+/// Memory of a meter's server when it no longer changes (or after 10 s).
+pub fn settled_memory(meter: &Meter) -> Result<Memory> {
+    let mut last = meter.memory()?;
+    let mut same = 0;
+    for _ in 0..SETTLE_LOOKS_MAX {
+        std::thread::sleep(SETTLE_LOOK);
+        let now = meter.memory()?;
+        same = if now.anonymous_bytes == last.anonymous_bytes { same + 1 } else { 0 };
+        last = now;
+        if same == SETTLED_LOOKS || sys::interrupted() {
+            break;
+        }
+    }
+    Ok(last)
+}
+
+fn doubts(used: &Used, counts: &Counts, sent: &Sent, missing: u64, side: &str) -> Vec<String> {
+    /// One message may wait this long behind its due time before it is said.
+    const LATE_SHOWN_US: f64 = 10_000.0;
+    /// Time that the host may take from the server's cores before it is said.
+    const STEAL_SHOWN: f64 = 0.02;
+    let mut doubts = Vec::new();
+    for (name, busy) in used.generator_busy.iter().filter(|(_, busy)| **busy > BUSY_MAX) {
+        doubts.push(format!("{name} was {:.0} % busy: the generator may be the limit", busy * 100.0));
+    }
+    if used.generator_cores_busy > BUSY_MAX {
+        let busy = used.generator_cores_busy * 100.0;
+        doubts.push(format!("the generator's cores were {busy:.0} % busy: it may be the limit"));
+    }
+    if missing > 0 {
+        doubts.push(format!("{missing} deliveries of the {side} are missing"));
+    }
+    if !counts.is_clean() {
+        doubts.push(format!(
+            "gaps {}, duplicates {}, out of order {}, wrong room {}, unreadable {}, closed {:?}",
+            counts.gaps,
+            counts.duplicates,
+            counts.out_of_order,
+            counts.wrong_room,
+            counts.unreadable,
+            counts.closes
+        ));
+    }
+    if sent.stuck {
+        doubts.push("the closed loop got stuck: a message that never became complete".to_owned());
+    }
+    if sent.late_max_us > LATE_SHOWN_US {
+        doubts
+            .push(format!("a message left {:.0} ms late (the latency includes it)", sent.late_max_us / 1e3));
+    }
+    if used.server_cores_steal_seconds > STEAL_SHOWN * used.seconds {
+        let stolen = used.server_cores_steal_seconds / used.seconds * 100.0;
+        doubts.push(format!("the host took {stolen:.0} % of the server's cores"));
+    }
+    doubts
+}
+
+impl Common {
+    /// `Some(None)` means that one is to be started.
+    fn redis_wanted(&self) -> Result<Option<Option<SocketAddr>>> {
+        let named_in_command = self.attached()?.is_none() && self.server_command()?.contains("{redis}");
+        match self.redis.as_deref() {
+            Some("auto") => Ok(Some(None)),
+            Some(address) => {
+                let address = address.strip_prefix("redis://").unwrap_or(address);
+                Ok(Some(Some(SocketAddr::V4(resolve(address.trim_end_matches('/'))?))))
+            }
+            None if self.publish == PublishVia::Redis || named_in_command => Ok(Some(None)),
+            None => Ok(None),
+        }
+    }
+
+    /// Words for the receivers' way of reading.
+    pub fn receiving_text(&self) -> String {
+        match self.receivers.0 {
+            Receiving::Epoll => "epoll".to_owned(),
+            Receiving::Poll { interval_ns } => format!("poll each {} us", interval_ns / 1_000),
+        }
+    }
+}
+
+impl std::fmt::Display for Load {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Open { rate, burst, duration_ns } => {
+                write!(f, "{rate}/s in groups of {burst} for {} s", *duration_ns as f64 / 1e9)
+            }
+            Self::Burst { messages } => write!(f, "{messages} back to back"),
+            Self::Closed { window, duration_ns } => {
+                write!(f, "{window} under way for {} s", *duration_ns as f64 / 1e9)
+            }
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! The table: every figure that corecast promises on one core, with what is due, in one command.
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::cli::{Common, Crowd};
+use crate::figure::{Figure, Target};
+use crate::scenario::{self, Outcome};
+use crate::stage::Bench;
+use crate::sys;
+
+const CROWD: Crowd = Crowd { clients: 1_000, rooms: 1, rooms_per_client: 1, bytes: 128 };
+const WINDOWS: [u64; 11] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024];
+
+/// A cost may rise by a quarter from a smaller window before it is called a cliff: twice the spread between windows of
+/// one size on a shared machine.
+const RISE_MAX: f64 = 1.25;
+
+/// One row: a scenario and the figures of it that are promised.
+type Row =
+    (&'static str, fn(&Bench) -> Result<Outcome>, &'static [(&'static str, &'static str, Option<Target>)]);
+
+const ROWS: &[Row] = &[
+    (
+        "one message a turn",
+        |bench| scenario::fanout(bench, &CROWD, 100.0, 1),
+        &[(
+            scenario::CPU_PER_DELIVERY,
+            "1 room x 1,000 clients, one message a turn: CPU per delivery",
+            Some(Target::BelowFloor),
+        )],
+    ),
+    (
+        "back to back",
+        |bench| scenario::burst(bench, &CROWD, 1_000),
+        &[(
+            scenario::CPU_PER_DELIVERY,
+            "1,000 messages back to back to 1,000 clients: CPU per delivery",
+            Some(Target::AtMost(0.40)),
+        )],
+    ),
+    (
+        "closed loop",
+        |bench| scenario::saturate(&bench.shortened(3, 1_000), &CROWD, &WINDOWS),
+        &[
+            (
+                "CPU per delivery, 64 under way",
+                "closed loop, 64 under way, 1,000 clients: CPU per delivery",
+                Some(Target::AtMost(0.20)),
+            ),
+            (
+                scenario::WORST_RISE,
+                "closed loop, 1 to 1,024 under way: worst rise from a smaller window",
+                Some(Target::AtMost(RISE_MAX)),
+            ),
+        ],
+    ),
+    (
+        "many rooms",
+        |bench| {
+            let crowd = Crowd { rooms: 10, rooms_per_client: 10, ..CROWD };
+            scenario::fanout(bench, &crowd, 1_000.0, 10)
+        },
+        &[(
+            scenario::CPU_PER_DELIVERY,
+            "1,000 connections in 10 rooms each, all dirty: CPU per delivery",
+            Some(Target::AtMost(0.6)),
+        )],
+    ),
+    (
+        "idle, 100 rooms",
+        |bench| scenario::idle(&bench.shortened(2, 1_000), 19_000, 100),
+        &[(
+            scenario::BYTES_PER_CONNECTION,
+            "19,000 idle in 100 rooms: user memory per connection",
+            Some(Target::AtMost(600.0)),
+        )],
+    ),
+    (
+        "idle, rooms of one",
+        |bench| scenario::idle(&bench.shortened(2, 1_000), 19_000, 19_000),
+        &[(
+            scenario::BYTES_PER_CONNECTION,
+            "19,000 idle in a room each: user memory per connection",
+            Some(Target::AtMost(800.0)),
+        )],
+    ),
+    (
+        "echo",
+        |bench| scenario::echo(&bench.shortened(3, 4_000), 10_000, 10.0, 128, 500.0),
+        &[(
+            scenario::ECHO_BUSY_P50,
+            "echo while a room of 10,000 is being sent to: p50",
+            Some(Target::AtMost(3.0)),
+        )],
+    ),
+    (
+        "churn",
+        |bench| scenario::churn(&bench.shortened(3, 1_000), 20_000, 64),
+        &[(
+            scenario::CPU_PER_HANDSHAKE,
+            "20,000 handshakes and closes: CPU per handshake and close",
+            Some(Target::AtMost(25.0)),
+        )],
+    ),
+    (
+        "second shard",
+        |bench| scenario::second_shard(&bench.shortened(3, 1_000), &CROWD, 64),
+        &[
+            ("deliveries, 1 shards", "closed loop, 64 under way, 1 shard: deliveries", None),
+            ("deliveries, 2 shards", "closed loop, 64 under way, 2 shards: deliveries", None),
+            ("CPU per delivery, 2 shards", "closed loop, 64 under way, 2 shards: CPU per delivery", None),
+        ],
+    ),
+];
+
+/// Runs all rows. A row that fails is an unmeasured figure with a note, and the others go on.
+pub fn run(bench: &Bench) -> (Vec<Outcome>, Vec<Figure>, Vec<String>) {
+    let (mut outcomes, mut rows, mut failures) = (Vec::new(), Vec::new(), Vec::new());
+    for (name, measure, promised) in ROWS {
+        if sys::interrupted() {
+            break;
+        }
+        let outcome = measure(bench);
+        for (figure, title, target) in *promised {
+            let found = outcome.as_ref().ok().and_then(|outcome| outcome.figure(figure));
+            let empty = || Figure::new("", "", Vec::new());
+            let mut row = found.cloned().unwrap_or_else(empty);
+            row.name = (*title).to_owned();
+            row.target = *target;
+            rows.push(row);
+        }
+        match outcome {
+            Ok(outcome) => outcomes.push(outcome),
+            Err(error) => {
+                eprintln!("{name}: {error:#}");
+                failures.push(format!("{name}: {error:#}"));
+            }
+        }
+    }
+    (outcomes, rows, failures)
+}
+
+impl Bench {
+    /// The same with other windows, so that the table ends within minutes; fewer if fewer were asked for.
+    fn shortened(&self, runs: usize, duration_ms: u64) -> Bench {
+        let duration = Duration::from_millis(duration_ms);
+        self.with(Common { runs: self.common.runs.min(runs), duration, ..self.common.clone() })
+    }
+}
