@@ -9,6 +9,9 @@ use clap::builder::Styles;
 use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches, Parser, Subcommand, value_parser};
 use shards::config::settings::{SETTINGS, Setting};
 
+use crate::publish::PublishArgs;
+use crate::subscribe::SubscribeArgs;
+
 /// A WebSocket fan-out server: publications in from Redis, HTTP or clients, out to tens of thousands of WebSockets.
 #[derive(Debug, Parser)]
 #[command(name = "corecast", version, styles = Styles::plain(), after_help = EXAMPLES, subcommand_required = true)]
@@ -42,6 +45,10 @@ pub enum Command {
     /// Start the server
     #[command(after_help = SERVE_EXAMPLES)]
     Serve(ConfigArgs),
+    /// Publish messages, over HTTP or straight to Redis
+    Publish(PublishArgs),
+    /// Join rooms and print what arrives
+    Subscribe(SubscribeArgs),
     /// Say whether a configuration is good, without starting anything
     CheckConfig(CheckArgs),
     /// Work with the configuration

@@ -1,8 +1,13 @@
-//! Runs the two clients; the whole command line takes this file's place.
+//! corecast: text in, engine started, signals out.
 
+mod cli;
 mod client;
+mod configuration;
+mod exit;
+mod logs;
 mod publish;
 mod redis;
+mod serve;
 mod subscribe;
 mod tally;
 
@@ -10,15 +15,36 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-#[derive(Parser)]
-enum Command {
-    Publish(publish::PublishArgs),
-    Subscribe(subscribe::SubscribeArgs),
-}
+use cli::{Cli, Command, ConfigCommand};
 
-fn main() -> anyhow::Result<ExitCode> {
-    match Command::parse() {
+/// Small objects of many connections: measured against glibc's, with huge pages off (`no_thp`).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let ended = match Cli::parse().command {
+        Command::Serve(args) => start(&args),
+        Command::CheckConfig(args) => configuration::check(&args.in_place()),
+        Command::Config { command: ConfigCommand::Show(args) } => configuration::show(&args),
         Command::Publish(args) => publish::run(args),
         Command::Subscribe(args) => subscribe::run(args),
+        Command::Version { verbose } => version(verbose),
+    };
+    ended.unwrap_or_else(|error| exit::report(&error))
+}
+
+fn start(args: &cli::ConfigArgs) -> anyhow::Result<ExitCode> {
+    let loaded = configuration::load(args)?;
+    let _logs = logs::start(loaded.config.log_format, &loaded.config.log_level)?;
+    serve::run(loaded.config, loaded.warnings)
+}
+
+fn version(verbose: bool) -> anyhow::Result<ExitCode> {
+    println!("corecast {}", env!("CARGO_PKG_VERSION"));
+    if verbose {
+        println!("target {}-{}", std::env::consts::ARCH, std::env::consts::OS);
+        println!("profile {}", if cfg!(debug_assertions) { "debug" } else { "release" });
+        println!("presets {}", shards::config::preset_names().collect::<Vec<_>>().join(" "));
     }
+    Ok(ExitCode::SUCCESS)
 }

@@ -1,16 +1,194 @@
-//! `corecast serve`: starts the engine and waits for its end.
+//! `corecast serve`: starts the engine, says what runs, waits for signals.
 
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
 
-use shards::config::{Config, Warning};
+use anyhow::Context;
+use shards::config::{BrokerChoice, Config, Warning};
+use shards::metrics::Metrics;
+use shards::net::{Server, StartError};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::exit::{self, Failure};
+
+/// How often the numbers of the process are read from /proc.
+const PROCESS_METRICS_INTERVAL: Duration = Duration::from_secs(1);
+/// How often a draining server is asked whether it has ended.
+const DRAIN_POLL: Duration = Duration::from_millis(20);
 
 /// Serves as `config` says until a signal ends it.
 ///
 /// # Errors
-/// Whatever keeps it from starting: an address that can't be bound, a forbidden driver.
+/// Whatever keeps it from starting: an address that can't be bound, a forbidden driver, a key file that can't be read.
 pub fn run(config: Config, warnings: Vec<Warning>) -> anyhow::Result<ExitCode> {
     for warning in &warnings {
         tracing::warn!("{warning}");
     }
-    anyhow::bail!("cannot serve on {:?}: this build has no engine", config.listen)
+    let key = config.api_key_file.as_deref().map(read_key).transpose()?;
+    // Before any thread starts, so that none of them is interrupted.
+    let signals = listen_for_signals()?;
+    let server = Server::start(&config, key).map_err(start_failure)?;
+    announce(&config, &server);
+    if let Some(path) = &config.ports_file {
+        write_ports_file(path, &server)?;
+    }
+    wait_for_signal(&signals, &server);
+    tracing::info!(seconds = config.drain.as_secs_f64(), "draining; a second signal ends at once");
+    server.drain();
+    while !server.has_ended() {
+        if signals.recv_timeout(DRAIN_POLL).is_ok() {
+            tracing::warn!("ended by a second signal before the drain was over");
+            remove_ports_file(&config);
+            return Ok(ExitCode::SUCCESS);
+        }
+    }
+    server.join().context("a thread ended badly")?;
+    remove_ports_file(&config);
+    tracing::info!("drained");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn start_failure(error: StartError) -> anyhow::Error {
+    match error {
+        StartError::Bind { error: ref io, .. } => {
+            let code = match io.kind() {
+                io::ErrorKind::PermissionDenied => exit::NO_PERMISSION,
+                _ => exit::CANT_BIND,
+            };
+            Failure { code, sentence: error.to_string() }.into()
+        }
+        StartError::NoIoUring(_) => {
+            let sentence = format!("{error}. Or take --driver auto, which falls back to epoll");
+            Failure { code: exit::UNAVAILABLE, sentence }.into()
+        }
+        StartError::Core { .. } => Failure { code: exit::CONFIG, sentence: error.to_string() }.into(),
+        StartError::Thread { .. } => error.into(),
+    }
+}
+
+/// One thread turns signals into messages. SIGPIPE is ignored by Rust's runtime.
+fn listen_for_signals() -> anyhow::Result<mpsc::Receiver<i32>> {
+    let mut signals = Signals::new([SIGTERM, SIGINT]).context("can't listen for signals")?;
+    let (sender, receiver) = mpsc::channel();
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || signals.forever().try_for_each(|signal| sender.send(signal).map_err(drop)))
+        .context("can't start a thread")?;
+    Ok(receiver)
+}
+
+fn wait_for_signal(signals: &mpsc::Receiver<i32>, server: &Server) {
+    loop {
+        update_process_metrics(&server.setup.metrics);
+        match signals.recv_timeout(PROCESS_METRICS_INTERVAL) {
+            Ok(_) | Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+    }
+}
+
+/// The first lines of the log: what runs, and where.
+fn announce(config: &Config, server: &Server) {
+    if let Some(why) = &server.no_io_uring {
+        tracing::warn!("the epoll driver is used instead of io_uring: {why}");
+    }
+    let urls: Vec<String> = server.listen.iter().map(|address| format!("http://{address}")).collect();
+    let broker = match &config.broker {
+        BrokerChoice::Local => "local".to_owned(),
+        BrokerChoice::Redis(target) => target.to_string(),
+    };
+    tracing::info!(
+        url = urls.join(" "),
+        admin = server.admin.map(|address| format!("http://{address}")),
+        driver = server.driver.name(),
+        shards = server.cores.len(),
+        cores = ?server.cores,
+        relay_core = server.relay_core,
+        descriptors = descriptor_limit(),
+        broker,
+        presets = config.presets.join(","),
+        node = config.node_id,
+        "corecast {} serves", env!("CARGO_PKG_VERSION")
+    );
+    if let (Some(address), true) = (server.listen.first(), matches!(config.broker, BrokerChoice::Local)) {
+        let host =
+            if address.ip().is_unspecified() { "localhost".to_owned() } else { address.ip().to_string() };
+        let port = address.port();
+        tracing::info!("open http://{host}:{port}/?room=lobby in a browser");
+        tracing::info!("then: curl -d hello 'http://{host}:{port}/publish?room=lobby'");
+    }
+}
+
+/// Written beside its place and renamed, so that whoever reads it reads all of it.
+fn write_ports_file(path: &Path, server: &Server) -> anyhow::Result<()> {
+    let content = serde_json::json!({
+        "pid": std::process::id(),
+        "listen": server.listen.first().map(ToString::to_string),
+        "admin": server.admin.map(|address| address.to_string()),
+    });
+    let beside = path.with_extension(format!("{}.new", std::process::id()));
+    fs::write(&beside, format!("{content}\n"))
+        .and_then(|()| fs::rename(&beside, path))
+        .with_context(|| format!("can't write the ports file {}", path.display()))
+}
+
+/// A ports file that is left behind names a server that is gone.
+fn remove_ports_file(config: &Config) {
+    if let Some(path) = &config.ports_file
+        && let Err(error) = fs::remove_file(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!(%error, path = %path.display(), "the ports file could not be removed");
+    }
+}
+
+fn read_key(path: &Path) -> anyhow::Result<String> {
+    let text =
+        fs::read_to_string(path).with_context(|| format!("can't read the key file {}", path.display()))?;
+    let key = text.trim();
+    if key.is_empty() {
+        let sentence = format!("the key file {} is empty: put one line with the key into it", path.display());
+        return Err(Failure { code: exit::CONFIG, sentence }.into());
+    }
+    if fs::metadata(path).is_ok_and(|metadata| metadata.mode() & 0o004 != 0) {
+        tracing::warn!(path = %path.display(), "every user of this machine can read the key file: chmod o-r");
+    }
+    Ok(key.to_owned())
+}
+
+fn descriptor_limit() -> Option<u64> {
+    let limits = fs::read_to_string("/proc/self/limits").ok()?;
+    limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files")?.split_whitespace().next()?.parse().ok())
+}
+
+/// The process's own numbers, as Prometheus' clients name them. What /proc does not tell keeps its last value.
+fn update_process_metrics(metrics: &Arc<Metrics>) {
+    // proc_pid_stat(5): utime and stime are fields 14 and 15, in ticks of 1/100 s on every Linux this runs on.
+    const MILLIS_PER_TICK: u64 = 10;
+    let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // The second field is the program's name in parentheses, and may hold anything.
+    let fields: Vec<u64> = match stat.rsplit_once(')') {
+        Some((_, rest)) => rest.split_whitespace().map(|field| field.parse().unwrap_or(0)).collect(),
+        None => return,
+    };
+    let field = |number: usize| fields.get(number - 3).copied().unwrap_or(0);
+    metrics.cpu_millis.set((field(14) + field(15)) * MILLIS_PER_TICK);
+    let process = &metrics.process;
+    process.threads.set(field(20));
+    process.virtual_bytes.set(field(23));
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let resident =
+        status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok());
+    process.resident_bytes.set(resident.unwrap_or(0u64) * 1024);
+    process.open_fds.set(fs::read_dir("/proc/self/fd").map_or(0, |entries| entries.count() as u64));
+    process.max_fds.set(descriptor_limit().unwrap_or(0));
 }

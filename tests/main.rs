@@ -7,7 +7,11 @@
 mod support;
 
 mod cli;
+mod clients;
+mod command_line;
+mod deploy;
 mod descriptors;
+mod docs;
 mod drain;
 mod drivers;
 mod event_fanout;

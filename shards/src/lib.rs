@@ -7,16 +7,27 @@
 //! Everything outside `net` is pure: no sockets, clocks, threads, environment or logging; time is an argument. The crate
 //! builds without its feature `net`, and that build is part of `make test`.
 
+pub mod arena;
 pub mod auth;
 pub mod close;
+pub mod command;
 pub mod config;
+pub mod doorbell;
+pub mod envelope;
 pub mod frame;
 pub mod limits;
-pub mod request;
-pub mod session;
+pub mod log;
+pub mod metrics;
 pub mod redis;
+pub mod relay;
+pub mod request;
 pub mod resp;
+pub mod room;
 pub mod route;
+pub mod session;
+pub mod setup;
+pub mod shard;
+pub mod stats;
 
 #[cfg(feature = "net")]
 pub mod net;

@@ -285,6 +285,21 @@ impl Routes {
         self.sources.iter().enumerate().find_map(|(index, source)| Some((index, source.channel_of(room)?)))
     }
 
+    /// The class of index `class`, as [`class_of`](Self::class_of) gives it.
+    pub fn class(&self, class: u8) -> &RoomClass {
+        &self.classes[usize::from(class)]
+    }
+
+    /// Sources of the configuration.
+    pub fn sources_len(&self) -> usize {
+        self.sources.len()
+    }
+
+    /// Whether the channels of source `source_index` are subscribed for their rooms' first members.
+    pub fn is_on_demand(&self, source_index: usize) -> bool {
+        matches!(self.sources[source_index].subscribe, Subscribe::OnDemand { .. })
+    }
+
     /// How payloads of source `source_index` are unwrapped and own publications wrapped.
     pub fn deliver(&self, source_index: usize) -> &Deliver {
         &self.sources[source_index].deliver

@@ -1,3 +1,17 @@
-//! The only folder that touches the kernel.
+//! The only folder that touches the kernel: threads, rings, sockets, Redis.
+//!
+//! Steps 1, 3 and 5 of a publication's path lie here: [`broker`], [`ring`], [`fanout`]. `unsafe` is allowed in two files,
+//! `fanout.rs` (the fan-out ring) and `socket.rs` (descriptors by number).
 
 pub mod broker;
+mod connection;
+mod fanout;
+mod listener;
+mod relay;
+mod ring;
+mod runtime;
+mod server;
+mod socket;
+
+pub use runtime::{Driver, NoIoUring};
+pub use server::{Server, StartError};

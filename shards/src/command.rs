@@ -1,0 +1,208 @@
+//! What the relay and the shards say to each other, through rings.
+//!
+//! Up commands that a connection causes carry its [`ConnectionId`], so that an answer that comes back after the
+//! connection has gone finds nobody instead of somebody else.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::frame::Frame;
+
+/// A connection of this process. The generation tells the tenants of a slot apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ConnectionId {
+    /// Index of the shard.
+    pub shard: u16,
+    /// Tenancy of the slot; wraps, and an id never lives as long as 65,536 tenancies.
+    pub generation: u16,
+    /// Index in the shard's connections.
+    pub slot: u32,
+}
+
+/// A room as its shard names it. Sent up with `Join`, it comes back with everything for that room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RoomSlot {
+    /// Index in the shard's rooms.
+    pub index: u32,
+    /// Tenancy of the index.
+    pub generation: u32,
+}
+
+/// From a shard to the relay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Up {
+    /// The first member of a room on the shard waits for `Joined`.
+    Join {
+        /// The shard's name of the room.
+        slot: RoomSlot,
+        /// Name of the room; shared by the shard's room and the relay's log.
+        name: Arc<str>,
+    },
+    /// The shard has given the room up. Never sent while the `Join` is unanswered.
+    Leave {
+        /// As in `Join`.
+        slot: RoomSlot,
+        /// As in `Join`.
+        name: Arc<str>,
+    },
+    /// A client publishes.
+    Publish(Box<Publish>),
+    /// Answer to [`Down::Ask`].
+    Answer {
+        /// The question's number.
+        question: u64,
+        /// Sums of the shard.
+        ledger: Ledger,
+    },
+    /// Somebody asks for the ledger of all shards.
+    Ask {
+        /// Who waits for it.
+        from: ConnectionId,
+    },
+}
+
+/// See [`Up::Publish`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Publish {
+    /// Name of the room.
+    pub room: Arc<str>,
+    /// What the client sent, unmasked.
+    pub payload: Bytes,
+    /// Who sent it.
+    pub from: ConnectionId,
+    /// Name of the user, for envelopes.
+    pub user: Option<Box<str>>,
+    /// Leave the sender out.
+    pub except_sender: bool,
+    /// Send [`Down::Published`] when the broker has it.
+    pub answer: bool,
+}
+
+/// From the relay to a shard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Down {
+    /// A publication for a room that the shard has joined.
+    Publication {
+        /// The shard's name of the room.
+        slot: RoomSlot,
+        /// Its number in the room.
+        offset: u64,
+        /// Microseconds after the start of the process at which it arrived.
+        arrived_micros: u64,
+        /// What goes out.
+        frame: Frame,
+        /// Connection that does not get it.
+        except: Option<ConnectionId>,
+    },
+    /// Answer to [`Up::Join`]: publications from `head` on follow on this ring.
+    Joined {
+        /// As in the question.
+        slot: RoomSlot,
+        /// Run of the room's numbers.
+        epoch: u64,
+        /// Offset of the next publication.
+        head: u64,
+    },
+    /// Publications `from..to` of the room are lost to this shard.
+    Gap {
+        /// The shard's name of the room.
+        slot: RoomSlot,
+        /// First offset lost.
+        from: u64,
+        /// First offset not lost.
+        to: u64,
+    },
+    /// The source of rooms broke and is back: numbers go on in a new run.
+    SourceGap {
+        /// Index of the source.
+        source: u8,
+        /// Its run now.
+        run: u64,
+    },
+    /// Answer to a [`Publish`] that asked for one; comes after its publication.
+    Published {
+        /// Who asked.
+        to: ConnectionId,
+        /// What became of it.
+        outcome: Outcome,
+    },
+    /// What do you owe? Answered between turns.
+    Ask {
+        /// To be repeated in the answer.
+        question: u64,
+    },
+    /// Answer to [`Up::Ask`].
+    Answer {
+        /// Who asked.
+        to: ConnectionId,
+        /// Sums over the shards.
+        ledger: Ledger,
+    },
+}
+
+impl Down {
+    /// Bytes that count against the backlog of a shard.
+    pub fn backlog_bytes(&self) -> usize {
+        match self {
+            Down::Publication { frame, .. } => frame.len(),
+            _ => 0,
+        }
+    }
+}
+
+/// What became of a publication.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It has a place in the room's log here.
+    Placed {
+        /// Its number.
+        offset: u64,
+        /// The run of the number.
+        epoch: u64,
+    },
+    /// Nobody is in the room and its class keeps no history.
+    Nobody,
+    /// Redis took it.
+    Sent {
+        /// Subscribers that Redis counted, over all nodes.
+        receivers: u64,
+    },
+    /// Redis is away; it was delivered to this node's members only.
+    LocalOnly,
+    /// Too much is on its way to Redis.
+    Busy,
+    /// Redis answered with an error.
+    Refused,
+}
+
+/// Deliveries owed and what became of them: `owed = delivered + filtered + dropped + pending` at any quiet moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Ledger {
+    /// Members of the room, summed over publications.
+    pub owed: u64,
+    /// Taken whole by a socket.
+    pub delivered: u64,
+    /// Left out on purpose.
+    pub filtered: u64,
+    /// Not made.
+    pub dropped: u64,
+    /// Not made yet.
+    pub pending: u64,
+}
+
+impl Ledger {
+    /// Adds another shard's sums.
+    pub fn add(&mut self, other: &Ledger) {
+        self.owed += other.owed;
+        self.delivered += other.delivered;
+        self.filtered += other.filtered;
+        self.dropped += other.dropped;
+        self.pending += other.pending;
+    }
+
+    /// Whether nothing is missing and nothing was counted twice.
+    pub fn balances(&self) -> bool {
+        self.owed == self.delivered + self.filtered + self.dropped + self.pending
+    }
+}

@@ -1,0 +1,418 @@
+//! What the server counts: declared once, in two tables, and written as Prometheus text.
+//!
+//! Each number has one writer (its shard, the relay, or the main thread), so counting is a plain load and store, relaxed:
+//! no locked instruction on a shard. Readers see each number on its own, not a moment of all of them.
+
+use std::fmt::Write as _;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use crate::close::CloseReason;
+
+/// A number with one writer. Counters only grow; gauges are `set`, or grow and shrink by `add` and `sub`.
+#[derive(Debug, Default)]
+pub struct Number(AtomicU64);
+
+impl Number {
+    /// Adds `n`. Only the owner may call it: two writers would lose counts.
+    pub fn add(&self, n: u64) {
+        self.0.store(self.0.load(Relaxed).wrapping_add(n), Relaxed);
+    }
+
+    /// Takes `n` off a gauge; same rule as [`add`](Self::add).
+    pub fn sub(&self, n: u64) {
+        self.0.store(self.0.load(Relaxed).wrapping_sub(n), Relaxed);
+    }
+
+    /// Sets a gauge; same rule as [`add`](Self::add).
+    pub fn set(&self, n: u64) {
+        self.0.store(n, Relaxed);
+    }
+
+    /// The number now; any thread.
+    pub fn value(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// Classic Prometheus buckets for durations, in seconds (FIELD: .0001 to 2.5).
+const BUCKETS_SECONDS: [f64; 14] =
+    [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
+
+/// Durations in [`BUCKETS_SECONDS`], with one writer.
+#[derive(Debug, Default)]
+pub struct Histogram {
+    buckets: [Number; BUCKETS_SECONDS.len()],
+    count: Number,
+    sum_nanos: Number,
+}
+
+impl Histogram {
+    /// Counts `duration` `times` times; same rule as [`Number::add`].
+    pub fn record(&self, duration: Duration, times: u64) {
+        let seconds = duration.as_secs_f64();
+        if let Some(bucket) = BUCKETS_SECONDS.iter().position(|bound| seconds <= *bound) {
+            self.buckets[bucket].add(times);
+        }
+        self.count.add(times);
+        self.sum_nanos.add((duration.as_nanos() as u64).saturating_mul(times));
+    }
+}
+
+/// The values of a label, each with its index and its name.
+pub trait Label: Copy + 'static {
+    /// All values; a value's position is its index.
+    const ALL: &'static [Self];
+    /// Position in [`ALL`](Self::ALL).
+    fn index(self) -> usize;
+    /// The label's value on the page.
+    fn label(self) -> &'static str;
+}
+
+/// One number per value of a label.
+#[derive(Debug)]
+pub struct By<L: Label> {
+    numbers: Box<[Number]>,
+    label: std::marker::PhantomData<fn(L)>,
+}
+
+impl<L: Label> Default for By<L> {
+    fn default() -> Self {
+        Self { numbers: L::ALL.iter().map(|_| Number::default()).collect(), label: std::marker::PhantomData }
+    }
+}
+
+impl<L: Label> By<L> {
+    /// Adds `n` to the number of `value`; same rule as [`Number::add`].
+    pub fn add(&self, value: L, n: u64) {
+        self.numbers[value.index()].add(n);
+    }
+
+    /// The number of `value`.
+    pub fn value(&self, value: L) -> u64 {
+        self.numbers[value.index()].value()
+    }
+
+    /// All of them together.
+    pub fn total(&self) -> u64 {
+        self.numbers.iter().map(Number::value).sum()
+    }
+}
+
+/// An enumeration that is a metric's label: variant, name on the page.
+macro_rules! label {
+    ($(#[$meta:meta])* $name:ident { $($(#[$vmeta:meta])* $variant:ident = $text:literal,)+ }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum $name { $($(#[$vmeta])* $variant,)+ }
+
+        impl Label for $name {
+            const ALL: &'static [Self] = &[$(Self::$variant,)+];
+            fn index(self) -> usize { self as usize }
+            fn label(self) -> &'static str { match self { $(Self::$variant => $text,)+ } }
+        }
+    };
+}
+
+label! {
+    /// Why a subscription did not get a publication that its room on the shard had.
+    DropReason {
+        /// `drop-oldest` moved the cursor on.
+        DropOldest = "drop_oldest",
+        /// The connection ended, for whatever reason, with publications unsent.
+        Closed = "closed",
+    }
+}
+
+label! {
+    /// Why publications never reached a room on a shard.
+    GapReason {
+        /// The shard's ring and spill were full and the log could not hold them until there was space.
+        ShardOverload = "shard_overload",
+        /// The subscription to the broker was broken; how many were missed is unknown, so each room touched counts one.
+        Broker = "broker",
+    }
+}
+
+label! {
+    /// Why a publication was refused before it had a place in a room.
+    RefuseReason {
+        /// Larger than `PAYLOAD_BYTES_MAX`.
+        TooBig = "too_big",
+        /// Too much is on its way to Redis already.
+        BrokerBacklog = "broker_backlog",
+        /// Redis answered with an error.
+        BrokerError = "broker_error",
+        /// The channel belongs to no room (its name is empty, too long or holds control characters).
+        BadRoom = "bad_room",
+    }
+}
+
+impl Label for CloseReason {
+    const ALL: &'static [Self] = &CloseReason::ALL;
+    fn index(self) -> usize {
+        self as usize
+    }
+    fn label(self) -> &'static str {
+        self.name()
+    }
+}
+
+/// A family's place on the page: how the same field of several writers is told as one.
+trait Family {
+    fn write(page: &mut String, name: &str, help: &str, kind: &str, of: &[&Self]);
+}
+
+impl Family for Number {
+    fn write(page: &mut String, name: &str, help: &str, kind: &str, of: &[&Self]) {
+        head(page, name, help, kind);
+        let _ = writeln!(page, "{name} {}", of.iter().map(|n| n.value()).sum::<u64>());
+    }
+}
+
+impl<L: Label> Family for By<L> {
+    fn write(page: &mut String, name: &str, help: &str, kind: &str, of: &[&Self]) {
+        head(page, name, help, kind);
+        for value in L::ALL {
+            let sum: u64 = of.iter().map(|by| by.value(*value)).sum();
+            let _ = writeln!(page, "{name}{{reason=\"{}\"}} {sum}", value.label());
+        }
+    }
+}
+
+impl Family for Histogram {
+    fn write(page: &mut String, name: &str, help: &str, kind: &str, of: &[&Self]) {
+        head(page, name, help, kind);
+        let mut below = 0;
+        for (index, bound) in BUCKETS_SECONDS.iter().enumerate() {
+            below += of.iter().map(|h| h.buckets[index].value()).sum::<u64>();
+            let _ = writeln!(page, "{name}_bucket{{le=\"{bound}\"}} {below}");
+        }
+        let count: u64 = of.iter().map(|h| h.count.value()).sum();
+        let nanos: u64 = of.iter().map(|h| h.sum_nanos.value()).sum();
+        let _ = writeln!(page, "{name}_bucket{{le=\"+Inf\"}} {}", count.max(below));
+        let _ = writeln!(page, "{name}_sum {}", nanos as f64 / 1e9);
+        let _ = writeln!(page, "{name}_count {}", count.max(below));
+    }
+}
+
+fn head(page: &mut String, name: &str, help: &str, kind: &str) {
+    let _ = writeln!(page, "# HELP {name} {help}\n# TYPE {name} {kind}");
+}
+
+/// One line per metric: field, type, kind, exposition name, help.
+macro_rules! table {
+    ($(#[$meta:meta])* $name:ident { $($field:ident: $type:ty, $kind:literal, $exposed:literal, $help:literal;)+ }) => {
+        $(#[$meta])*
+        #[derive(Debug, Default)]
+        pub struct $name { $(#[doc = $help] pub $field: $type,)+ }
+
+        impl $name {
+            /// Appends every family of the table, summed over `of`.
+            pub fn write(page: &mut String, of: &[&Self]) {
+                $(<$type as Family>::write(page, $exposed, $help, $kind,
+                    &of.iter().map(|m| &m.$field).collect::<Vec<_>>());)+
+            }
+
+            /// Exposition names with their help, for the documentation's test.
+            pub const FAMILIES: &'static [(&'static str, &'static str)] = &[$(($exposed, $help),)+];
+        }
+    };
+}
+
+table! {
+    /// Written by one shard.
+    ShardMetrics {
+        connections: Number, "gauge", "corecast_connections", "Open connections, handshakes included.";
+        accepted: Number, "counter", "corecast_connections_accepted_total", "Connections accepted.";
+        closed: By<CloseReason>, "counter", "corecast_connections_closed_total", "Connections ended, by reason.";
+        accept_pauses: Number, "counter", "corecast_accept_pauses_total", "Times accepting paused: out of descriptors, or at the bound of connections.";
+        subscriptions: Number, "gauge", "corecast_subscriptions", "Memberships of connections in rooms.";
+        rooms: Number, "gauge", "corecast_rooms", "Rooms on shards; a room with members on two shards counts twice.";
+        handshakes: Number, "counter", "corecast_handshakes_total", "WebSocket handshakes answered with 101.";
+        http_requests: Number, "counter", "corecast_http_requests_total", "Plain HTTP requests answered, errors included.";
+        http_errors: Number, "counter", "corecast_http_errors_total", "Requests answered with a status of 400 or more.";
+        messages_received: Number, "counter", "corecast_messages_received_total", "Data messages from clients.";
+        received_bytes: Number, "counter", "corecast_received_bytes_total", "Bytes read from clients.";
+        reads_paused: Number, "counter", "corecast_reads_paused_total", "Times a connection was not read for a while because its control lane or the ring to the relay was full.";
+        publications: Number, "counter", "corecast_shard_publications_total", "Publications that shards took from their rings.";
+        late: Number, "counter", "corecast_late_publications_total", "Publications for a room that had left the shard meanwhile; nobody missed them.";
+        owed: Number, "counter", "corecast_owed_total", "Deliveries owed: members of the room at each publication.";
+        deliveries: Number, "counter", "corecast_deliveries_total", "Publications that a socket took whole.";
+        filtered: Number, "counter", "corecast_filtered_total", "Deliveries left out because the member had sent the publication and does not hear itself.";
+        drops: By<DropReason>, "counter", "corecast_drops_total", "Deliveries owed and not made, by reason.";
+        stalled: Number, "gauge", "corecast_stalled_connections", "Connections whose socket takes no more for now.";
+        stalls: Number, "counter", "corecast_stalls_total", "Times a connection became stalled.";
+        window_bytes: Number, "gauge", "corecast_window_bytes", "Bytes of frames that some member has not been sent.";
+        sent_bytes: Number, "counter", "corecast_sent_bytes_total", "Bytes that sockets took.";
+        sends: Number, "counter", "corecast_sends_total", "Sends handed to the kernel.";
+        send_calls: Number, "counter", "corecast_send_calls_total", "System calls that carried them.";
+        send_fallbacks: Number, "counter", "corecast_send_fallbacks_total", "Sends that the fan-out ring did not take and that went by send().";
+        turns: Number, "counter", "corecast_turns_total", "Turns of shards that had something to do.";
+        turn_seconds: Histogram, "histogram", "corecast_turn_seconds", "Length of a turn: from taking publications to the last send.";
+        delivery_seconds: Histogram, "histogram", "corecast_delivery_seconds", "From a publication's arrival at the relay to the end of the turn that sent it, per publication and shard.";
+    }
+}
+
+table! {
+    /// Written by the relay.
+    RelayMetrics {
+        publications_received: Number, "counter", "corecast_publications_received_total", "Publications that got a place in a room, from the broker and from clients.";
+        publications_unrouted: Number, "counter", "corecast_publications_unrouted_total", "Publications for rooms without members here.";
+        refused: By<RefuseReason>, "counter", "corecast_publications_refused_total", "Publications refused, by reason.";
+        gaps: By<GapReason>, "counter", "corecast_gaps_total", "Publications (broker: rooms touched by a break) that members missed, by reason.";
+        log_rooms: Number, "gauge", "corecast_log_rooms", "Rooms with a log of record.";
+        log_bytes: Number, "gauge", "corecast_log_bytes", "Bytes in logs of record.";
+        ring_full: Number, "counter", "corecast_ring_full_total", "Times a ring to a shard was full and its spill began.";
+        spill_items: Number, "gauge", "corecast_spill_items", "Items in the spills behind the rings.";
+        broker_up: Number, "gauge", "corecast_broker_up", "1 while the broker's subscription is proved alive; always 1 with the local broker.";
+        broker_reconnects: Number, "counter", "corecast_broker_reconnects_total", "Times the broker came back after a break.";
+        broker_breaks: Number, "counter", "corecast_broker_breaks_total", "Times the broker's subscription broke.";
+        publishes_sent: Number, "counter", "corecast_broker_publishes_total", "Publications sent to the broker.";
+        publishes_local: Number, "counter", "corecast_local_deliveries_total", "Own publications delivered locally because the broker's subscription was broken.";
+        echoes_missing: Number, "counter", "corecast_echoes_missing_total", "Own publications that Redis took and did not return.";
+    }
+}
+
+table! {
+    /// Written by the main thread, each second.
+    ProcessMetrics {
+        resident_bytes: Number, "gauge", "process_resident_memory_bytes", "Resident memory.";
+        virtual_bytes: Number, "gauge", "process_virtual_memory_bytes", "Virtual memory.";
+        open_fds: Number, "gauge", "process_open_fds", "Open descriptors.";
+        max_fds: Number, "gauge", "process_max_fds", "Limit of open descriptors.";
+        threads: Number, "gauge", "process_threads", "Threads of the process.";
+    }
+}
+
+/// Facts about this process that are told as labels and never change after start.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Identity {
+    /// Version of the package.
+    pub version: String,
+    /// "io_uring" or "epoll".
+    pub driver: String,
+    /// Name of the node.
+    pub node_id: String,
+    /// Presets in use, comma-separated.
+    pub presets: String,
+    /// Unix time of the start, seconds.
+    pub started_unix_seconds: f64,
+}
+
+/// All numbers of a process; shared by reference between its threads.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    /// One per shard.
+    pub shards: Vec<ShardMetrics>,
+    /// The relay's.
+    pub relay: RelayMetrics,
+    /// The main thread's.
+    pub process: ProcessMetrics,
+    /// CPU time of the process, in milliseconds, user and system; written by the main thread.
+    pub cpu_millis: Number,
+    /// Labels.
+    pub identity: Identity,
+    /// Add `rooms`, `clients`, `dropped_messages` (event-fanout).
+    pub plain: bool,
+}
+
+impl Metrics {
+    /// Numbers for `shards` shards, all zero.
+    pub fn new(shards: usize, identity: Identity, plain: bool) -> Self {
+        let shards = (0..shards).map(|_| ShardMetrics::default()).collect();
+        Self { shards, identity, plain, ..Self::default() }
+    }
+
+    /// One field summed over the shards.
+    pub fn sum(&self, field: impl Fn(&ShardMetrics) -> u64) -> u64 {
+        self.shards.iter().map(field).sum()
+    }
+
+    /// The page at `/metrics`, Prometheus text format 0.0.4.
+    pub fn page(&self) -> String {
+        let mut page = String::with_capacity(24 * 1024);
+        ShardMetrics::write(&mut page, &self.shards.iter().collect::<Vec<_>>());
+        RelayMetrics::write(&mut page, &[&self.relay]);
+        ProcessMetrics::write(&mut page, &[&self.process]);
+        head(&mut page, "process_cpu_seconds_total", "CPU time, user and system.", "counter");
+        let _ = writeln!(page, "process_cpu_seconds_total {}", self.cpu_millis.value() as f64 / 1e3);
+        head(&mut page, "process_start_time_seconds", "Start of the process in Unix time.", "gauge");
+        let _ = writeln!(page, "process_start_time_seconds {}", self.identity.started_unix_seconds);
+        head(&mut page, "corecast_driver_info", "Kernel interface of the shards.", "gauge");
+        let _ = writeln!(page, "corecast_driver_info{{driver=\"{}\"}} 1", escaped(&self.identity.driver));
+        head(&mut page, "corecast_build_info", "What runs.", "gauge");
+        let _ = writeln!(
+            page,
+            "corecast_build_info{{version=\"{}\",node=\"{}\",presets=\"{}\"}} 1",
+            escaped(&self.identity.version),
+            escaped(&self.identity.node_id),
+            escaped(&self.identity.presets)
+        );
+        if self.plain {
+            self.write_plain(&mut page);
+        }
+        page
+    }
+
+    /// The three names that event-fanout's users scrape.
+    fn write_plain(&self, page: &mut String) {
+        let dropped = self.sum(|s| s.drops.total());
+        for (name, help, kind, value) in [
+            ("rooms", "Rooms with members (event-fanout's name).", "gauge", self.sum(|s| s.rooms.value())),
+            (
+                "clients",
+                "Open WebSockets (event-fanout's name).",
+                "gauge",
+                self.sum(|s| s.subscriptions.value()),
+            ),
+            ("dropped_messages", "Deliveries owed and not made (event-fanout's name).", "counter", dropped),
+        ] {
+            head(page, name, help, kind);
+            let _ = writeln!(page, "{name} {value}");
+        }
+    }
+}
+
+/// Label values escape backslash, quote and line feed (Prometheus text format).
+fn escaped(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_family_has_help_and_type_once() {
+        let metrics = Metrics::new(3, Identity::default(), true);
+        let page = metrics.page();
+        let mut names: Vec<&str> = page.lines().filter_map(|l| l.strip_prefix("# TYPE ")).collect();
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), count, "a family is declared twice");
+        assert_eq!(page.lines().filter(|l| l.starts_with("# HELP ")).count(), count);
+    }
+
+    #[test]
+    fn shards_are_summed_and_buckets_are_cumulative() {
+        let metrics = Metrics::new(2, Identity::default(), false);
+        metrics.shards[0].deliveries.add(2);
+        metrics.shards[1].deliveries.add(3);
+        metrics.shards[0].turn_seconds.record(Duration::from_micros(200), 1);
+        metrics.shards[1].turn_seconds.record(Duration::from_secs(9), 2);
+        let page = metrics.page();
+        assert!(page.contains("\ncorecast_deliveries_total 5\n"), "{page}");
+        assert!(page.contains("corecast_turn_seconds_bucket{le=\"0.0001\"} 0\n"), "{page}");
+        assert!(page.contains("corecast_turn_seconds_bucket{le=\"2.5\"} 1\n"), "{page}");
+        assert!(page.contains("corecast_turn_seconds_bucket{le=\"+Inf\"} 3\n"), "{page}");
+    }
+
+    #[test]
+    fn label_values_can_not_break_the_page() {
+        let identity = Identity { node_id: "a\"b\\c\nd".to_owned(), ..Identity::default() };
+        assert!(Metrics::new(1, identity, false).page().contains("node=\"a\\\"b\\\\c\\nd\""));
+    }
+}

@@ -1,0 +1,294 @@
+//! A shard and its sockets on one thread: what the tasks of its runtime share, and the tasks of a connection.
+//!
+//! A [`Core`] is entered by one task at a time and never across an await. A connection's read task owns its life: whoever
+//! ends a connection shuts its socket down, which ends the reading, which releases the slot and only then closes the
+//! socket. So the number in an occupied slot is always that of an open descriptor.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+use std::time::Instant;
+
+use rustix::io::Errno;
+use rustix::net::Shutdown;
+
+use super::fanout::Fanout;
+use super::ring::ShardEnd;
+use super::socket::Socket;
+use crate::command::{ConnectionId, Down};
+use crate::limits::{RECEIVE_BUFFER_BYTES, TURN_BYTES_MAX, TURN_COMMANDS_MAX, UP_BACKLOG_MAX};
+use crate::shard::{Action, Micros, Next, Progress, Shard};
+
+/// The process's clock: microseconds since its start.
+#[derive(Debug, Clone, Copy)]
+pub struct Clock {
+    start: Instant,
+}
+
+impl Clock {
+    /// A clock that starts now.
+    pub fn start() -> Self {
+        Self { start: Instant::now() }
+    }
+
+    /// The time.
+    pub fn now(&self) -> Micros {
+        Micros(self.start.elapsed().as_micros() as u64)
+    }
+}
+
+/// See the module.
+pub struct Core {
+    pub shard: Shard,
+    wire: Fanout,
+    clock: Clock,
+    ring: ShardEnd,
+    /// What `recv` fills, for whichever connection has something.
+    input: Box<[u8]>,
+    /// By slot.
+    sockets: Vec<Option<Rc<Socket>>>,
+    /// Read tasks that wait for [`Action::Resume`], by slot.
+    paused: HashMap<u32, Waker, foldhash::fast::FixedState>,
+    /// Connections that shut down by request; their stalled tasks must not keep the socket.
+    offered: bool,
+}
+
+/// How the tasks of a thread hold it.
+pub type SharedCore = Rc<RefCell<Core>>;
+
+impl Core {
+    /// A core without connections.
+    pub fn new(shard: Shard, wire: Fanout, clock: Clock, ring: ShardEnd) -> Self {
+        Self {
+            shard,
+            wire,
+            clock,
+            ring,
+            input: vec![0; RECEIVE_BUFFER_BYTES].into_boxed_slice(),
+            sockets: Vec::new(),
+            paused: HashMap::default(),
+            offered: false,
+        }
+    }
+
+    // ---- the turn
+
+    /// Takes a bounded batch of commands off the ring. Returns whether there was one.
+    pub fn take_commands(&mut self, tasks: &mut Vec<Task>) -> bool {
+        let now = self.clock.now();
+        let (mut commands, mut bytes) = (0, 0);
+        while commands < TURN_COMMANDS_MAX && bytes < TURN_BYTES_MAX {
+            let Some(command) = self.ring.take() else { break };
+            commands += 1;
+            if let Down::Publication { frame, .. } = &command {
+                bytes += frame.len();
+            }
+            self.shard.handle(command, &mut self.wire, now);
+        }
+        self.carry_out(tasks);
+        commands > 0
+    }
+
+    /// Sends one batch of the pass.
+    pub fn step(&mut self, tasks: &mut Vec<Task>) -> Progress {
+        let now = self.clock.now();
+        let progress = self.shard.step(&mut self.wire, now);
+        self.carry_out(tasks);
+        progress
+    }
+
+    /// Whether the ring holds commands.
+    pub fn has_commands(&self) -> bool {
+        !self.ring.down.is_empty() || self.shard.has_dirty_rooms()
+    }
+
+    /// The length of a turn that began at `since`.
+    pub fn turn_ended(&mut self, since: Micros) {
+        let length = self.clock.now().0.saturating_sub(since.0);
+        let metrics = self.shard.metrics();
+        metrics.turns.add(1);
+        metrics.turn_seconds.record(std::time::Duration::from_micros(length), 1);
+        metrics.send_calls.add(std::mem::take(&mut self.wire.calls));
+        metrics.send_fallbacks.add(std::mem::take(&mut self.wire.fallbacks));
+    }
+
+    /// The time.
+    pub fn now(&self) -> Micros {
+        self.clock.now()
+    }
+
+    /// What is due by the clock.
+    pub fn sweep(&mut self, tasks: &mut Vec<Task>) {
+        let now = self.clock.now();
+        self.shard.sweep(&mut self.wire, now);
+        self.carry_out(tasks);
+    }
+
+    /// Ends a connection with a reason.
+    pub fn close(&mut self, id: ConnectionId, reason: crate::close::CloseReason, tasks: &mut Vec<Task>) {
+        let now = self.clock.now();
+        self.shard.close(id, reason, &mut self.wire, now);
+        self.carry_out(tasks);
+    }
+
+    // ---- connections
+
+    /// Takes an accepted socket in. Its read task is to be started.
+    pub fn accept(&mut self, socket: Socket, listener: u8) -> (ConnectionId, Rc<Socket>) {
+        let id = self.shard.accept(socket.number(), listener, self.clock.now());
+        let slot = id.slot as usize;
+        if self.sockets.len() <= slot {
+            self.sockets.resize_with(slot + 1, || None);
+        }
+        let socket = Rc::new(socket);
+        self.sockets[slot] = Some(socket.clone());
+        (id, socket)
+    }
+
+    fn read(&mut self, id: ConnectionId, socket: &Socket, tasks: &mut Vec<Task>) -> Next {
+        let next = match socket.receive(&mut self.input) {
+            Ok(0) => None,
+            Ok(bytes) => {
+                let now = self.clock.now();
+                Some(self.shard.receive(id, &mut self.input[..bytes], &mut self.wire, now))
+            }
+            Err(Errno::AGAIN) => Some(Next::Read),
+            Err(_) => None,
+        };
+        if next.is_none() {
+            self.shard.ended(id);
+        }
+        self.carry_out(tasks);
+        next.unwrap_or(Next::Done)
+    }
+
+    /// The read task is over: the slot is given up, and then the socket.
+    fn close_socket(&mut self, id: ConnectionId, socket: &Socket, tasks: &mut Vec<Task>) {
+        let now = self.clock.now();
+        self.shard.release(id, now);
+        self.paused.remove(&id.slot);
+        if let Some(kept) = self.sockets.get_mut(id.slot as usize) {
+            *kept = None;
+        }
+        // A task that waits for the socket to take bytes holds it too, and with it open; this lets it go.
+        socket.shutdown(Shutdown::Both);
+        self.carry_out(tasks);
+    }
+
+    fn writable(&mut self, id: ConnectionId, tasks: &mut Vec<Task>) {
+        let now = self.clock.now();
+        self.shard.writable(id, &mut self.wire, now);
+        self.carry_out(tasks);
+    }
+
+    /// Does what the shard asked for, and passes on what it has for the relay.
+    fn carry_out(&mut self, tasks: &mut Vec<Task>) {
+        loop {
+            for action in std::mem::take(&mut self.shard.actions) {
+                match action {
+                    Action::AwaitWritable(id) => tasks.extend(self.socket(id).map(|s| Task::Writable(id, s))),
+                    Action::Resume(id) => {
+                        if let Some(waker) = self.paused.remove(&id.slot) {
+                            waker.wake();
+                        }
+                    }
+                    Action::ShutdownWrite(id) => {
+                        if let Some(socket) = self.socket(id) {
+                            socket.shutdown(Shutdown::Write);
+                        }
+                    }
+                    Action::Shutdown(id) => {
+                        if let Some(socket) = self.socket(id) {
+                            socket.shutdown(Shutdown::Both);
+                        }
+                    }
+                }
+            }
+            self.pass_up();
+            if self.shard.up.len() > UP_BACKLOG_MAX / 2 || !self.shard.has_waiting_publishers() {
+                return;
+            }
+            self.shard.resume_publishers();
+        }
+    }
+
+    /// Moves commands for the relay onto the ring; what it has no space for waits.
+    pub fn pass_up(&mut self) {
+        while let Some(command) = self.shard.up.pop_front() {
+            match self.ring.offer(command) {
+                Ok(()) => self.offered = true,
+                Err(command) => {
+                    self.shard.up.push_front(command);
+                    break;
+                }
+            }
+        }
+        if std::mem::take(&mut self.offered) {
+            self.ring.relay_bell.ring();
+        }
+    }
+
+    fn socket(&self, id: ConnectionId) -> Option<Rc<Socket>> {
+        self.sockets.get(id.slot as usize)?.clone()
+    }
+}
+
+/// A task that the core wants started once it has been left.
+pub enum Task {
+    /// Call `writable` when the socket takes bytes.
+    Writable(ConnectionId, Rc<Socket>),
+}
+
+/// Starts what [`Core`] asked for.
+pub fn start(core: &SharedCore, tasks: &mut Vec<Task>) {
+    for task in tasks.drain(..) {
+        match task {
+            Task::Writable(id, socket) => {
+                monoio::spawn(await_writable(core.clone(), id, socket));
+            }
+        }
+    }
+}
+
+/// Reads a connection until its end.
+pub async fn read(core: SharedCore, id: ConnectionId, socket: Rc<Socket>) {
+    loop {
+        // An error is the socket's; `recv` names it.
+        let _named_below = socket.readable().await;
+        let mut tasks = Vec::new();
+        let next = core.borrow_mut().read(id, &socket, &mut tasks);
+        start(&core, &mut tasks);
+        match next {
+            Next::Read => {}
+            Next::Pause => resumed(&core, id).await,
+            Next::Done => break,
+        }
+    }
+    let mut tasks = Vec::new();
+    core.borrow_mut().close_socket(id, &socket, &mut tasks);
+    start(&core, &mut tasks);
+}
+
+/// Waits until the shard wants the connection read again.
+async fn resumed(core: &SharedCore, id: ConnectionId) {
+    poll_fn(|context| {
+        let mut core = core.borrow_mut();
+        if !core.shard.is_paused(id) {
+            return Poll::Ready(());
+        }
+        core.paused.insert(id.slot, context.waker().clone());
+        Poll::Pending
+    })
+    .await;
+}
+
+async fn await_writable(core: SharedCore, id: ConnectionId, socket: Rc<Socket>) {
+    // An error is the socket's; the send names it.
+    let _named_below = socket.writable().await;
+    drop(socket);
+    let mut tasks = Vec::new();
+    core.borrow_mut().writable(id, &mut tasks);
+    start(&core, &mut tasks);
+}

@@ -1,0 +1,154 @@
+//! Where connections come from: one listening socket per shard and address, all on the same port (SO_REUSEPORT).
+//!
+//! Accepting is `readable()` and then `accept4` until there is nothing: no accept operation is ever in flight, because
+//! monoio 0.2.4 leaks the socket of one that is dropped. Options are set on the listener; accepted sockets inherit them.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::{Shutdown, SocketFlags, accept_with};
+use socket2::{Domain, Protocol, SockAddr, Type};
+
+use super::connection::{SharedCore, read};
+use super::socket::Socket;
+use crate::limits::{LISTEN_BACKLOG, NOTSENT_LOWAT_BYTES};
+
+/// Connections accepted before others on the thread have their turn.
+const ACCEPT_BATCH_MAX: usize = 64;
+/// How long accepting pauses when there are no descriptors: long enough not to spin, short enough not to be noticed.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Binds and listens. Port 0 takes a free one; the sockets of the other shards then bind the port it got.
+///
+/// # Errors
+/// EADDRINUSE where somebody listens without SO_REUSEPORT or as another user, EACCES, EADDRNOTAVAIL.
+pub fn bind(address: SocketAddr) -> io::Result<(OwnedFd, SocketAddr)> {
+    let socket =
+        socket2::Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        // `[::]` serves IPv4 too, as `:8081` does in Go.
+        socket.set_only_v6(false)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.set_tcp_nodelay(true)?;
+    // Linux keeps it in the listener and copies it to every accepted socket.
+    socket.set_tcp_notsent_lowat(NOTSENT_LOWAT_BYTES)?;
+    socket.bind(&SockAddr::from(address))?;
+    socket.listen(LISTEN_BACKLOG)?;
+    let bound = socket.local_addr()?.as_socket().unwrap_or(address);
+    Ok((socket.into(), bound))
+}
+
+/// One listening socket on its shard's thread.
+pub struct Listener {
+    socket: Socket,
+    index: u8,
+}
+
+/// What became of an attempt to accept.
+enum Accepted {
+    Connection(OwnedFd),
+    Nothing,
+    Exhausted(Errno),
+    Closed,
+}
+
+impl Listener {
+    /// To be made on the shard's thread. `index` is told to the shard with each connection.
+    ///
+    /// # Errors
+    /// The driver did not take the descriptor.
+    pub fn new(fd: OwnedFd, index: u8) -> io::Result<Rc<Self>> {
+        Ok(Rc::new(Self { socket: Socket::new(fd)?, index }))
+    }
+
+    fn accept(&self) -> Accepted {
+        loop {
+            match accept_with(self.socket.fd(), SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+                Ok(fd) => return Accepted::Connection(fd),
+                Err(Errno::AGAIN) => return Accepted::Nothing,
+                // A connection that ended before it was accepted (accept(2), "Error handling").
+                Err(
+                    Errno::INTR
+                    | Errno::CONNABORTED
+                    | Errno::PROTO
+                    | Errno::PERM
+                    | Errno::NETDOWN
+                    | Errno::HOSTDOWN
+                    | Errno::HOSTUNREACH
+                    | Errno::NETUNREACH
+                    | Errno::NONET
+                    | Errno::NOPROTOOPT
+                    | Errno::OPNOTSUPP,
+                ) => {}
+                Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => {
+                    return Accepted::Exhausted(error);
+                }
+                Err(_) => return Accepted::Closed,
+            }
+        }
+    }
+
+    /// Takes what is queued and closes the queue: nothing that the kernel has accepted is reset.
+    pub fn close(&self, core: &SharedCore) {
+        while let Accepted::Connection(fd) = self.accept() {
+            admit(core, fd, self.index);
+        }
+        self.socket.shutdown(Shutdown::Both);
+    }
+}
+
+/// Accepts until the listener is closed.
+pub async fn accept_all(core: SharedCore, listener: Rc<Listener>) {
+    let mut exhausted = false;
+    loop {
+        // An error is the socket's; accept names it.
+        let _named_below = listener.socket.readable().await;
+        for _ in 0..ACCEPT_BATCH_MAX {
+            if is_full(&core) {
+                core.borrow().shard.metrics().accept_pauses.add(1);
+                monoio::time::sleep(PAUSE).await;
+                continue;
+            }
+            match listener.accept() {
+                Accepted::Connection(fd) => {
+                    if std::mem::take(&mut exhausted) {
+                        tracing::info!("accepting again");
+                    }
+                    admit(&core, fd, listener.index);
+                }
+                Accepted::Nothing => break,
+                Accepted::Closed => return,
+                Accepted::Exhausted(error) => {
+                    core.borrow().shard.metrics().accept_pauses.add(1);
+                    if !std::mem::replace(&mut exhausted, true) {
+                        tracing::warn!(%error, "accepting pauses: raise the descriptor limit (LimitNOFILE, ulimit -n)");
+                    }
+                    monoio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+/// At the bound of connections the kernel's queue holds newcomers. The bound is the process's, split evenly.
+fn is_full(core: &SharedCore) -> bool {
+    let core = core.borrow();
+    let shards = core.shard.shards_len();
+    core.shard.connections_len() >= core.shard.bounds().connections_max.div_ceil(shards)
+}
+
+fn admit(core: &SharedCore, fd: OwnedFd, listener: u8) {
+    match Socket::new(fd) {
+        Ok(socket) => {
+            let (id, socket) = core.borrow_mut().accept(socket, listener);
+            monoio::spawn(read(core.clone(), id, socket));
+        }
+        Err(error) => tracing::warn!(%error, "an accepted socket could not be registered and was closed"),
+    }
+}

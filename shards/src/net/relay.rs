@@ -1,0 +1,220 @@
+//! The relay on its thread: rings, doorbells and the broker around the state machine of [`crate::relay`].
+
+use std::cell::RefCell;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::broker::{self, BrokerEvents, BrokerLink};
+use super::connection::Clock;
+use super::ring::{Bell, RelayEnd, Sleeper};
+use crate::command::Down;
+use crate::config::{BrokerChoice, Config, Subscribe};
+use crate::limits::TURN_COMMANDS_MAX;
+use crate::redis::PublishError;
+use crate::relay::{BrokerCommand, BrokerState, Outlet, PublishFailure, Relay};
+use crate::setup::Setup;
+
+/// How soon what waits behind a full ring is tried again.
+const PUMP_INTERVAL: Duration = Duration::from_millis(1);
+/// How often rooms are looked after.
+const SWEEP_INTERVAL: Duration = Duration::from_millis(100);
+
+/// The rings to all shards.
+struct Rings(Vec<RelayEnd>);
+
+impl Outlet for Rings {
+    fn offer(&mut self, shard: u16, command: Down) -> Result<(), Down> {
+        self.0[shard as usize].offer(command)
+    }
+
+    fn consumed_bytes(&self, shard: u16) -> u64 {
+        self.0[shard as usize].consumed_bytes()
+    }
+}
+
+/// The relay and what it speaks through; entered by one task at a time, never across an await.
+struct Driver {
+    relay: Relay,
+    rings: Rings,
+    clock: Clock,
+    link: Option<BrokerLink>,
+}
+
+impl Driver {
+    /// Takes a bounded batch of what the shards say. Returns whether there was something.
+    fn take_commands(&mut self) -> bool {
+        let now = self.clock.now();
+        let mut any = false;
+        for shard in 0..self.rings.0.len() {
+            for _ in 0..TURN_COMMANDS_MAX {
+                let Ok(command) = self.rings.0[shard].up.pop() else { break };
+                any = true;
+                self.relay.handle(shard as u16, command, &mut self.rings, now);
+            }
+        }
+        if any {
+            self.flush();
+        }
+        any
+    }
+
+    fn has_commands(&self) -> bool {
+        self.rings.0.iter().any(|ring| !ring.up.is_empty())
+    }
+
+    fn pump(&mut self) {
+        for shard in 0..self.rings.0.len() {
+            self.relay.pump(shard as u16, &mut self.rings);
+        }
+        self.flush();
+    }
+
+    /// Carries out what the relay wants of the broker, and rings the shards.
+    fn flush(&mut self) {
+        while let Some(command) = self.relay.broker.pop_front() {
+            let Some(link) = &self.link else { continue };
+            match command {
+                BrokerCommand::Subscribe(channel) => {
+                    if link.subscribe(&channel) {
+                        self.relay.confirmed(&channel, &mut self.rings);
+                    }
+                }
+                BrokerCommand::Unsubscribe(channel) => link.unsubscribe(&channel),
+                BrokerCommand::Publish { token, channel, payload } => {
+                    if link.publish(&channel, &payload, token).is_err() {
+                        self.relay.published(token, Err(PublishFailure::Busy), &mut self.rings);
+                    }
+                }
+            }
+        }
+        for ring in &mut self.rings.0 {
+            ring.flush();
+        }
+    }
+}
+
+impl BrokerEvents for Driver {
+    fn up(&mut self) {
+        self.relay.broker_up(&mut self.rings);
+    }
+
+    fn down(&mut self, _reason: &str) {
+        let now = self.clock.now();
+        self.relay.broker_down(&mut self.rings, now);
+    }
+
+    fn confirmed(&mut self, channel: &[u8]) {
+        self.relay.confirmed(channel, &mut self.rings);
+    }
+
+    fn lapsed(&mut self, channel: &[u8]) {
+        self.relay.lapsed(channel);
+    }
+
+    fn refused(&mut self, channel: &[u8], _reason: &str) {
+        self.relay.channel_refused(channel, &mut self.rings);
+    }
+
+    fn message(&mut self, pattern: Option<&[u8]>, channel: &[u8], payload: &[u8]) {
+        let now = self.clock.now();
+        self.relay.message(pattern, channel, payload, &mut self.rings, now);
+    }
+
+    fn published(&mut self, token: u64, result: Result<u64, PublishError>) {
+        let result = result.map_err(|error| match error {
+            PublishError::Unsent => PublishFailure::Unsent,
+            PublishError::Unknown => PublishFailure::Unknown,
+            PublishError::Rejected(_) => PublishFailure::Refused,
+        });
+        self.relay.published(token, result, &mut self.rings);
+    }
+
+    fn probe_returned(&mut self, number: u64) {
+        self.relay.probe_returned(number, &mut self.rings);
+    }
+
+    fn batch_end(&mut self) {
+        self.flush();
+    }
+}
+
+/// Runs the relay on this thread's runtime until `is_over`.
+///
+/// # Errors
+/// Out of descriptors.
+pub async fn run(
+    config: &Config,
+    setup: Arc<Setup>,
+    rings: Vec<RelayEnd>,
+    bell: Arc<Bell>,
+    clock: Clock,
+    epoch_seed: u16,
+    is_over: impl Fn() -> bool,
+) -> io::Result<()> {
+    let state = match config.broker {
+        BrokerChoice::Local => BrokerState::Local,
+        BrokerChoice::Redis(_) => BrokerState::Down,
+    };
+    let relay = Relay::new(setup, state, epoch_seed);
+    let driver = Rc::new(RefCell::new(Driver { relay, rings: Rings(rings), clock, link: None }));
+    if let BrokerChoice::Redis(target) = &config.broker {
+        let (patterns, channels) = fixed_subscriptions(config);
+        let link = broker::start(target.clone(), &config.node_id, &patterns, &channels, driver.clone());
+        driver.borrow_mut().link = Some(link);
+    }
+    monoio::spawn(tick(driver.clone(), bell.clone()));
+    let sleeper = Sleeper::new(bell)?;
+    let yielder = super::ring::Yielder::new()?;
+    while !is_over() {
+        if driver.borrow_mut().take_commands() {
+            yielder.give_way().await;
+            continue;
+        }
+        sleeper.wait(|| driver.borrow().has_commands() || is_over()).await;
+    }
+    let link = driver.borrow().link.clone();
+    if let Some(link) = link {
+        link.shutdown();
+        link.stopped().await;
+    }
+    Ok(())
+}
+
+/// What is due by the clock: backlogs soon, rooms now and then. Rings the relay's own bell, so that it sees its end.
+async fn tick(driver: Rc<RefCell<Driver>>, bell: Arc<Bell>) {
+    let mut since_sweep = Duration::ZERO;
+    loop {
+        let interval = if driver.borrow().relay.has_backlog() { PUMP_INTERVAL } else { SWEEP_INTERVAL };
+        monoio::time::sleep(interval).await;
+        since_sweep += interval;
+        let mut driver = driver.borrow_mut();
+        driver.pump();
+        if since_sweep >= SWEEP_INTERVAL {
+            since_sweep = Duration::ZERO;
+            let now = driver.clock.now();
+            let Driver { relay, rings, .. } = &mut *driver;
+            relay.sweep(rings, now);
+            driver.flush();
+            bell.ring();
+        }
+    }
+}
+
+/// Patterns and channels that are subscribed for as long as the server runs.
+fn fixed_subscriptions(config: &Config) -> (Vec<String>, Vec<String>) {
+    let (mut patterns, mut channels) = (Vec::new(), Vec::new());
+    for source in &config.sources {
+        match &source.subscribe {
+            Subscribe::Pattern { prefix, suffix } => patterns.push(format!("{prefix}*{suffix}")),
+            Subscribe::Channel(channel) => channels.push(channel.clone()),
+            Subscribe::OnDemand { .. } => {}
+        }
+    }
+    for list in [&mut patterns, &mut channels] {
+        list.sort_unstable();
+        list.dedup();
+    }
+    (patterns, channels)
+}

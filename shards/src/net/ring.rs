@@ -1,0 +1,185 @@
+//! Step 3 of 5: the rings between the relay and a shard.
+//!
+//! One SPSC queue down (relay to shard), one up (shard to relay), each with a doorbell: an eventfd that its consumer waits
+//! on, and the `asleep` flag that keeps the producer from writing it for nobody. Full means that the producer keeps the
+//! command (the relay spills, the shard waits); nobody ever waits for space on a thread.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::socket::Socket;
+use crate::command::{Down, Up};
+use crate::doorbell::Doorbell;
+use crate::limits::RING_SLOTS;
+
+/// A doorbell and its eventfd; shared by its consumer and all its producers.
+pub struct Bell {
+    doorbell: Doorbell,
+    eventfd: OwnedFd,
+}
+
+impl Bell {
+    /// A bell that nobody has rung.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    pub fn new() -> io::Result<Arc<Self>> {
+        let eventfd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Arc::new(Self { doorbell: Doorbell::default(), eventfd }))
+    }
+
+    /// Wakes the consumer if it sleeps. To be called after a whole batch has been pushed.
+    pub fn ring(&self) {
+        if self.doorbell.must_ring() {
+            self.write();
+        }
+    }
+
+    /// Wakes the consumer whatever it does.
+    pub fn write(&self) {
+        // EAGAIN: the counter is at its top, so it is readable already.
+        let _full_is_rung = rustix::io::write(&self.eventfd, &1u64.to_ne_bytes());
+    }
+}
+
+/// The consumer's end of a bell, on the runtime of its thread.
+pub struct Sleeper {
+    bell: Arc<Bell>,
+    socket: Socket,
+}
+
+impl Sleeper {
+    /// To be made on the consumer's thread.
+    ///
+    /// # Errors
+    /// Out of descriptors, or the driver did not take it.
+    pub fn new(bell: Arc<Bell>) -> io::Result<Self> {
+        let socket = Socket::new(bell.eventfd.try_clone()?)?;
+        Ok(Self { bell, socket })
+    }
+
+    /// Waits until the bell is rung, unless `has_work` says that there is something to do already. Asked after the flag is
+    /// up, so that nothing that is pushed meanwhile is slept through.
+    pub async fn wait(&self, has_work: impl FnOnce() -> bool) {
+        self.bell.doorbell.before_waiting();
+        if !has_work() {
+            // An error means that the runtime is going down; the caller looks for work once more.
+            let _going_down = self.socket.readable().await;
+            self.clear();
+        }
+        self.bell.doorbell.woken();
+    }
+
+    fn clear(&self) {
+        let mut count = [0; 8];
+        // EAGAIN: rung by nobody.
+        let _nothing = rustix::io::read(self.socket.fd(), &mut count);
+    }
+}
+
+/// Gives way to everything else on the thread: the runtime parks once and looks at all sockets.
+///
+/// By an eventfd of its own: a task that wakes itself is run again before anything is looked at, for ever (monoio 0.2.4).
+pub struct Yielder {
+    socket: Socket,
+}
+
+impl Yielder {
+    /// To be made on the thread that yields.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self { socket: Socket::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)? })
+    }
+
+    /// See the type.
+    pub async fn give_way(&self) {
+        let _full_is_rung = rustix::io::write(self.socket.fd(), &1u64.to_ne_bytes());
+        let _going_down = self.socket.readable().await;
+        let mut count = [0; 8];
+        let _nothing = rustix::io::read(self.socket.fd(), &mut count);
+    }
+}
+
+/// The relay's ends of the rings of one shard.
+pub struct RelayEnd {
+    /// To the shard.
+    pub down: rtrb::Producer<Down>,
+    /// From the shard.
+    pub up: rtrb::Consumer<Up>,
+    /// The shard's bell.
+    pub bell: Arc<Bell>,
+    consumed_bytes: Arc<AtomicU64>,
+    /// Something was pushed since the bell was rung.
+    pub unrung: bool,
+}
+
+/// The shard's ends of its rings.
+pub struct ShardEnd {
+    /// From the relay.
+    pub down: rtrb::Consumer<Down>,
+    /// To the relay.
+    pub up: rtrb::Producer<Up>,
+    /// The relay's bell.
+    pub relay_bell: Arc<Bell>,
+    consumed_bytes: Arc<AtomicU64>,
+}
+
+/// Both ends of the rings of one shard.
+pub fn pair(shard_bell: Arc<Bell>, relay_bell: Arc<Bell>) -> (RelayEnd, ShardEnd) {
+    let (down_producer, down_consumer) = rtrb::RingBuffer::new(RING_SLOTS);
+    let (up_producer, up_consumer) = rtrb::RingBuffer::new(RING_SLOTS);
+    let consumed_bytes = Arc::new(AtomicU64::new(0));
+    let relay_end = RelayEnd {
+        down: down_producer,
+        up: up_consumer,
+        bell: shard_bell,
+        consumed_bytes: consumed_bytes.clone(),
+        unrung: false,
+    };
+    (relay_end, ShardEnd { down: down_consumer, up: up_producer, relay_bell, consumed_bytes })
+}
+
+impl RelayEnd {
+    /// Puts a command on the ring, or gives it back when there is no space.
+    pub fn offer(&mut self, command: Down) -> Result<(), Down> {
+        self.down.push(command).map_err(|rtrb::PushError::Full(command)| command)?;
+        self.unrung = true;
+        Ok(())
+    }
+
+    /// Rings for what was offered.
+    pub fn flush(&mut self) {
+        if std::mem::take(&mut self.unrung) {
+            self.bell.ring();
+        }
+    }
+
+    /// Bytes of publications that the shard has taken.
+    pub fn consumed_bytes(&self) -> u64 {
+        self.consumed_bytes.load(Relaxed)
+    }
+}
+
+impl ShardEnd {
+    /// Takes the next command.
+    pub fn take(&mut self) -> Option<Down> {
+        let command = self.down.pop().ok()?;
+        let bytes = command.backlog_bytes() as u64;
+        if bytes > 0 {
+            // This end is the only writer.
+            self.consumed_bytes.store(self.consumed_bytes.load(Relaxed) + bytes, Relaxed);
+        }
+        Some(command)
+    }
+
+    /// Puts a command on the ring, or gives it back when there is no space.
+    pub fn offer(&mut self, command: Up) -> Result<(), Up> {
+        self.up.push(command).map_err(|rtrb::PushError::Full(command)| command)
+    }
+}

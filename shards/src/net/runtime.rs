@@ -1,0 +1,199 @@
+//! The threads: which driver, which cores, and what a shard's thread does from start to end.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use monoio::time::TimeDriver;
+use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
+
+use super::connection::{Clock, Core, SharedCore, start};
+use super::fanout::Fanout;
+use super::listener::{Listener, accept_all};
+use super::ring::{Bell, ShardEnd, Sleeper, Yielder};
+use crate::close::CloseReason;
+use crate::config::DriverChoice;
+use crate::shard::{Progress, Shard, TICK_MICROS};
+
+/// The kernel interface of the shards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Driver {
+    /// io_uring with SINGLE_ISSUER and DEFER_TASKRUN.
+    IoUring,
+    /// epoll.
+    Epoll,
+}
+
+impl Driver {
+    /// As in logs, `/stats` and `/metrics`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::IoUring => "io_uring",
+            Self::Epoll => "epoll",
+        }
+    }
+}
+
+/// io_uring can't be used; the text says why and what to do.
+#[derive(Debug, thiserror::Error)]
+#[error("io_uring can't be used: {error}; {cure}")]
+pub struct NoIoUring {
+    error: io::Error,
+    cure: &'static str,
+}
+
+/// What `choice` means on this kernel. The error, if any, is why it is not io_uring.
+///
+/// # Errors
+/// [`NoIoUring`] where io_uring was demanded.
+pub fn choose(choice: DriverChoice) -> Result<(Driver, Option<NoIoUring>), NoIoUring> {
+    if choice == DriverChoice::Epoll {
+        return Ok((Driver::Epoll, None));
+    }
+    match (probe(), choice) {
+        (Ok(()), _) => Ok((Driver::IoUring, None)),
+        (Err(why), DriverChoice::IoUring) => Err(why),
+        (Err(why), _) => Ok((Driver::Epoll, Some(why))),
+    }
+}
+
+/// Makes a ring with the flags that a shard's runtime uses, and drops it.
+fn probe() -> Result<(), NoIoUring> {
+    let built: io::Result<io_uring::IoUring> =
+        io_uring::IoUring::builder().setup_single_issuer().setup_defer_taskrun().build(8);
+    let Err(error) = built else { return Ok(()) };
+    let cure = match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => {
+            "a seccomp profile or kernel.io_uring_disabled forbids it. In Docker: --security-opt \
+             seccomp=deploy/seccomp-io_uring.json; else: sysctl kernel.io_uring_disabled=0"
+        }
+        Some(libc::ENOSYS | libc::EINVAL) => "Linux 6.1 or later is due, built with CONFIG_IO_URING",
+        Some(libc::ENOMEM) => "raise the limit of locked memory (LimitMEMLOCK, ulimit -l)",
+        _ => "see io_uring_setup(2)",
+    };
+    Err(NoIoUring { error, cure })
+}
+
+/// Runs `future` on a runtime of `driver` on this thread.
+///
+/// # Errors
+/// The ring or the epoll descriptor could not be made.
+pub fn block_on<F: Future>(driver: Driver, future: F) -> io::Result<F::Output> {
+    match driver {
+        Driver::IoUring => {
+            let mut ring = monoio_io_uring::IoUring::builder();
+            ring.setup_single_issuer().setup_defer_taskrun().setup_cqsize(COMPLETIONS);
+            let builder = RuntimeBuilder::<TimeDriver<IoUringDriver>>::new();
+            Ok(builder.uring_builder(ring).with_entries(SUBMISSIONS).build()?.block_on(future))
+        }
+        Driver::Epoll => Ok(RuntimeBuilder::<TimeDriver<LegacyDriver>>::new().build()?.block_on(future)),
+    }
+}
+
+/// Entries of a runtime's submission queue: polls that are armed between two parks.
+const SUBMISSIONS: u32 = 2048;
+/// Entries of its completion queue: sockets that become ready between two parks without overflowing.
+const COMPLETIONS: u32 = 8192;
+
+/// Everything a shard's thread is given.
+pub struct ShardParts {
+    pub shard: Shard,
+    pub driver: Driver,
+    pub clock: Clock,
+    pub ring: ShardEnd,
+    pub bell: Arc<Bell>,
+    /// Listening sockets with their indices.
+    pub listeners: Vec<(OwnedFd, u8)>,
+    /// How long a drain may take.
+    pub drain: Duration,
+}
+
+/// A shard from its first connection to the end of its drain.
+///
+/// # Errors
+/// Out of descriptors or memory at the start.
+pub async fn run_shard(parts: ShardParts, on_ready: impl FnOnce()) -> io::Result<()> {
+    let fanout = match parts.driver {
+        Driver::IoUring => Fanout::ring()?,
+        Driver::Epoll => Fanout::plain(),
+    };
+    let core = Rc::new(std::cell::RefCell::new(Core::new(parts.shard, fanout, parts.clock, parts.ring)));
+    let mut listeners = Vec::new();
+    for (fd, index) in parts.listeners {
+        let listener = Listener::new(fd, index)?;
+        monoio::spawn(accept_all(core.clone(), listener.clone()));
+        listeners.push(listener);
+    }
+    monoio::spawn(turns(core.clone(), Sleeper::new(parts.bell)?, Yielder::new()?));
+    on_ready();
+    sweep_and_drain(core, listeners, parts.drain).await;
+    Ok(())
+}
+
+/// The heart of a shard: commands in, batches out.
+async fn turns(core: SharedCore, sleeper: Sleeper, yielder: Yielder) {
+    let mut tasks = Vec::new();
+    loop {
+        let began = core.borrow().now();
+        let worked = core.borrow_mut().take_commands(&mut tasks);
+        start(&core, &mut tasks);
+        while core.borrow().shard.has_dirty_rooms() {
+            let progress = core.borrow_mut().step(&mut tasks);
+            start(&core, &mut tasks);
+            if progress == Progress::More {
+                yielder.give_way().await;
+            }
+        }
+        if worked {
+            core.borrow_mut().turn_ended(began);
+            if core.borrow().has_commands() {
+                yielder.give_way().await;
+                continue;
+            }
+        }
+        sleeper.wait(|| core.borrow().has_commands()).await;
+    }
+}
+
+/// The sweep each tick; once the server drains, closes everybody at a pace, and returns when nobody is left or time is up.
+async fn sweep_and_drain(core: SharedCore, listeners: Vec<Rc<Listener>>, drain: Duration) {
+    let mut tasks = Vec::new();
+    let tick = Duration::from_micros(TICK_MICROS);
+    let mut ticks_left = None;
+    loop {
+        monoio::time::sleep(tick).await;
+        core.borrow_mut().sweep(&mut tasks);
+        start(&core, &mut tasks);
+        if !core.borrow().shard.is_draining() {
+            continue;
+        }
+        let left = match ticks_left {
+            Some(left) => left,
+            None => {
+                for listener in &listeners {
+                    listener.close(&core);
+                }
+                // The last second is for Close frames to be answered.
+                (drain.saturating_sub(Duration::from_secs(1)).as_micros() / tick.as_micros()).max(1) as usize
+                    + 10
+            }
+        };
+        if core.borrow().shard.connections_len() == 0 || left == 0 {
+            return;
+        }
+        ticks_left = Some(left - 1);
+        close_share(&core, left.saturating_sub(10).max(1), &mut tasks);
+        start(&core, &mut tasks);
+    }
+}
+
+/// Closes as many connections as must go in this tick for all of them to be gone in `ticks`.
+fn close_share(core: &SharedCore, ticks: usize, tasks: &mut Vec<super::connection::Task>) {
+    let ids = core.borrow().shard.open_ids();
+    let share = ids.len().div_ceil(ticks);
+    for id in ids.into_iter().take(share) {
+        core.borrow_mut().close(id, CloseReason::GoingAway, tasks);
+    }
+}

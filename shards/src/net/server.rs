@@ -1,0 +1,309 @@
+//! A running server: its threads from start to end.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use core_affinity::CoreId;
+
+use super::connection::Clock;
+use super::listener::bind;
+use super::ring::{Bell, RelayEnd, pair};
+use super::runtime::{Driver, NoIoUring, ShardParts, block_on, choose, run_shard};
+use crate::auth::Gate;
+use crate::config::{Config, ShardCount};
+use crate::limits::SHARDS_MAX;
+use crate::metrics::{Identity, Metrics};
+use crate::setup::Setup;
+use crate::shard::{ADMIN, Shard};
+
+/// Why a server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// See [`NoIoUring`].
+    #[error(transparent)]
+    NoIoUring(#[from] NoIoUring),
+    /// An address could not be bound.
+    #[error("can't listen on {address}: {error}{cure}")]
+    Bind {
+        /// Which.
+        address: SocketAddr,
+        /// The kernel's word.
+        error: io::Error,
+        /// What to do.
+        cure: &'static str,
+    },
+    /// `--cores` names one that this process may not use.
+    #[error("core {core} can't be used: this process may run on {usable:?}")]
+    Core {
+        /// Which.
+        core: usize,
+        /// Those that can.
+        usable: Vec<usize>,
+    },
+    /// A thread could not be started, or its runtime.
+    #[error("thread {name} can't start: {error}")]
+    Thread {
+        /// Which.
+        name: String,
+        /// The kernel's word.
+        error: io::Error,
+    },
+}
+
+/// See the module.
+pub struct Server {
+    /// What is served, first address first, ports settled.
+    pub listen: Vec<SocketAddr>,
+    /// The admin address, if there is one.
+    pub admin: Option<SocketAddr>,
+    /// The driver in use.
+    pub driver: Driver,
+    /// Why it is not io_uring, where that was wanted.
+    pub no_io_uring: Option<NoIoUring>,
+    /// Core of each shard.
+    pub cores: Vec<usize>,
+    /// Core of the relay's own thread; `None` where it lives on shard 0's.
+    pub relay_core: Option<usize>,
+    /// Shared with its threads.
+    pub setup: Arc<Setup>,
+    threads: Vec<JoinHandle<io::Result<()>>>,
+    relay_bell: Arc<Bell>,
+    shards_left: Arc<AtomicUsize>,
+}
+
+/// Cores for the shards and, where one is left, for the relay.
+fn plan_cores(config: &Config) -> Result<(Vec<usize>, Option<usize>), StartError> {
+    let usable: Vec<usize> =
+        core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).collect();
+    let cores = match &config.cores {
+        Some(cores) => cores.clone(),
+        None if usable.is_empty() => vec![0],
+        None => usable.clone(),
+    };
+    if let Some(core) = cores.iter().copied().find(|core| !usable.is_empty() && !usable.contains(core)) {
+        return Err(StartError::Core { core, usable });
+    }
+    let shards = match config.shards {
+        ShardCount::Count(shards) => shards,
+        // The relay gets a core of its own when there are three or more.
+        ShardCount::Auto if cores.len() >= 3 => cores.len() - 1,
+        ShardCount::Auto => cores.len(),
+    };
+    let shards = shards.clamp(1, SHARDS_MAX);
+    let relay_core = cores.get(shards).copied();
+    Ok(((0..shards).map(|shard| cores[shard % cores.len()]).collect(), relay_core))
+}
+
+impl Server {
+    /// Starts every thread and returns when all of them serve. `key` is what `--api-key-file` holds.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing is left running.
+    pub fn start(config: &Config, key: Option<String>) -> Result<Self, StartError> {
+        let (driver, no_io_uring) = choose(config.driver)?;
+        let (cores, relay_core) = plan_cores(config)?;
+        let (listen, admin, mut sockets) = bind_all(config, cores.len())?;
+        let loopback_only = listen.iter().chain(&admin).all(|address| address.ip().is_loopback());
+        let metrics = Arc::new(Metrics::new(cores.len(), identity(config, driver), config.plain_metrics));
+        let setup = Arc::new(Setup::new(config, Gate::new(key, loopback_only), metrics));
+        let clock = Clock::start();
+        let thread_error = |name: &str| {
+            let name = name.to_owned();
+            move |error| StartError::Thread { name, error }
+        };
+        let relay_bell = Bell::new().map_err(thread_error("relay"))?;
+        let shards_left = Arc::new(AtomicUsize::new(cores.len()));
+        let failed = Arc::new(AtomicBool::new(false));
+        let (ready_sender, ready) = std::sync::mpsc::channel();
+        let mut relay_ends = Vec::new();
+        let mut parts = Vec::new();
+        for index in 0..cores.len() {
+            let bell = Bell::new().map_err(thread_error("shard"))?;
+            let (relay_end, shard_end) = pair(bell.clone(), relay_bell.clone());
+            relay_ends.push(relay_end);
+            parts.push(ShardParts {
+                shard: Shard::new(index as u16, setup.clone()),
+                driver,
+                clock,
+                ring: shard_end,
+                bell,
+                listeners: std::mem::take(&mut sockets[index]),
+                drain: config.drain,
+            });
+        }
+        let relay = RelayParts {
+            config: config.clone(),
+            setup: setup.clone(),
+            rings: relay_ends,
+            bell: relay_bell.clone(),
+            clock,
+            shards_left: shards_left.clone(),
+        };
+        let mut relay = Some(relay);
+        let mut threads = Vec::new();
+        for (index, parts) in parts.into_iter().enumerate() {
+            let name = format!("shard-{index}");
+            let core = cores[index];
+            let relay_here = if index == 0 && relay_core.is_none() { relay.take() } else { None };
+            let (ready, left, bell) = (ready_sender.clone(), shards_left.clone(), relay_bell.clone());
+            let failed = failed.clone();
+            let thread = thread::Builder::new().name(name.clone()).spawn(move || {
+                pin(core);
+                let told = ready.clone();
+                let result = block_on(driver, async move {
+                    let relay = relay_here.map(|relay| monoio::spawn(relay.run()));
+                    let result = run_shard(parts, || {
+                        let _starter_gone = ready.send(Ok(()));
+                    })
+                    .await;
+                    left.fetch_sub(1, Ordering::Release);
+                    bell.write();
+                    match relay {
+                        Some(relay) => result.and(relay.await),
+                        None => result,
+                    }
+                });
+                let result = result.and_then(|inner| inner);
+                if let Err(error) = &result {
+                    failed.store(true, Ordering::Relaxed);
+                    let _starter_gone = told.send(Err(io::Error::new(error.kind(), error.to_string())));
+                }
+                result
+            });
+            threads.push(thread.map_err(thread_error(&name))?);
+        }
+        if let (Some(relay), Some(core)) = (relay, relay_core) {
+            let thread = thread::Builder::new().name("relay".to_owned()).spawn(move || {
+                pin(core);
+                block_on(driver, relay.run())?
+            });
+            threads.push(thread.map_err(thread_error("relay"))?);
+        }
+        for index in 0..cores.len() {
+            match ready.recv() {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return Err(StartError::Thread { name: format!("shard-{index}"), error }),
+                Err(_) => {
+                    return Err(thread_error("shard")(io::Error::other("it ended before it was ready")));
+                }
+            }
+        }
+        Ok(Self {
+            listen,
+            admin,
+            driver,
+            no_io_uring,
+            cores,
+            relay_core,
+            setup,
+            threads,
+            relay_bell,
+            shards_left,
+        })
+    }
+
+    /// Begins the drain: not ready, no new connections, existing ones closed at a pace.
+    pub fn drain(&self) {
+        self.setup.drain();
+    }
+
+    /// Whether every shard has ended.
+    pub fn has_ended(&self) -> bool {
+        self.shards_left.load(Ordering::Acquire) == 0
+    }
+
+    /// Waits for the end of all threads.
+    ///
+    /// # Errors
+    /// The first that ended badly.
+    pub fn join(self) -> io::Result<()> {
+        self.relay_bell.write();
+        for thread in self.threads {
+            thread.join().unwrap_or_else(|_| Err(io::Error::other("a thread panicked")))?;
+        }
+        Ok(())
+    }
+}
+
+struct RelayParts {
+    config: Config,
+    setup: Arc<Setup>,
+    rings: Vec<RelayEnd>,
+    bell: Arc<Bell>,
+    clock: Clock,
+    shards_left: Arc<AtomicUsize>,
+}
+
+impl RelayParts {
+    async fn run(self) -> io::Result<()> {
+        let Self { config, setup, rings, bell, clock, shards_left } = self;
+        let seed =
+            SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).subsec_nanos() as u16;
+        let is_over = || shards_left.load(Ordering::Acquire) == 0;
+        super::relay::run(&config, setup, rings, bell, clock, seed, is_over).await
+    }
+}
+
+type Sockets = Vec<Vec<(std::os::fd::OwnedFd, u8)>>;
+
+/// One socket per shard and address. The admin address is served by shard 0.
+fn bind_all(
+    config: &Config,
+    shards: usize,
+) -> Result<(Vec<SocketAddr>, Option<SocketAddr>, Sockets), StartError> {
+    let bound = |address| {
+        bind(address).map_err(|error| {
+            let cure = match error.raw_os_error() {
+                Some(libc::EADDRINUSE) => {
+                    ": another program listens there, or a corecast of another user; choose another port"
+                }
+                Some(libc::EACCES) => ": ports below 1024 need CAP_NET_BIND_SERVICE",
+                _ => "",
+            };
+            StartError::Bind { address, error, cure }
+        })
+    };
+    let mut sockets: Sockets = (0..shards).map(|_| Vec::new()).collect();
+    let mut listen = Vec::new();
+    for (index, address) in config.listen.iter().enumerate() {
+        let mut address = *address;
+        for shard in &mut sockets {
+            let (socket, settled) = bound(address)?;
+            address = settled;
+            shard.push((socket, index as u8));
+        }
+        listen.push(address);
+    }
+    let admin = match config.admin {
+        Some(address) => {
+            let (socket, settled) = bound(address)?;
+            sockets[0].push((socket, ADMIN));
+            Some(settled)
+        }
+        None => None,
+    };
+    Ok((listen, admin, sockets))
+}
+
+fn identity(config: &Config, driver: Driver) -> Identity {
+    Identity {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        driver: driver.name().to_owned(),
+        node_id: config.node_id.clone(),
+        presets: config.presets.join(","),
+        started_unix_seconds: SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or(Duration::ZERO)
+            .as_secs_f64(),
+    }
+}
+
+fn pin(core: usize) {
+    if !core_affinity::set_for_current(CoreId { id: core }) {
+        tracing::warn!(core, "a thread could not be pinned; it runs wherever the scheduler puts it");
+    }
+}

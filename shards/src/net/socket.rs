@@ -1,0 +1,110 @@
+//! One descriptor that the runtime waits on and the shard reads, writes and shuts down without waiting.
+//!
+//! monoio's `UnixStream` serves as the waiting half for every kind of descriptor: it is nothing but the descriptor and its
+//! readiness (8 B), where its `TcpStream` carries 72 B of cached addresses per connection. Only `readable` and `writable`
+//! are used, which may be dropped at any time; no operation that carries data is ever in flight.
+
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream as StdUnixStream;
+
+use monoio::net::UnixStream;
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, Shutdown};
+
+/// See the module.
+pub struct Socket {
+    stream: UnixStream,
+}
+
+impl Socket {
+    /// Takes a descriptor over, on the thread whose runtime will wait for it.
+    ///
+    /// # Errors
+    /// On the epoll driver: the descriptor could not be registered.
+    pub fn new(fd: OwnedFd) -> io::Result<Self> {
+        Ok(Self { stream: UnixStream::from_std(StdUnixStream::from(fd))? })
+    }
+
+    /// The descriptor's number, valid as long as this lives.
+    pub fn number(&self) -> i32 {
+        self.stream.as_raw_fd()
+    }
+
+    /// Completes when there is something to read, the peer has ended, or the socket is broken.
+    pub async fn readable(&self) -> io::Result<()> {
+        self.stream.readable(false).await
+    }
+
+    /// Completes when the socket takes bytes or is broken.
+    pub async fn writable(&self) -> io::Result<()> {
+        self.stream.writable(false).await
+    }
+
+    /// The descriptor, for one call.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        borrow(self, self.number())
+    }
+
+    /// Shuts one or both directions down. A socket that is gone already is no error.
+    pub fn shutdown(&self, how: Shutdown) {
+        let _gone_already = rustix::net::shutdown(self.fd(), how);
+    }
+
+    /// Receives what is there now. `Ok(0)` is the end.
+    pub fn receive(&self, into: &mut [u8]) -> Result<usize, Errno> {
+        loop {
+            match rustix::net::recv(self.fd(), &mut *into, RecvFlags::DONTWAIT) {
+                Ok((_, bytes)) => return Ok(bytes),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// Sends what `socket` takes now. Returns the bytes taken, 0 when it is full, -1 when it is broken.
+///
+/// `socket` is the number of a descriptor whose slot is occupied: the shard frees a slot before its socket is closed.
+pub fn send(socket: i32, bytes: &[u8]) -> isize {
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    loop {
+        match rustix::net::send(borrow(&(), socket), bytes, flags) {
+            Ok(taken) => return taken as isize,
+            Err(Errno::INTR) => {}
+            Err(error) => return refused(error),
+        }
+    }
+}
+
+/// The same for several buffers that follow each other.
+pub fn send_vectored(socket: i32, buffers: &[io::IoSlice<'_>]) -> isize {
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    loop {
+        match rustix::net::sendmsg(borrow(&(), socket), buffers, &mut Default::default(), flags) {
+            Ok(taken) => return taken as isize,
+            Err(Errno::INTR) => {}
+            Err(error) => return refused(error),
+        }
+    }
+}
+
+/// What an error of a send means: the socket is full (it will take more later), or broken.
+///
+/// ENOBUFS and ENOMEM are the kernel's own shortage: later, not never.
+pub fn refused(error: Errno) -> isize {
+    match error {
+        Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM => 0,
+        _ => -1,
+    }
+}
+
+/// A descriptor by its number, for as long as `_owner` lives.
+fn borrow<T: ?Sized>(_owner: &T, number: i32) -> BorrowedFd<'_> {
+    // SAFETY: the number is that of an open descriptor for the duration of the borrow. A `Socket` owns its descriptor;
+    // for the numbers that a shard sends to, the runtime releases the connection's slot before it drops its `Socket`, and
+    // sends only to numbers of occupied slots (keeper: `net/connection.rs`, `close_socket`).
+    unsafe { BorrowedFd::borrow_raw(number) }
+}

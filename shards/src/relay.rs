@@ -1,0 +1,723 @@
+//! Step 2 of 5: every publication's place in its room's log, one frame, and who is interested.
+//!
+//! A state machine without sockets: its driver tells it what the broker and the shards said and carries out what it asks
+//! for ([`Relay::broker`], [`Outlet`]). It keeps the promise behind the 101: a shard is admitted to a room when the room's
+//! source is confirmed, and from then on every publication goes to it, or is declared lost.
+//!
+//! Overload is not loss: what a ring has no space for waits in a spill, FIFO behind it; beyond the bound in bytes a room is
+//! *behind* on that shard, its log keeps what comes, and the shard gets it (or a gap) when there is space.
+
+use std::collections::VecDeque;
+use std::hash::BuildHasher as _;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hashbrown::HashTable;
+use smallvec::SmallVec;
+
+use crate::arena::Arena;
+use crate::command::{ConnectionId, Down, Ledger, Outcome, RoomSlot, Up};
+use crate::envelope;
+use crate::frame::Frame;
+use crate::limits::{
+    NODE_LOG_BYTES_MAX, PAYLOAD_BYTES_MAX, ROOM_LINGER, SHARD_BACKLOG_BYTES_MAX, SPILL_ITEMS_MAX,
+};
+use crate::log::{Log, Record};
+use crate::metrics::{GapReason, RefuseReason, RelayMetrics};
+use crate::route::plain_name;
+use crate::setup::Setup;
+use crate::shard::{Micros, ticks_in};
+
+mod own;
+
+use own::Own;
+pub use own::PublishFailure;
+
+/// The rings to the shards.
+pub trait Outlet {
+    /// Puts a command on the ring of a shard, or gives it back when the ring is full.
+    fn offer(&mut self, shard: u16, command: Down) -> Result<(), Down>;
+
+    /// Bytes of publications that the shard has taken since the start.
+    fn consumed_bytes(&self, shard: u16) -> u64;
+}
+
+/// What the broker's connection is to do, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BrokerCommand {
+    /// Subscribe a channel; [`Relay::confirmed`] follows when it holds.
+    Subscribe(Box<[u8]>),
+    /// Leave a channel.
+    Unsubscribe(Box<[u8]>),
+    /// Publish; [`Relay::published`] follows with the token, or [`Relay::refused`] at once.
+    Publish {
+        /// Number of the publication.
+        token: u64,
+        /// Where.
+        channel: Box<[u8]>,
+        /// What, in the form of its source.
+        payload: Bytes,
+    },
+}
+
+/// A shard that has joined a room, and its name for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Interest {
+    shard: u16,
+    slot: RoomSlot,
+}
+
+/// A shard that a room is behind on: offsets from `from` on are still to go there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Behind {
+    shard: u16,
+    from: u64,
+}
+
+/// The log of record of a room and who reads it.
+#[derive(Debug)]
+struct LogRoom {
+    name: Arc<str>,
+    next: u64,
+    interest: SmallVec<[Interest; 1]>,
+    log: Option<Box<Log>>,
+    /// Rare: shards that wait for the source's confirmation, shards that are behind.
+    exceptional: Option<Box<Exceptional>>,
+    incarnation: u32,
+    idle_since: u32,
+    class: u8,
+    /// The broker feeds it.
+    has_source: bool,
+    /// Its channel is subscribed for its first reader and left after its last.
+    on_demand: bool,
+    /// On-demand sources: SUBSCRIBE has been asked for.
+    subscribed: bool,
+    /// On-demand sources: Redis has confirmed it, in the present run.
+    confirmed: bool,
+}
+
+#[derive(Debug, Default)]
+struct Exceptional {
+    waiting: Vec<Interest>,
+    behind: Vec<Behind>,
+}
+
+/// What waits behind one shard's ring.
+#[derive(Debug, Default)]
+struct Backlog {
+    spill: VecDeque<Down>,
+    offered_bytes: u64,
+    /// Rooms that are behind on this shard, in the order in which they will be refilled.
+    rooms: VecDeque<(u32, u16)>,
+}
+
+/// Whether publications travel, and whether they do now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BrokerState {
+    /// The local broker: publications have their place at once.
+    Local,
+    /// Redis, subscribed and proved alive.
+    Up,
+    /// Redis, away.
+    Down,
+}
+
+/// A question to all shards.
+#[derive(Debug)]
+struct Question {
+    number: u64,
+    askers: Vec<ConnectionId>,
+    missing: u16,
+    ledger: Ledger,
+}
+
+/// See the module.
+pub struct Relay {
+    setup: Arc<Setup>,
+    shards: u16,
+    rooms: Arena<LogRoom>,
+    names: HashTable<u32>,
+    hasher: foldhash::fast::FixedState,
+    backlogs: Vec<Backlog>,
+    broker_state: BrokerState,
+    was_up: bool,
+    run: u64,
+    /// High bits of every epoch: tells this process's numbers from those of the one before.
+    epoch_seed: u16,
+    incarnations: u32,
+    own: Own,
+    /// Rooms that wait for a confirmation.
+    waiting: Vec<(u32, u16)>,
+    /// Rooms without readers, oldest first.
+    idle: VecDeque<(u32, u32, u16)>,
+    log_bytes: usize,
+    question: Option<Question>,
+    questions: u64,
+    /// For the broker's connection, in order; taken by the driver after each call.
+    pub broker: VecDeque<BrokerCommand>,
+}
+
+impl Relay {
+    /// A relay for the shards of `setup`. `epoch_seed` is random per process.
+    pub fn new(setup: Arc<Setup>, broker_state: BrokerState, epoch_seed: u16) -> Self {
+        let shards = setup.metrics.shards.len() as u16;
+        let relay = Self {
+            shards,
+            rooms: Arena::default(),
+            names: HashTable::new(),
+            hasher: foldhash::fast::FixedState::default(),
+            backlogs: (0..shards).map(|_| Backlog::default()).collect(),
+            broker_state,
+            was_up: false,
+            run: 0,
+            epoch_seed,
+            incarnations: 0,
+            own: Own::default(),
+            waiting: Vec::new(),
+            idle: VecDeque::new(),
+            log_bytes: 0,
+            question: None,
+            questions: 0,
+            broker: VecDeque::new(),
+            setup,
+        };
+        relay.metrics().broker_up.set(u64::from(broker_state != BrokerState::Down));
+        relay
+    }
+
+    fn metrics(&self) -> &RelayMetrics {
+        &self.setup.metrics.relay
+    }
+
+    // ---- what the shards say
+
+    /// Takes one command of a shard.
+    pub fn handle(&mut self, shard: u16, command: Up, outlet: &mut impl Outlet, now: Micros) {
+        match command {
+            Up::Join { slot, name } => self.join(Interest { shard, slot }, name, outlet),
+            Up::Leave { slot, name } => self.leave(Interest { shard, slot }, &name, now),
+            Up::Publish(publish) => self.publish(*publish, outlet, now),
+            Up::Ask { from } => self.ask(from, outlet),
+            Up::Answer { question, ledger } => self.answer(question, ledger, outlet),
+        }
+    }
+
+    fn join(&mut self, interest: Interest, name: Arc<str>, outlet: &mut impl Outlet) {
+        let index = self.room_named(name);
+        let Some(generation) = self.rooms.generation(index) else { return };
+        let broker_state = self.broker_state;
+        let Some(room) = self.rooms.at_mut(index) else { return };
+        let on_demand = room.on_demand;
+        let mut command = None;
+        if on_demand && broker_state != BrokerState::Local && !room.subscribed {
+            room.subscribed = true;
+            room.confirmed = false;
+            command =
+                self.setup.routes.channel_of_room(&room.name).map(|(_, channel)| channel.as_bytes().into());
+        }
+        let waits = on_demand && broker_state == BrokerState::Up && !room.confirmed;
+        if waits {
+            room.exceptional.get_or_insert_default().waiting.push(interest);
+            self.waiting.push((index, generation));
+        }
+        self.broker.extend(command.map(BrokerCommand::Subscribe));
+        if !waits {
+            self.admit(index, interest, outlet);
+        }
+    }
+
+    /// Sets the shard's interest and tells it where live begins. Everything placed from now on follows on its ring.
+    fn admit(&mut self, index: u32, interest: Interest, outlet: &mut impl Outlet) {
+        let run = self.run;
+        let seed = self.epoch_seed;
+        let Some(room) = self.rooms.at_mut(index) else { return };
+        room.interest.push(interest);
+        let joined = Down::Joined { slot: interest.slot, epoch: room.epoch(seed, run), head: room.next };
+        self.offer(interest.shard, joined, outlet);
+    }
+
+    fn leave(&mut self, interest: Interest, name: &str, now: Micros) {
+        let Some(index) = self.find(name) else { return };
+        let Some(generation) = self.rooms.generation(index) else { return };
+        let Some(room) = self.rooms.at_mut(index) else { return };
+        let before = room.interest.len();
+        room.interest.retain(|other| *other != interest);
+        assert!(room.interest.len() < before, "shard {} left {name}, which it was not in", interest.shard);
+        if let Some(exceptional) = &mut room.exceptional {
+            exceptional.behind.retain(|behind| behind.shard != interest.shard);
+        }
+        room.tidy();
+        if room.is_idle() {
+            room.idle_since = now.ticks();
+            let due = now.ticks() + self.linger_ticks(index);
+            self.idle.push_back((due, index, generation));
+        }
+    }
+
+    fn linger_ticks(&self, index: u32) -> u32 {
+        let history = self.rooms.at(index).map(|room| self.setup.routes.class(room.class).history);
+        match history {
+            Some(history) if history.frames > 0 => ticks_in(ROOM_LINGER.max(history.age)),
+            _ => ticks_in(ROOM_LINGER),
+        }
+    }
+
+    /// Forgets rooms that nobody reads and whose time is up. Call it every tick or so.
+    pub fn sweep(&mut self, outlet: &mut impl Outlet, now: Micros) {
+        let tick = now.ticks();
+        while let Some((due, index, generation)) = self.idle.front().copied() {
+            if due > tick {
+                break;
+            }
+            self.idle.pop_front();
+            if self.rooms.holds(index, generation)
+                && let Some(room) = self.rooms.at(index)
+                && room.is_idle()
+                && room.idle_since + self.linger_ticks(index) <= tick
+            {
+                self.remove_room(index);
+            }
+        }
+        for shard in 0..self.shards {
+            self.pump(shard, outlet);
+        }
+        let metrics = self.metrics();
+        metrics.log_rooms.set(self.rooms.len() as u64);
+        metrics.log_bytes.set(self.log_bytes as u64);
+        metrics.spill_items.set(self.backlogs.iter().map(|b| b.spill.len() as u64).sum());
+    }
+
+    fn remove_room(&mut self, index: u32) {
+        let Some(room) = self.rooms.remove(index) else { return };
+        self.log_bytes -= room.log.as_ref().map_or(0, |log| log.bytes());
+        let hash = self.hasher.hash_one(&*room.name);
+        if let Ok(found) = self.names.find_entry(hash, |other| *other == index) {
+            found.remove();
+        }
+        if room.subscribed
+            && let Some((_, channel)) = self.setup.routes.channel_of_room(&room.name)
+        {
+            self.broker.push_back(BrokerCommand::Unsubscribe(channel.as_bytes().into()));
+        }
+    }
+
+    // ---- rooms
+
+    fn find(&self, name: &str) -> Option<u32> {
+        let hash = self.hasher.hash_one(name);
+        self.names.find(hash, |index| self.rooms.at(*index).is_some_and(|room| &*room.name == name)).copied()
+    }
+
+    fn room_named(&mut self, name: Arc<str>) -> u32 {
+        if let Some(index) = self.find(&name) {
+            return index;
+        }
+        self.incarnations += 1;
+        let source = self.setup.routes.channel_of_room(&name).map(|(source, _)| source);
+        let room = LogRoom {
+            next: 0,
+            interest: SmallVec::new(),
+            log: None,
+            exceptional: None,
+            incarnation: self.incarnations,
+            idle_since: 0,
+            class: self.setup.routes.class_of(&name),
+            on_demand: source.is_some_and(|source| self.setup.routes.is_on_demand(source)),
+            has_source: source.is_some(),
+            subscribed: false,
+            confirmed: false,
+            name,
+        };
+        let hash = self.hasher.hash_one(&*room.name);
+        let (index, _) = self.rooms.insert(room);
+        let Self { rooms, names, hasher, .. } = self;
+        names.insert_unique(hash, index, |index| {
+            rooms.at(*index).map_or(0, |room| hasher.hash_one(&*room.name))
+        });
+        index
+    }
+
+    // ---- publications
+
+    /// Gives a publication its place and sends it to every interested shard.
+    pub fn place(
+        &mut self,
+        room: &str,
+        payload: &[u8],
+        except: Option<ConnectionId>,
+        outlet: &mut impl Outlet,
+        now: Micros,
+    ) -> Outcome {
+        if payload.len() > PAYLOAD_BYTES_MAX {
+            self.metrics().refused.add(RefuseReason::TooBig, 1);
+            return Outcome::Refused;
+        }
+        let index = match self.find(room) {
+            Some(index) => index,
+            None if self.setup.routes.class(self.setup.routes.class_of(room)).history.frames > 0 => {
+                let index = self.room_named(room.into());
+                let generation = self.rooms.generation(index).unwrap_or_default();
+                let due = now.ticks() + self.linger_ticks(index);
+                self.idle.push_back((due, index, generation));
+                index
+            }
+            None => {
+                self.metrics().publications_unrouted.add(1);
+                return Outcome::Nobody;
+            }
+        };
+        let Ok(frame) = Frame::data(payload) else {
+            self.metrics().refused.add(RefuseReason::TooBig, 1);
+            return Outcome::Refused;
+        };
+        self.metrics().publications_received.add(1);
+        let generation = self.rooms.generation(index).unwrap_or_default();
+        let Self { rooms, setup, backlogs, run, epoch_seed, .. } = self;
+        let metrics = &setup.metrics.relay;
+        let Some(room) = rooms.at_mut(index) else { return Outcome::Nobody };
+        let offset = room.next;
+        room.next += 1;
+        let epoch = room.epoch(*epoch_seed, *run);
+        for at in 0..room.interest.len() {
+            let Interest { shard, slot } = room.interest[at];
+            if room.is_behind_on(shard) {
+                continue;
+            }
+            let backlog = &mut backlogs[shard as usize];
+            if !backlog.has_space_for(frame.len(), outlet.consumed_bytes(shard)) {
+                room.exceptional.get_or_insert_default().behind.push(Behind { shard, from: offset });
+                backlog.rooms.push_back((index, generation));
+                continue;
+            }
+            let command =
+                Down::Publication { slot, offset, arrived_micros: now.0, frame: frame.clone(), except };
+            backlog.offer(shard, command, outlet, metrics);
+        }
+        self.record(index, offset, Record { frame, arrived_micros: now.0, except });
+        Outcome::Placed { offset, epoch }
+    }
+
+    /// Puts a publication into its room's log, where the class or a shard that is behind needs it.
+    fn record(&mut self, index: u32, offset: u64, record: Record) {
+        let Self { rooms, setup, log_bytes, .. } = self;
+        let Some(room) = rooms.at_mut(index) else { return };
+        let history = setup.routes.class(room.class).history;
+        let is_behind = room.is_behind();
+        if history.frames == 0 && !is_behind {
+            *log_bytes -= room.log.take().map_or(0, |log| log.bytes());
+            return;
+        }
+        let log = room.log.get_or_insert_with(|| Box::new(Log::starting_at(offset)));
+        let oldest_kept = record.arrived_micros.saturating_sub(history.age.as_micros() as u64);
+        *log_bytes += record.frame.len();
+        log.push(record);
+        while log.len() > 1
+            && (log.bytes() > history.bytes
+                || (!is_behind && log.len() > history.frames)
+                || log.oldest().is_some_and(|oldest| oldest.arrived_micros < oldest_kept))
+        {
+            *log_bytes -= log.pop();
+        }
+        if self.log_bytes > NODE_LOG_BYTES_MAX {
+            self.cut_logs();
+        }
+    }
+
+    /// Over the node's budget every log loses its oldest eighth: one walk over the rooms per 32 MiB of publications.
+    fn cut_logs(&mut self) {
+        for index in 0..self.rooms.span() {
+            let Some(log) = self.rooms.at_mut(index).and_then(|room| room.log.as_mut()) else { continue };
+            let kept = log.bytes() - log.bytes() / 8;
+            while log.bytes() > kept {
+                self.log_bytes -= log.pop();
+            }
+        }
+    }
+
+    // ---- backlogs
+
+    /// Puts a command behind everything that goes to `shard`. Never dropped, whatever the bound.
+    fn offer(&mut self, shard: u16, command: Down, outlet: &mut impl Outlet) {
+        self.backlogs[shard as usize].offer(shard, command, outlet, &self.setup.metrics.relay);
+    }
+
+    /// Whether something waits behind a ring; the driver then calls [`pump`](Self::pump) again soon.
+    pub fn has_backlog(&self) -> bool {
+        self.backlogs.iter().any(|backlog| !backlog.spill.is_empty() || !backlog.rooms.is_empty())
+    }
+
+    /// Moves what waits for `shard` onto its ring: the spill first, then the rooms that are behind, from their logs.
+    pub fn pump(&mut self, shard: u16, outlet: &mut impl Outlet) {
+        let Self { rooms, backlogs, setup, .. } = self;
+        let metrics = &setup.metrics.relay;
+        let backlog = &mut backlogs[shard as usize];
+        while let Some(command) = backlog.spill.pop_front() {
+            if let Err(command) = outlet.offer(shard, command) {
+                backlog.spill.push_front(command);
+                return;
+            }
+        }
+        while let Some((index, generation)) = backlog.rooms.front().copied() {
+            if !backlog.spill.is_empty() {
+                return;
+            }
+            let is_that_room = rooms.holds(index, generation);
+            if let Some(room) = rooms.at_mut(index).filter(|_| is_that_room)
+                && let Refill::NoSpace = room.refill(shard, backlog, outlet, metrics)
+            {
+                return;
+            }
+            backlog.rooms.pop_front();
+        }
+    }
+
+    // ---- the broker
+
+    /// What Redis is now; the local broker's state never changes.
+    pub fn broker_state(&self) -> BrokerState {
+        self.broker_state
+    }
+
+    /// The fixed subscriptions are confirmed and proved alive. After a break every room of a source begins a new run.
+    pub fn broker_up(&mut self, outlet: &mut impl Outlet) {
+        self.broker_state = BrokerState::Up;
+        self.metrics().broker_up.set(1);
+        if !self.was_up {
+            self.was_up = true;
+            return;
+        }
+        self.run += 1;
+        self.metrics().broker_reconnects.add(1);
+        let touched =
+            self.rooms.iter().filter(|(_, room)| room.has_source && !room.interest.is_empty()).count();
+        self.metrics().gaps.add(GapReason::Broker, touched as u64);
+        for shard in 0..self.shards {
+            for source in 0..self.setup.routes.sources_len() {
+                self.offer(shard, Down::SourceGap { source: source as u8, run: self.run }, outlet);
+            }
+        }
+    }
+
+    /// The subscription broke. Whoever waits for a confirmation is admitted: local routing goes on, and a gap follows
+    /// when the broker is back. Own publications that have not returned are delivered here, once.
+    pub fn broker_down(&mut self, outlet: &mut impl Outlet, now: Micros) {
+        if self.broker_state == BrokerState::Up {
+            self.metrics().broker_breaks.add(1);
+        }
+        self.broker_state = BrokerState::Down;
+        self.metrics().broker_up.set(0);
+        for index in 0..self.rooms.span() {
+            if let Some(room) = self.rooms.at_mut(index) {
+                room.confirmed = false;
+            }
+        }
+        for (index, generation) in std::mem::take(&mut self.waiting) {
+            if self.rooms.holds(index, generation) {
+                self.admit_waiting(index, outlet);
+            }
+        }
+        self.deliver_unreturned(outlet, now);
+    }
+
+    /// Redis has confirmed an on-demand channel: every (UN)SUBSCRIBE of it is answered and the last was a SUBSCRIBE.
+    pub fn confirmed(&mut self, channel: &[u8], outlet: &mut impl Outlet) {
+        let setup = Arc::clone(&self.setup);
+        for (_, name) in setup.routes.rooms_of_channel(None, channel) {
+            let Some(index) = self.find(&name) else { continue };
+            let Some(room) = self.rooms.at_mut(index).filter(|room| room.subscribed) else { continue };
+            room.confirmed = true;
+            self.waiting.retain(|(other, _)| *other != index);
+            self.admit_waiting(index, outlet);
+        }
+    }
+
+    /// Redis ended the subscription of an on-demand channel unasked; it is subscribed again, and confirmed anew.
+    pub fn lapsed(&mut self, channel: &[u8]) {
+        let setup = Arc::clone(&self.setup);
+        for (_, name) in setup.routes.rooms_of_channel(None, channel) {
+            let Some(index) = self.find(&name) else { continue };
+            let Some(room) = self.rooms.at_mut(index).filter(|room| room.subscribed) else { continue };
+            room.confirmed = false;
+            self.metrics().gaps.add(GapReason::Broker, 1);
+        }
+    }
+
+    /// Redis does not permit an on-demand channel. Whoever waits is admitted: the room works on this node, and its gap
+    /// from the others is counted; the broker's log line names the ACL rule that is due.
+    pub fn channel_refused(&mut self, channel: &[u8], outlet: &mut impl Outlet) {
+        let setup = Arc::clone(&self.setup);
+        for (_, name) in setup.routes.rooms_of_channel(None, channel) {
+            let Some(index) = self.find(&name) else { continue };
+            let Some(room) = self.rooms.at_mut(index) else { continue };
+            room.subscribed = false;
+            self.metrics().gaps.add(GapReason::Broker, 1);
+            self.waiting.retain(|(other, _)| *other != index);
+            self.admit_waiting(index, outlet);
+        }
+    }
+
+    fn admit_waiting(&mut self, index: u32, outlet: &mut impl Outlet) {
+        let Some(room) = self.rooms.at_mut(index) else { return };
+        let waiting = room.exceptional.as_mut().map(|e| std::mem::take(&mut e.waiting)).unwrap_or_default();
+        room.tidy();
+        for interest in waiting {
+            self.admit(index, interest, outlet);
+        }
+    }
+
+    /// A message arrived on a channel; `pattern` is that of a pmessage.
+    pub fn message(
+        &mut self,
+        pattern: Option<&[u8]>,
+        channel: &[u8],
+        payload: &[u8],
+        outlet: &mut impl Outlet,
+        now: Micros,
+    ) {
+        let setup = Arc::clone(&self.setup);
+        let own = self.own.returned(channel, payload);
+        if own.as_ref().is_none_or(|returned| !returned.delivered) {
+            let except = own.and_then(|returned| returned.except);
+            let mut rooms = 0;
+            for (source, room) in setup.routes.rooms_of_channel(pattern, channel) {
+                rooms += 1;
+                let delivered = envelope::unwrap(setup.routes.deliver(source), plain_name(&room), payload);
+                self.place(&room, &delivered, except, outlet, now);
+            }
+            if rooms == 0 {
+                self.metrics().refused.add(RefuseReason::BadRoom, 1);
+            }
+        }
+        self.settle(outlet);
+    }
+
+    // ---- the ledger
+
+    fn ask(&mut self, from: ConnectionId, outlet: &mut impl Outlet) {
+        if let Some(question) = &mut self.question {
+            question.askers.push(from);
+            return;
+        }
+        self.questions += 1;
+        let number = self.questions;
+        self.question =
+            Some(Question { number, askers: vec![from], missing: self.shards, ledger: Ledger::default() });
+        for shard in 0..self.shards {
+            self.offer(shard, Down::Ask { question: number }, outlet);
+        }
+    }
+
+    fn answer(&mut self, number: u64, ledger: Ledger, outlet: &mut impl Outlet) {
+        let Some(question) = self.question.as_mut().filter(|question| question.number == number) else {
+            return;
+        };
+        question.ledger.add(&ledger);
+        question.missing -= 1;
+        if question.missing > 0 {
+            return;
+        }
+        let Some(question) = self.question.take() else { return };
+        for to in question.askers {
+            self.offer(to.shard, Down::Answer { to, ledger: question.ledger }, outlet);
+        }
+    }
+}
+
+/// Whether a room that was behind has caught up.
+enum Refill {
+    Through,
+    NoSpace,
+}
+
+impl LogRoom {
+    /// The run of the room's offsets: process, incarnation of the room, run of its source.
+    fn epoch(&self, seed: u16, run: u64) -> u64 {
+        (u64::from(seed) << 48) | (u64::from(self.incarnation) << 16) | (run & 0xffff)
+    }
+
+    fn is_idle(&self) -> bool {
+        self.interest.is_empty() && self.exceptional.as_ref().is_none_or(|e| e.waiting.is_empty())
+    }
+
+    fn is_behind(&self) -> bool {
+        self.exceptional.as_ref().is_some_and(|e| !e.behind.is_empty())
+    }
+
+    fn is_behind_on(&self, shard: u16) -> bool {
+        self.exceptional.as_ref().is_some_and(|e| e.behind.iter().any(|behind| behind.shard == shard))
+    }
+
+    /// Gives the box of exceptions back when there are none.
+    fn tidy(&mut self) {
+        if self.exceptional.as_ref().is_some_and(|e| e.waiting.is_empty() && e.behind.is_empty()) {
+            self.exceptional = None;
+        }
+    }
+
+    /// Sends the shard what it lacks from the log, and a gap for what the log no longer holds.
+    fn refill(
+        &mut self,
+        shard: u16,
+        backlog: &mut Backlog,
+        outlet: &mut impl Outlet,
+        metrics: &RelayMetrics,
+    ) -> Refill {
+        let Some(Interest { slot, .. }) =
+            self.interest.iter().find(|interest| interest.shard == shard).copied()
+        else {
+            return Refill::Through;
+        };
+        let Some(exceptional) = self.exceptional.as_mut() else { return Refill::Through };
+        let Some(at) = exceptional.behind.iter().position(|behind| behind.shard == shard) else {
+            return Refill::Through;
+        };
+        let behind = &mut exceptional.behind[at];
+        let first = self.log.as_ref().map_or(self.next, |log| log.first());
+        if first > behind.from {
+            metrics.gaps.add(GapReason::ShardOverload, first - behind.from);
+            backlog.offer(shard, Down::Gap { slot, from: behind.from, to: first }, outlet, metrics);
+            behind.from = first;
+        }
+        while behind.from < self.next {
+            let Some(record) = self.log.as_ref().and_then(|log| log.at(behind.from)) else { break };
+            if !backlog.spill.is_empty()
+                || !backlog.has_space_for(record.frame.len(), outlet.consumed_bytes(shard))
+            {
+                return Refill::NoSpace;
+            }
+            let command = Down::Publication {
+                slot,
+                offset: behind.from,
+                arrived_micros: record.arrived_micros,
+                frame: record.frame.clone(),
+                except: record.except,
+            };
+            backlog.offer(shard, command, outlet, metrics);
+            behind.from += 1;
+        }
+        exceptional.behind.swap_remove(at);
+        self.tidy();
+        Refill::Through
+    }
+}
+
+impl Backlog {
+    /// Whether a publication of `bytes` may go to the ring or its spill. One that is larger than the bound goes alone.
+    fn has_space_for(&self, bytes: usize, consumed_bytes: u64) -> bool {
+        let outstanding = (self.offered_bytes - consumed_bytes) as usize;
+        self.spill.len() < SPILL_ITEMS_MAX
+            && (outstanding == 0 || outstanding + bytes <= SHARD_BACKLOG_BYTES_MAX)
+    }
+
+    fn offer(&mut self, shard: u16, command: Down, outlet: &mut impl Outlet, metrics: &RelayMetrics) {
+        self.offered_bytes += command.backlog_bytes() as u64;
+        if !self.spill.is_empty() {
+            self.spill.push_back(command);
+            return;
+        }
+        if let Err(command) = outlet.offer(shard, command) {
+            metrics.ring_full.add(1);
+            self.spill.push_back(command);
+        }
+    }
+}

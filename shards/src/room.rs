@@ -1,0 +1,342 @@
+//! A room on a shard: the frames that some member has not passed, and how far each member is.
+//!
+//! Positions count the room's entries on this shard, from 0; they have no holes, so a position minus the window's base is
+//! an index. The broker's offsets lie in the entries.
+//!
+//! Invariants, checked after every change in debug builds:
+//! * every cursor lies in `base ..= head`;
+//! * between passes every member that is not stalled is at `head`;
+//! * a member's index changes only outside a pass: during one, leaving makes a tombstone.
+//!
+//! Forbidden: appending during a pass (the pass sends one buffer to everybody at `passed`).
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use crate::command::ConnectionId;
+use crate::frame::Frame;
+
+/// One connection's place in a room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Member {
+    /// Index of the connection, or [`TOMBSTONE`].
+    pub slot: u32,
+    /// Which of the connection's subscriptions this is.
+    pub subscription: u32,
+    /// Position of the next entry it is owed.
+    pub cursor: u64,
+}
+
+/// A member that left during a pass.
+pub const TOMBSTONE: u32 = u32::MAX;
+
+/// Where a room is in its life on the shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// `Join` is on its way; members wait for their 101.
+    Joining,
+    /// Publications come.
+    Live,
+}
+
+/// One publication in a window.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// What goes out.
+    pub frame: Frame,
+    /// The broker's number.
+    pub offset: u64,
+    /// Microseconds after the start of the process.
+    pub arrived_micros: u64,
+    /// Who does not get it.
+    pub except: Option<ConnectionId>,
+    /// Bytes of all entries up to and with this one since the room began.
+    bytes_end: u64,
+}
+
+/// The entries that somebody is still owed.
+#[derive(Debug, Default)]
+pub struct Window {
+    entries: VecDeque<Entry>,
+    /// Entries that leave somebody out; while there are none, everybody at one position is owed the same bytes.
+    excepts: u32,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Room {
+    /// Its name, shared with the relay's log.
+    pub name: Arc<str>,
+    /// Who reads it. Order of joining, but for the last taking the place of one that left.
+    pub members: SmallVec<[Member; 1]>,
+    window: Option<Box<Window>>,
+    /// Position after the newest entry.
+    pub head: u64,
+    /// Position of the members that are not stalled.
+    pub passed: u64,
+    /// Bytes of all entries since the room began.
+    bytes_end: u64,
+    /// Run of the room's offsets.
+    pub epoch: u64,
+    /// When the last member left, in ticks of the shard's sweep.
+    pub empty_since: u32,
+    /// Index of its class.
+    pub class: u8,
+    /// See [`Stage`].
+    pub stage: Stage,
+    /// It is in the list of rooms that the next pass visits.
+    pub dirty: bool,
+    /// A pass is going through its members.
+    pub in_pass: bool,
+    /// Some member is behind `passed`.
+    pub lagging: bool,
+    /// It is in the shard's list of rooms with laggards.
+    pub listed: bool,
+}
+
+impl Room {
+    /// An empty room whose `Join` is to be sent.
+    pub fn new(name: Arc<str>, class: u8) -> Self {
+        Self {
+            name,
+            members: SmallVec::new(),
+            window: None,
+            head: 0,
+            passed: 0,
+            bytes_end: 0,
+            epoch: 0,
+            empty_since: 0,
+            class,
+            stage: Stage::Joining,
+            dirty: false,
+            in_pass: false,
+            lagging: false,
+            listed: false,
+        }
+    }
+
+    /// Members, tombstones left out.
+    pub fn members_len(&self) -> usize {
+        if self.in_pass {
+            self.members.iter().filter(|m| m.slot != TOMBSTONE).count()
+        } else {
+            self.members.len()
+        }
+    }
+
+    /// Lets a connection in at the head: it gets what is appended from now on. Returns the member's index.
+    pub fn enter(&mut self, slot: u32, subscription: u32) -> u32 {
+        self.members.push(Member { slot, subscription, cursor: self.head });
+        (self.members.len() - 1) as u32
+    }
+
+    /// Takes a member out. Returns its cursor, and the member that now has its index (so that its subscription can be told).
+    pub fn leave(&mut self, index: u32) -> (u64, Option<Member>) {
+        let index = index as usize;
+        let cursor = self.members[index].cursor;
+        if self.in_pass {
+            self.members[index].slot = TOMBSTONE;
+            return (cursor, None);
+        }
+        self.members.swap_remove(index);
+        self.shrink();
+        (cursor, self.members.get(index).copied())
+    }
+
+    /// Forgets the tombstones of a pass; calls `moved(member, new index)` for every member that got another index.
+    pub fn compact(&mut self, mut moved: impl FnMut(Member, u32)) {
+        debug_assert!(!self.in_pass, "compacting moves the members under a pass");
+        let mut kept = 0;
+        for index in 0..self.members.len() {
+            let member = self.members[index];
+            if member.slot == TOMBSTONE {
+                continue;
+            }
+            if kept != index {
+                self.members[kept] = member;
+                moved(member, kept as u32);
+            }
+            kept += 1;
+        }
+        self.members.truncate(kept);
+        self.shrink();
+    }
+
+    /// A room that had 10,000 members and has 10 gives the memory back.
+    fn shrink(&mut self) {
+        if self.members.spilled() && self.members.len() * 4 < self.members.capacity() {
+            self.members.shrink_to_fit();
+        }
+    }
+
+    /// Appends one publication for everybody who is in the room now.
+    pub fn append(
+        &mut self,
+        frame: Frame,
+        offset: u64,
+        arrived_micros: u64,
+        except: Option<ConnectionId>,
+        window: impl FnOnce() -> Box<Window>,
+    ) {
+        debug_assert!(!self.in_pass, "appending during a pass");
+        self.bytes_end += frame.len() as u64;
+        let window = self.window.get_or_insert_with(window);
+        window.excepts += u32::from(except.is_some());
+        window.entries.push_back(Entry { frame, offset, arrived_micros, except, bytes_end: self.bytes_end });
+        self.head += 1;
+    }
+
+    /// Position of the oldest entry that is kept.
+    pub fn base(&self) -> u64 {
+        self.head - self.window.as_ref().map_or(0, |w| w.entries.len() as u64)
+    }
+
+    /// The entries from `cursor` on.
+    pub fn entries_from(&self, cursor: u64) -> impl Iterator<Item = &Entry> {
+        debug_assert!(cursor >= self.base() && cursor <= self.head, "a cursor outside the window");
+        let skip = (cursor - self.base()) as usize;
+        self.window.iter().flat_map(move |w| w.entries.range(skip.min(w.entries.len())..))
+    }
+
+    /// The entry at `cursor`, if there is one.
+    pub fn entry(&self, cursor: u64) -> Option<&Entry> {
+        self.window.as_ref()?.entries.get((cursor - self.base()) as usize)
+    }
+
+    /// Whether every kept entry goes to everybody.
+    pub fn is_uniform(&self) -> bool {
+        self.window.as_ref().is_none_or(|w| w.excepts == 0)
+    }
+
+    /// Bytes of the entries from `cursor` on.
+    pub fn bytes_from(&self, cursor: u64) -> u64 {
+        match self.entry(cursor) {
+            Some(entry) => self.bytes_end - entry.bytes_end + entry.frame.len() as u64,
+            None => 0,
+        }
+    }
+
+    /// Bytes of all kept entries.
+    pub fn window_bytes(&self) -> u64 {
+        self.bytes_from(self.base())
+    }
+
+    /// Forgets what everybody has passed. Returns the emptied window, for reuse, and the bytes given up.
+    pub fn evict(&mut self) -> (Option<Box<Window>>, u64) {
+        let before = self.window_bytes();
+        let mut cursors = self.members.iter().filter(|m| m.slot != TOMBSTONE).map(|m| m.cursor);
+        let lowest = match (self.lagging, self.members.is_empty()) {
+            (_, true) => self.head,
+            (true, _) => cursors.clone().min().unwrap_or(self.head),
+            (false, _) => self.passed,
+        };
+        debug_assert!(cursors.all(|cursor| cursor >= lowest), "a laggard nobody knows of");
+        self.passed = self.passed.max(lowest);
+        self.lagging = lowest < self.passed;
+        let Some(window) = self.window.as_mut() else { return (None, 0) };
+        let keep = (self.head - lowest) as usize;
+        while window.entries.len() > keep {
+            if let Some(entry) = window.entries.pop_front() {
+                window.excepts -= u32::from(entry.except.is_some());
+            }
+        }
+        if keep > 0 {
+            return (None, before - self.window_bytes());
+        }
+        (self.window.take(), before)
+    }
+
+    /// Panics if an invariant is broken; debug builds call it after every change.
+    pub fn check(&self) {
+        let base = self.base();
+        for member in self.members.iter().filter(|m| m.slot != TOMBSTONE) {
+            assert!(
+                member.cursor >= base && member.cursor <= self.head,
+                "a cursor outside the window of {}",
+                self.name
+            );
+            assert!(
+                self.in_pass || self.lagging || member.cursor >= self.passed,
+                "a laggard nobody knows of"
+            );
+        }
+        assert!(self.passed <= self.head, "passed what is not there");
+    }
+}
+
+impl Window {
+    /// Whether it can be reused as it is and is not worth freeing.
+    pub fn is_reusable(&self) -> bool {
+        self.entries.is_empty() && self.entries.capacity() <= 64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn room() -> Room {
+        let mut room = Room::new("r".into(), 0);
+        room.stage = Stage::Live;
+        room
+    }
+
+    fn append(room: &mut Room, payload: &[u8]) {
+        let frame = Frame::data(payload).expect("short");
+        room.append(frame, 0, 0, None, Box::default);
+    }
+
+    #[test]
+    fn a_newcomer_is_owed_only_what_comes_after_it() {
+        let mut room = room();
+        append(&mut room, b"before");
+        room.enter(7, 0);
+        append(&mut room, b"after");
+        let owed: Vec<&[u8]> = room.entries_from(room.members[0].cursor).map(|e| e.frame.payload()).collect();
+        assert_eq!(owed, [b"after".as_slice()]);
+    }
+
+    #[test]
+    fn a_laggard_keeps_just_what_it_is_owed() {
+        let mut room = room();
+        room.enter(1, 0);
+        room.enter(2, 0);
+        for payload in [b"1", b"2", b"3"] {
+            append(&mut room, payload);
+        }
+        room.members[0].cursor = 1;
+        room.members[1].cursor = 3;
+        room.passed = 3;
+        room.lagging = true;
+        assert_eq!(room.evict().1, 3);
+        assert_eq!((room.base(), room.bytes_from(1)), (1, 6));
+        room.members[0].cursor = 3;
+        let (window, bytes) = room.evict();
+        assert!(window.is_some() && bytes == 6 && !room.lagging && room.window_bytes() == 0);
+        room.check();
+    }
+
+    #[test]
+    fn leaving_during_a_pass_moves_nobody() {
+        let mut room = room();
+        for slot in 0..4 {
+            room.enter(slot, slot);
+        }
+        room.in_pass = true;
+        assert_eq!(room.leave(1).1, None);
+        assert_eq!(room.members[3].slot, 3);
+        room.in_pass = false;
+        let mut moves = Vec::new();
+        room.compact(|member, index| moves.push((member.slot, index)));
+        assert_eq!(moves, [(2, 1), (3, 2)]);
+        assert_eq!(room.leave(0).1.map(|m| m.slot), Some(3));
+    }
+
+    #[test]
+    fn a_room_of_one_is_small() {
+        // DESIGN section 4: well under 200 B with the member inline and the window boxed.
+        assert!(size_of::<Room>() <= 128, "{} B", size_of::<Room>());
+    }
+}

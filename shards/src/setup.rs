@@ -1,0 +1,65 @@
+//! What every shard and the relay share and none of them changes: the configuration in its compiled form, and the numbers.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use crate::auth::Gate;
+use crate::config::{Config, Health, Origins};
+use crate::limits::Bounds;
+use crate::metrics::Metrics;
+use crate::route::Routes;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Setup {
+    /// Who joins what, which class, which channel.
+    pub routes: Routes,
+    /// Who may publish over HTTP and see rooms and users.
+    pub gate: Gate,
+    /// Which origins may connect.
+    pub origins: Origins,
+    /// Bounds that the configuration moved.
+    pub bounds: Bounds,
+    /// What `/healthz` says.
+    pub health: Health,
+    /// `/readyz` wants the broker.
+    pub require_broker: bool,
+    /// An admin listener has taken everything but health and the page.
+    pub admin_elsewhere: bool,
+    /// Everybody's numbers.
+    pub metrics: Arc<Metrics>,
+    /// Set once, when the drain begins.
+    draining: AtomicBool,
+}
+
+impl Setup {
+    /// Compiles `config`; `gate` and `metrics` come from outside because one reads a file and the other is shared.
+    pub fn new(config: &Config, gate: Gate, metrics: Arc<Metrics>) -> Self {
+        Self {
+            routes: Routes::new(config),
+            gate,
+            origins: config.origins.clone(),
+            bounds: config.bounds.clone(),
+            health: config.health,
+            require_broker: config.require_broker,
+            admin_elsewhere: config.admin.is_some(),
+            metrics,
+            draining: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether the server is leaving.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Relaxed)
+    }
+
+    /// The server is leaving; not taken back.
+    pub fn drain(&self) {
+        self.draining.store(true, Relaxed);
+    }
+
+    /// Whether the broker answers; always so for the local one.
+    pub fn broker_is_up(&self) -> bool {
+        self.metrics.relay.broker_up.value() == 1
+    }
+}

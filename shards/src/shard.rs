@@ -1,0 +1,678 @@
+//! Step 4 of 5: what each connection is owed.
+//!
+//! A shard holds connections and rooms. Its runtime calls it with what happened ([`Shard::handle`] for commands from the
+//! relay, `receive` for input, [`Shard::writable`], [`Shard::sweep`]) and with a [`Wire`] to send on; it answers with
+//! [`Action`]s and [`Up`] commands. It never waits, never reads a clock, and knows a socket only as a number.
+//!
+//! The parts: this file owns the connections' membership and life; `shard/turn.rs` the pass that sends; `shard/stall.rs`
+//! what happens to a connection whose socket takes no more; `shard/inbound.rs` what clients say.
+//!
+//! A connection that is not stalled stands at the head of all its rooms between passes, and nothing of it is half sent.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hashbrown::HashTable;
+use smallvec::SmallVec;
+
+use crate::arena::Arena;
+use crate::close::CloseReason;
+use crate::command::{ConnectionId, Down, Ledger, RoomSlot, Up};
+use crate::limits::{CLOSE_LINGER, LANE_BYTES_MAX, ROOM_LINGER, SHARD_WINDOW_BYTES_MAX, SLOW_CLOSE_LINGER};
+use crate::metrics::{DropReason, ShardMetrics};
+use crate::room::{Room, Stage, Window};
+use crate::session::Session;
+use crate::setup::Setup;
+
+mod inbound;
+mod stall;
+mod turn;
+
+pub use inbound::{ADMIN, Next};
+pub use stall::Stalled;
+pub use turn::{Batch, Progress, SendOp};
+
+/// Microseconds since the start of the process. The only time a shard knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Micros(pub u64);
+
+/// Length of a tick of the sweep, in microseconds. 2^32 ticks are 13 years.
+pub const TICK_MICROS: u64 = 100_000;
+/// The sweep visits each connection once in this many ticks.
+pub const SWEEP_TICKS: u32 = 10;
+
+impl Micros {
+    /// Ticks since the start.
+    pub fn ticks(self) -> u32 {
+        (self.0 / TICK_MICROS) as u32
+    }
+}
+
+/// Ticks in a duration, at least one.
+pub(crate) fn ticks_in(duration: std::time::Duration) -> u32 {
+    (duration.as_micros() as u64).div_ceil(TICK_MICROS).clamp(1, u64::from(u32::MAX / 2)) as u32
+}
+
+/// How a shard sends. Nothing of it waits.
+pub trait Wire {
+    /// Sends what the socket takes of `bytes` now. Returns how many it took, 0 when it is full, -1 when it is broken.
+    fn send(&mut self, socket: i32, bytes: &[u8]) -> isize;
+
+    /// Sends every operation of `batch`; appends to `taken`, in their order, what [`send`](Self::send) would return.
+    fn send_batch(&mut self, batch: &Batch, taken: &mut Vec<isize>);
+}
+
+/// What the runtime has to do for a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Call [`Shard::writable`] once its socket takes bytes again.
+    AwaitWritable(ConnectionId),
+    /// Read it again.
+    Resume(ConnectionId),
+    /// Shut its socket down for writing; input goes on being read and thrown away.
+    ShutdownWrite(ConnectionId),
+    /// Shut its socket down altogether, so that reading ends.
+    Shutdown(ConnectionId),
+}
+
+/// Where a connection is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// An HTTP request is due.
+    Head,
+    /// Its 101 waits for `Joined`.
+    Joining,
+    /// Its HTTP answer waits for the relay.
+    Answering,
+    /// A WebSocket.
+    Open,
+    /// Only its end is due; what it says is thrown away.
+    Closing,
+}
+
+/// One membership of a connection.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Subscription {
+    /// Index of the room.
+    pub room: u32,
+    /// Index among the room's members.
+    pub member: u32,
+}
+
+/// One socket and all that is known of it. Plain data: nothing of a connection lives on a future's stack.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub socket: i32,
+    pub phase: Phase,
+    /// Index of the listener, [`ADMIN`] for the admin address.
+    pub listener: u8,
+    pub publish: crate::config::Publish,
+    pub hear_self: bool,
+    /// `/echo`: its messages come back to it.
+    pub echo: bool,
+    /// A ping is on its way.
+    pub pinged: bool,
+    /// Not read until told.
+    pub paused: bool,
+    /// HTTP: the connection stays open after the answer.
+    pub keep_alive: bool,
+    /// Why it ends; set once.
+    pub reason: Option<CloseReason>,
+    /// Ticks of silence after which it is pinged; 0 never.
+    pub ping: u32,
+    /// Rooms whose `Joined` is due.
+    pub joining: u16,
+    /// Tick at which something was last heard; while in `Head`, tick of the accept.
+    pub heard: u32,
+    /// Index + 1 in the pass's collection, while it is there.
+    pub collected: u32,
+    pub subscriptions: SmallVec<[Subscription; 2]>,
+    pub stalled: Option<Box<Stalled>>,
+    /// Before the 101: input that is not a whole request yet, and the answer that is held back.
+    pub pending: Option<Box<Pending>>,
+    pub session: Session,
+    pub user: Option<Box<str>>,
+}
+
+/// See [`Connection::pending`].
+#[derive(Debug, Default)]
+pub(crate) struct Pending {
+    pub input: Vec<u8>,
+    pub reply: Vec<u8>,
+    /// Room that a publish over HTTP named.
+    pub room: Option<Arc<str>>,
+}
+
+/// See the module.
+pub struct Shard {
+    pub(crate) index: u16,
+    pub(crate) setup: Arc<Setup>,
+    pub(crate) connections: Arena<Connection>,
+    pub(crate) rooms: Arena<Room>,
+    names: HashTable<u32>,
+    hasher: foldhash::fast::FixedState,
+    /// Rooms with entries that no pass has visited.
+    pub(crate) dirty: Vec<u32>,
+    pub(crate) pass: turn::Pass,
+    /// Connections whose socket takes no more; see `Stalled::position`.
+    pub(crate) stalled: Vec<u32>,
+    /// Rooms without members, oldest first; may hold rooms that have members again.
+    empty: VecDeque<(u32, RoomSlot)>,
+    /// Connections that are to be cut at a tick, oldest first.
+    ending: VecDeque<(u32, ConnectionId)>,
+    /// The same for stalled ones, which get longer.
+    ending_stalled: VecDeque<(u32, ConnectionId)>,
+    /// Windows to be used again.
+    spare: Vec<Box<Window>>,
+    /// Rooms with members behind the others, until a sweep finds none.
+    pub(crate) lagging: Vec<u32>,
+    pub(crate) window_bytes: u64,
+    pub(crate) scratch: Vec<u8>,
+    swept_to: u32,
+    /// Publishing connections that wait for space in `up`.
+    pub(crate) waiting_up: Vec<ConnectionId>,
+    /// Taken by the runtime after each call.
+    pub actions: Vec<Action>,
+    /// Taken by the runtime after each call; what the ring has no space for stays.
+    pub up: VecDeque<Up>,
+}
+
+/// Windows kept for reuse: as many rooms as a turn commonly touches.
+const SPARE_WINDOWS_MAX: usize = 256;
+
+impl Shard {
+    /// A shard without connections.
+    pub fn new(index: u16, setup: Arc<Setup>) -> Self {
+        Self {
+            index,
+            setup,
+            connections: Arena::default(),
+            rooms: Arena::default(),
+            names: HashTable::new(),
+            hasher: foldhash::fast::FixedState::default(),
+            dirty: Vec::new(),
+            pass: turn::Pass::default(),
+            stalled: Vec::new(),
+            empty: VecDeque::new(),
+            ending: VecDeque::new(),
+            ending_stalled: VecDeque::new(),
+            spare: Vec::new(),
+            lagging: Vec::new(),
+            window_bytes: 0,
+            scratch: Vec::new(),
+            swept_to: 0,
+            waiting_up: Vec::new(),
+            actions: Vec::new(),
+            up: VecDeque::new(),
+        }
+    }
+
+    /// This shard's numbers.
+    pub fn metrics(&self) -> &ShardMetrics {
+        &self.setup.metrics.shards[self.index as usize]
+    }
+
+    /// Shards of the process.
+    pub fn shards_len(&self) -> usize {
+        self.setup.metrics.shards.len()
+    }
+
+    /// The bounds in force.
+    pub fn bounds(&self) -> &crate::limits::Bounds {
+        &self.setup.bounds
+    }
+
+    /// Whether the server is leaving.
+    pub fn is_draining(&self) -> bool {
+        self.setup.is_draining()
+    }
+
+    /// Connections now, handshakes included.
+    pub fn connections_len(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// Connections that a drain has to close: not those that wait for an answer, nor those that are ending.
+    pub fn open_ids(&self) -> Vec<ConnectionId> {
+        let open = self.connections.iter().filter(|(_, c)| matches!(c.phase, Phase::Open | Phase::Head));
+        open.filter_map(|(slot, _)| self.id_of(slot)).collect()
+    }
+
+    pub(crate) fn id_of(&self, slot: u32) -> Option<ConnectionId> {
+        let generation = self.connections.generation(slot)?;
+        Some(ConnectionId { shard: self.index, generation, slot })
+    }
+
+    /// The connection of `id`, if it is still that one.
+    pub(crate) fn connection(&mut self, id: ConnectionId) -> Option<&mut Connection> {
+        if id.shard != self.index || !self.connections.holds(id.slot, id.generation) {
+            return None;
+        }
+        self.connections.at_mut(id.slot)
+    }
+
+    // ---- commands from the relay
+
+    /// Takes one command. Publications are only appended; [`step`](Self::step) sends them. Not during a pass.
+    pub fn handle(&mut self, command: Down, wire: &mut impl Wire, now: Micros) {
+        debug_assert!(!self.pass.is_under_way(), "a command in the middle of a pass");
+        match command {
+            Down::Publication { slot, offset, arrived_micros, frame, except } => {
+                self.metrics().publications.add(1);
+                self.append(slot, offset, arrived_micros, frame, except);
+            }
+            Down::Joined { slot, epoch, head: _ } => self.joined(slot, epoch, wire, now),
+            // The raw dialect has no words for a gap; the relay has counted it.
+            Down::Gap { .. } | Down::SourceGap { .. } => {}
+            Down::Published { to, outcome } => self.answer_publish(to, outcome, wire, now),
+            Down::Ask { question } => {
+                let ledger = self.ledger();
+                self.up.push_back(Up::Answer { question, ledger });
+            }
+            Down::Answer { to, ledger } => self.answer_stats(to, ledger, wire, now),
+        }
+    }
+
+    fn room_of(&mut self, slot: RoomSlot) -> Option<&mut Room> {
+        if !self.rooms.holds(slot.index, slot.generation as u16) {
+            return None;
+        }
+        self.rooms.at_mut(slot.index)
+    }
+
+    fn append(
+        &mut self,
+        slot: RoomSlot,
+        offset: u64,
+        arrived_micros: u64,
+        frame: crate::frame::Frame,
+        except: Option<ConnectionId>,
+    ) {
+        // Left out are only members: an entry that leaves out somebody who is elsewhere would cost its room the shared buffer.
+        let except = except.filter(|id| {
+            id.shard == self.index
+                && self.connections.holds(id.slot, id.generation)
+                && self
+                    .connections
+                    .at(id.slot)
+                    .is_some_and(|c| c.subscriptions.iter().any(|s| s.room == slot.index))
+        });
+        let Self { rooms, spare, dirty, window_bytes, setup, index, .. } = self;
+        let metrics = &setup.metrics.shards[*index as usize];
+        if !rooms.holds(slot.index, slot.generation as u16) {
+            metrics.late.add(1);
+            return;
+        }
+        let Some(room) = rooms.at_mut(slot.index) else { return };
+        if room.stage != Stage::Live {
+            metrics.late.add(1);
+            return;
+        }
+        let members = room.members_len() as u64;
+        if members == 0 {
+            return;
+        }
+        metrics.owed.add(members);
+        *window_bytes += frame.len() as u64;
+        room.append(frame, offset, arrived_micros, except, || spare.pop().unwrap_or_default());
+        if !room.dirty {
+            room.dirty = true;
+            dirty.push(slot.index);
+        }
+    }
+
+    // ---- joining and leaving
+
+    /// Puts a connection into a room. Returns whether `Joined` must come first.
+    pub(crate) fn join(&mut self, slot: u32, name: &str) -> bool {
+        let room_index = self.room_named(name);
+        let (Some(room), Some(connection)) = (self.rooms.at_mut(room_index), self.connections.at_mut(slot))
+        else {
+            return false;
+        };
+        let subscription = connection.subscriptions.len() as u32;
+        let member = room.enter(slot, subscription);
+        connection.subscriptions.push(Subscription { room: room_index, member });
+        let waits = room.stage == Stage::Joining;
+        connection.joining += u16::from(waits);
+        self.metrics().subscriptions.add(1);
+        waits
+    }
+
+    /// Whether the connection is in the room already: a room named twice is joined once.
+    pub(crate) fn is_in(&self, slot: u32, name: &str) -> bool {
+        let Some(connection) = self.connections.at(slot) else { return false };
+        connection.subscriptions.iter().any(|s| self.rooms.at(s.room).is_some_and(|room| &*room.name == name))
+    }
+
+    fn room_named(&mut self, name: &str) -> u32 {
+        use std::hash::BuildHasher as _;
+        let hash = self.hasher.hash_one(name);
+        let Self { rooms, names, hasher, .. } = self;
+        if let Some(index) =
+            names.find(hash, |index| rooms.at(*index).is_some_and(|room| &*room.name == name))
+        {
+            return *index;
+        }
+        let name: Arc<str> = name.into();
+        let class = self.setup.routes.class_of(&name);
+        let (index, generation) = rooms.insert(Room::new(name.clone(), class));
+        names.insert_unique(hash, index, |index| {
+            rooms.at(*index).map_or(0, |room| hasher.hash_one(&*room.name))
+        });
+        let slot = RoomSlot { index, generation: u32::from(generation) };
+        self.up.push_back(Up::Join { slot, name });
+        self.metrics().rooms.add(1);
+        index
+    }
+
+    fn joined(&mut self, slot: RoomSlot, epoch: u64, wire: &mut impl Wire, now: Micros) {
+        let Some(room) = self.room_of(slot) else { return };
+        assert!(room.stage == Stage::Joining, "the relay answered a Join of {} twice", room.name);
+        room.stage = Stage::Live;
+        room.epoch = epoch;
+        let waiting: Vec<u32> = room.members.iter().map(|m| m.slot).collect();
+        if waiting.is_empty() {
+            self.note_empty(slot.index, now);
+        }
+        let waiting: Vec<ConnectionId> = waiting.into_iter().filter_map(|slot| self.id_of(slot)).collect();
+        for id in waiting {
+            let Some(connection) = self.connection(id) else { continue };
+            connection.joining -= 1;
+            if connection.joining == 0 {
+                self.open(id, wire, now);
+            }
+        }
+    }
+
+    /// Takes a connection out of all its rooms and books what it was owed.
+    pub(crate) fn leave_rooms(&mut self, slot: u32, now: Micros) {
+        let Some(id) = self.id_of(slot) else { return };
+        let Some(connection) = self.connections.at_mut(slot) else { return };
+        let subscriptions = std::mem::take(&mut connection.subscriptions);
+        connection.joining = 0;
+        let half_sent = connection.stalled.as_mut().is_some_and(|stalled| stalled.forget_delivery());
+        let mut dropped = u64::from(half_sent);
+        let mut filtered = 0;
+        for subscription in &subscriptions {
+            let Some(room) = self.rooms.at_mut(subscription.room) else { continue };
+            let (cursor, moved) = room.leave(subscription.member);
+            let (owed, left_out) = owed_from(room, cursor, id);
+            dropped += owed;
+            filtered += left_out;
+            let emptied = room.members_len() == 0;
+            if let Some(member) = moved
+                && let Some(other) = self.connections.at_mut(member.slot)
+            {
+                other.subscriptions[member.subscription as usize].member = subscription.member;
+            }
+            if emptied {
+                self.note_empty(subscription.room, now);
+            }
+        }
+        let metrics = self.metrics();
+        metrics.drops.add(DropReason::Closed, dropped);
+        metrics.filtered.add(filtered);
+        metrics.subscriptions.sub(subscriptions.len() as u64);
+    }
+
+    fn note_empty(&mut self, index: u32, now: Micros) {
+        let Some(generation) = self.rooms.generation(index) else { return };
+        let Some(room) = self.rooms.at_mut(index) else { return };
+        room.empty_since = now.ticks();
+        if !room.in_pass {
+            self.evict(index);
+        }
+        let slot = RoomSlot { index, generation: u32::from(generation) };
+        self.empty.push_back((now.ticks() + ticks_in(ROOM_LINGER), slot));
+    }
+
+    /// Forgets what all members of a room have passed.
+    pub(crate) fn evict(&mut self, index: u32) {
+        let Some(room) = self.rooms.at_mut(index) else { return };
+        let (window, bytes) = room.evict();
+        self.window_bytes -= bytes;
+        if cfg!(debug_assertions) {
+            room.check();
+        }
+        if let Some(window) = window
+            && window.is_reusable()
+            && self.spare.len() < SPARE_WINDOWS_MAX
+        {
+            self.spare.push(window);
+        }
+    }
+
+    /// Gives up rooms that have been empty for [`ROOM_LINGER`]. A room that waits for `Joined` stays.
+    fn drop_empty_rooms(&mut self, tick: u32) {
+        use std::hash::BuildHasher as _;
+        while let Some((due, slot)) = self.empty.front().copied() {
+            if due > tick {
+                return;
+            }
+            self.empty.pop_front();
+            let Some(room) = self.room_of(slot) else { continue };
+            let again = room.empty_since + ticks_in(ROOM_LINGER);
+            if room.members_len() > 0 || room.stage == Stage::Joining || again > tick {
+                continue;
+            }
+            if room.in_pass || room.dirty {
+                self.empty.push_back((tick + 1, slot));
+                continue;
+            }
+            let Some(room) = self.rooms.remove(slot.index) else { continue };
+            let hash = self.hasher.hash_one(&*room.name);
+            if let Ok(found) = self.names.find_entry(hash, |index| *index == slot.index) {
+                found.remove();
+            }
+            self.metrics().rooms.sub(1);
+            self.up.push_back(Up::Leave { slot, name: room.name });
+        }
+    }
+
+    // ---- closing
+
+    /// Ends a connection: a Close frame where its reason has a code, no more data, and the socket's end within
+    /// [`CLOSE_LINGER`]. A second reason is ignored.
+    pub fn close(&mut self, id: ConnectionId, reason: CloseReason, wire: &mut impl Wire, now: Micros) {
+        let Some(connection) = self.connection(id) else { return };
+        if connection.reason.is_some() {
+            return;
+        }
+        connection.reason = Some(reason);
+        let was = connection.phase;
+        connection.phase = Phase::Closing;
+        connection.pending = None;
+        let paused = std::mem::take(&mut connection.paused);
+        self.leave_rooms(id.slot, now);
+        if let (Phase::Open, Some(code)) = (was, reason.code()) {
+            let mut close = Vec::with_capacity(4 + reason.name().len());
+            crate::frame::encode_close(code, reason.name(), &mut close);
+            self.send_private(id.slot, close.into(), wire, now);
+        }
+        if paused {
+            self.actions.push(Action::Resume(id));
+        }
+        if reason == CloseReason::PeerVanished {
+            self.actions.push(Action::Shutdown(id));
+            return;
+        }
+        self.end_after_lane(id, now);
+    }
+
+    /// Shuts the socket down for writing once the lane is empty, and notes when patience ends.
+    pub(crate) fn end_after_lane(&mut self, id: ConnectionId, now: Micros) {
+        let Some(connection) = self.connection(id) else { return };
+        if connection.stalled.is_some() {
+            self.ending_stalled.push_back((now.ticks() + ticks_in(SLOW_CLOSE_LINGER), id));
+        } else {
+            self.actions.push(Action::ShutdownWrite(id));
+            self.ending.push_back((now.ticks() + ticks_in(CLOSE_LINGER), id));
+        }
+    }
+
+    /// The socket is about to be closed: the connection leaves the shard. The last call for an id.
+    pub fn release(&mut self, id: ConnectionId, now: Micros) {
+        if self.connection(id).is_none() {
+            return;
+        }
+        self.leave_rooms(id.slot, now);
+        self.unlist_stalled(id.slot);
+        let Some(connection) = self.connections.remove(id.slot) else { return };
+        let metrics = self.metrics();
+        metrics.closed.add(connection.reason.unwrap_or(CloseReason::PeerVanished), 1);
+        metrics.connections.sub(1);
+    }
+
+    // ---- time
+
+    /// Does what is due: pings, timeouts, limits of slow connections, empty rooms. Call it every tick or so; each call
+    /// visits a share of the connections, all of them in [`SWEEP_TICKS`].
+    pub fn sweep(&mut self, wire: &mut impl Wire, now: Micros) {
+        let tick = now.ticks();
+        for queue in [0, 1] {
+            let queue_of = |shard: &mut Self| match queue {
+                0 => std::mem::take(&mut shard.ending),
+                _ => std::mem::take(&mut shard.ending_stalled),
+            };
+            let mut due = queue_of(self);
+            while due.front().is_some_and(|(at, _)| *at <= tick) {
+                let Some((_, id)) = due.pop_front() else { break };
+                if self.connection(id).is_some() {
+                    self.actions.push(Action::Shutdown(id));
+                }
+            }
+            match queue {
+                0 => self.ending = due,
+                _ => self.ending_stalled = due,
+            }
+        }
+        self.drop_empty_rooms(tick);
+        self.sweep_stalled(wire, now);
+        let span = self.connections.span();
+        let share = span.div_ceil(SWEEP_TICKS).max(1);
+        let from = if self.swept_to >= span { 0 } else { self.swept_to };
+        let to = (from + share).min(span);
+        for slot in from..to {
+            self.sweep_connection(slot, wire, now);
+        }
+        self.swept_to = to;
+        self.metrics().window_bytes.set(self.window_bytes);
+    }
+
+    fn sweep_connection(&mut self, slot: u32, wire: &mut impl Wire, now: Micros) {
+        let bounds = &self.setup.bounds;
+        let (handshake, pong) = (ticks_in(bounds.handshake_timeout), ticks_in(bounds.pong_timeout));
+        let Some(id) = self.id_of(slot) else { return };
+        let Some(connection) = self.connections.at_mut(slot) else { return };
+        let silent = now.ticks().saturating_sub(connection.heard);
+        match connection.phase {
+            Phase::Head if silent >= handshake => self.close(id, CloseReason::HandshakeTimeout, wire, now),
+            Phase::Open if connection.ping > 0 && silent >= pong => {
+                self.close(id, CloseReason::PongTimeout, wire, now)
+            }
+            Phase::Open if connection.ping > 0 && silent >= connection.ping && !connection.pinged => {
+                connection.pinged = true;
+                let mut frame = Vec::with_capacity(2);
+                crate::frame::encode_ping(b"", &mut frame);
+                self.send_private(slot, frame.into(), wire, now);
+            }
+            _ => {}
+        }
+    }
+
+    // ---- private frames
+
+    /// Sends bytes that only this connection gets, behind what it is being sent. Over [`LANE_BYTES_MAX`] it is not read.
+    pub(crate) fn send_private(&mut self, slot: u32, bytes: Bytes, wire: &mut impl Wire, now: Micros) {
+        let Some(id) = self.id_of(slot) else { return };
+        let Some(connection) = self.connections.at_mut(slot) else { return };
+        if let Some(stalled) = &mut connection.stalled {
+            stalled.push_lane(bytes);
+            if stalled.lane_bytes() > LANE_BYTES_MAX {
+                connection.paused = true;
+            }
+            return;
+        }
+        let taken = wire.send(connection.socket, &bytes);
+        if taken == bytes.len() as isize {
+            self.metrics().sent_bytes.add(bytes.len() as u64);
+            return;
+        }
+        self.stall(id, now);
+        if taken < 0 {
+            self.close(id, CloseReason::PeerVanished, wire, now);
+            return;
+        }
+        self.metrics().sent_bytes.add(taken as u64);
+        if let Some(stalled) = self.connections.at_mut(slot).and_then(|c| c.stalled.as_mut()) {
+            stalled.hold_rest(bytes, taken as usize, false);
+        }
+    }
+
+    // ---- the ledger
+
+    /// Sums of this shard, at a quiet moment (between turns).
+    pub fn ledger(&self) -> Ledger {
+        let metrics = self.metrics();
+        let mut ledger = Ledger {
+            owed: metrics.owed.value(),
+            delivered: metrics.deliveries.value(),
+            filtered: metrics.filtered.value(),
+            dropped: metrics.drops.total(),
+            pending: 0,
+        };
+        for (slot, connection) in
+            self.stalled.iter().filter_map(|slot| Some((*slot, self.connections.at(*slot)?)))
+        {
+            let Some(id) = self.id_of(slot) else { continue };
+            ledger.pending += u64::from(connection.stalled.as_ref().is_some_and(|s| s.owes_delivery()));
+            for subscription in &connection.subscriptions {
+                let Some(room) = self.rooms.at(subscription.room) else { continue };
+                let (owed, left_out) = owed_from(room, room.members[subscription.member as usize].cursor, id);
+                // Left out, but not booked yet: it stays in the sum until the cursor passes it.
+                ledger.pending += owed + left_out;
+            }
+        }
+        ledger
+    }
+
+    /// While the windows hold more than a shard may, the connection furthest behind goes.
+    pub(crate) fn keep_window_budget(&mut self, wire: &mut impl Wire, now: Micros) {
+        while self.window_bytes > SHARD_WINDOW_BYTES_MAX as u64 {
+            let furthest = self.stalled.iter().copied().max_by_key(|slot| self.bytes_behind(*slot));
+            let Some(id) = furthest.and_then(|slot| self.id_of(slot)) else { return };
+            let rooms: Vec<u32> = match self.connection(id) {
+                Some(connection) => connection.subscriptions.iter().map(|s| s.room).collect(),
+                None => return,
+            };
+            if rooms.is_empty() {
+                return;
+            }
+            self.close(id, CloseReason::SlowShardBudget, wire, now);
+            for room in rooms {
+                self.evict(room);
+            }
+        }
+    }
+
+    fn bytes_behind(&self, slot: u32) -> u64 {
+        let Some(connection) = self.connections.at(slot) else { return 0 };
+        let behind = connection.subscriptions.iter().filter_map(|subscription| {
+            let room = self.rooms.at(subscription.room)?;
+            Some(room.bytes_from(room.members[subscription.member as usize].cursor))
+        });
+        behind.sum()
+    }
+}
+
+/// Of the entries from `cursor` on: how many `id` is owed, and how many leave it out.
+pub(crate) fn owed_from(room: &Room, cursor: u64, id: ConnectionId) -> (u64, u64) {
+    let all = room.head - cursor;
+    if room.is_uniform() {
+        return (all, 0);
+    }
+    let left_out = room.entries_from(cursor).filter(|e| e.except == Some(id)).count() as u64;
+    (all - left_out, left_out)
+}

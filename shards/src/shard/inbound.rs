@@ -1,0 +1,615 @@
+//! What clients say: HTTP requests, handshakes, WebSocket frames.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use super::{Action, Connection, Micros, Pending, Phase, Shard, Wire};
+use crate::auth::origin_allowed;
+use crate::close::CloseReason;
+use crate::command::{ConnectionId, Ledger, Outcome, Publish, Up};
+use crate::config::{self, Dialect, Health};
+use crate::frame::{
+    FIRST_OCTET_BINARY, FIRST_OCTET_TEXT, encode_close, encode_close_without_code, encode_header, encode_pong,
+};
+use crate::limits::{PAYLOAD_BYTES_MAX, UP_BACKLOG_MAX};
+use crate::request::{self, Head, HttpError, Method};
+use crate::route::RouteError;
+use crate::session::{Event, Input, Session, SessionBounds};
+
+/// Whether the runtime reads a connection further.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// Yes, when its socket has something.
+    Read,
+    /// Not before [`Action::Resume`].
+    Pause,
+    /// No more: release it and close the socket.
+    Done,
+}
+
+/// The listener index of the admin address.
+pub const ADMIN: u8 = u8::MAX;
+
+const TEXT: &str = "text/plain; charset=utf-8";
+const JSON: &str = "application/json";
+/// Version of Prometheus' text format that [`Metrics::page`](crate::metrics::Metrics::page) writes.
+const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
+const NOT_CACHED: (&str, &str) = ("Cache-Control", "no-store");
+const PAGE: &str = include_str!("../page.html");
+/// The page loads nothing from anywhere and talks only to this server.
+const PAGE_POLICY: (&str, &str) = (
+    "Content-Security-Policy",
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+);
+
+/// What becomes of a request once its head and body are there.
+enum Verdict {
+    /// An answer; the connection goes on if the client likes.
+    Answer(Vec<u8>),
+    /// The 101 and what it opens.
+    Upgrade(Box<Upgrade>),
+    /// The relay answers.
+    Ask(Up, Option<Arc<str>>),
+}
+
+struct Upgrade {
+    reply: Vec<u8>,
+    rooms: Vec<String>,
+    user: Option<Box<str>>,
+    publish: config::Publish,
+    hear_self: bool,
+    echo: bool,
+    ping: Duration,
+}
+
+impl Shard {
+    /// Takes a socket in, accepted on the listener of that index ([`ADMIN`]); an HTTP request is due on it.
+    pub fn accept(&mut self, socket: i32, listener: u8, now: Micros) -> ConnectionId {
+        let (slot, generation) = self.connections.insert(Connection {
+            socket,
+            phase: Phase::Head,
+            listener,
+            ping: 0,
+            publish: config::Publish::None,
+            hear_self: true,
+            echo: false,
+            pinged: false,
+            paused: false,
+            keep_alive: false,
+            reason: None,
+            joining: 0,
+            heard: now.ticks(),
+            collected: 0,
+            subscriptions: SmallVec::new(),
+            stalled: None,
+            pending: None,
+            session: Session::default(),
+            user: None,
+        });
+        let metrics = self.metrics();
+        metrics.accepted.add(1);
+        metrics.connections.add(1);
+        ConnectionId { shard: self.index, generation, slot }
+    }
+
+    /// Whether the runtime has to wait for [`Action::Resume`] before it reads the connection.
+    pub fn is_paused(&self, id: ConnectionId) -> bool {
+        self.connections.holds(id.slot, id.generation)
+            && self.connections.at(id.slot).is_some_and(|c| c.paused)
+    }
+
+    /// Takes what one `recv` brought. `input` is the shard's own buffer and is changed.
+    pub fn receive(&mut self, id: ConnectionId, input: &mut [u8], wire: &mut impl Wire, now: Micros) -> Next {
+        self.metrics().received_bytes.add(input.len() as u64);
+        let Some(connection) = self.connection(id) else { return Next::Done };
+        match connection.phase {
+            Phase::Head => {
+                let Some(mut held) = connection.pending.take() else {
+                    self.requests(id, input, 0, wire, now);
+                    return self.next(id);
+                };
+                let seen = held.input.len();
+                held.input.extend_from_slice(input);
+                self.requests(id, &mut held.input, seen, wire, now);
+            }
+            Phase::Open => self.feed(id, input, wire, now),
+            Phase::Joining | Phase::Answering => self.hold(id, input),
+            Phase::Closing => {}
+        }
+        self.next(id)
+    }
+
+    /// The peer has ended its side, or the socket broke. The runtime releases the connection next.
+    pub fn ended(&mut self, id: ConnectionId) {
+        if let Some(connection) = self.connection(id) {
+            connection.reason.get_or_insert(CloseReason::PeerVanished);
+        }
+    }
+
+    fn next(&mut self, id: ConnectionId) -> Next {
+        match self.connection(id) {
+            None => Next::Done,
+            Some(c) if c.reason == Some(CloseReason::PeerClosed) && c.stalled.is_none() => Next::Done,
+            Some(c) if c.paused => {
+                self.metrics().reads_paused.add(1);
+                Next::Pause
+            }
+            Some(_) => Next::Read,
+        }
+    }
+
+    /// Keeps input that can't be read yet. The runtime doesn't read the connection meanwhile, so it is one `recv` at most.
+    fn hold(&mut self, id: ConnectionId, input: &[u8]) {
+        if let Some(connection) = self.connection(id)
+            && !input.is_empty()
+        {
+            connection.pending.get_or_insert_default().input.extend_from_slice(input);
+        }
+    }
+
+    // ---- HTTP
+
+    /// Handles the requests in `input`, of which the first `seen` bytes have been read in vain before.
+    fn requests(
+        &mut self,
+        id: ConnectionId,
+        input: &mut [u8],
+        seen: usize,
+        wire: &mut impl Wire,
+        now: Micros,
+    ) {
+        let mut at = 0;
+        let mut seen = seen;
+        loop {
+            let Some(connection) = self.connection(id) else { return };
+            match connection.phase {
+                Phase::Head if at < input.len() => {}
+                Phase::Open => return self.feed(id, &mut input[at..], wire, now),
+                Phase::Head | Phase::Joining | Phase::Answering => return self.hold(id, &input[at..]),
+                Phase::Closing => return,
+            }
+            match self.request(id, &input[at..], seen, wire, now) {
+                Some(taken) => at += taken,
+                None => return self.hold(id, &input[at..]),
+            }
+            seen = 0;
+        }
+    }
+
+    /// Handles the request at the start of `input`; returns its bytes, or `None` while it isn't whole.
+    fn request(
+        &mut self,
+        id: ConnectionId,
+        input: &[u8],
+        seen: usize,
+        wire: &mut impl Wire,
+        now: Micros,
+    ) -> Option<usize> {
+        let body_is_due = seen > 0 && input[..seen].windows(4).any(|w| w == b"\r\n\r\n");
+        if !body_is_due && !request::is_worth_parsing(input, seen) {
+            return None;
+        }
+        let head = match request::parse(input) {
+            Ok(Some(head)) => head,
+            Ok(None) => return None,
+            Err(error) => {
+                self.refuse(id, &error, false, false, wire, now);
+                return Some(input.len());
+            }
+        };
+        let body_bytes = head.content_length().unwrap_or(0);
+        let head_only = head.method == Method::Head;
+        if body_bytes > PAYLOAD_BYTES_MAX {
+            let message = format!("the body has {body_bytes} bytes, at most {PAYLOAD_BYTES_MAX} are taken");
+            self.refuse(id, &HttpError::new(413, message), head_only, false, wire, now);
+            return Some(input.len());
+        }
+        let whole = head.bytes + body_bytes;
+        if input.len() < whole {
+            if head.expects_continue() && !body_is_due {
+                self.send_private(id.slot, Bytes::from_static(b"HTTP/1.1 100 Continue\r\n\r\n"), wire, now);
+            }
+            return None;
+        }
+        let keep_alive = head.keep_alive() && !self.setup.is_draining();
+        match self.judge(id, &head, &input[head.bytes..whole]) {
+            Err(error) => self.refuse(id, &error, head_only, keep_alive, wire, now),
+            Ok(Verdict::Answer(reply)) => self.reply(id, reply, keep_alive, wire, now),
+            Ok(Verdict::Upgrade(upgrade)) => self.upgrade(id, *upgrade, wire, now),
+            Ok(Verdict::Ask(command, room)) => {
+                self.up.push_back(command);
+                if let Some(connection) = self.connection(id) {
+                    connection.phase = Phase::Answering;
+                    connection.keep_alive = keep_alive;
+                    connection.paused = true;
+                    connection.pending.get_or_insert_default().room = room;
+                }
+            }
+        }
+        Some(whole)
+    }
+
+    fn refuse(
+        &mut self,
+        id: ConnectionId,
+        error: &HttpError,
+        head_only: bool,
+        keep_alive: bool,
+        wire: &mut impl Wire,
+        now: Micros,
+    ) {
+        self.metrics().http_errors.add(1);
+        let mut reply = Vec::new();
+        error.answer(head_only, keep_alive, &mut reply);
+        self.reply(id, reply, keep_alive, wire, now);
+    }
+
+    fn reply(
+        &mut self,
+        id: ConnectionId,
+        reply: Vec<u8>,
+        keep_alive: bool,
+        wire: &mut impl Wire,
+        now: Micros,
+    ) {
+        self.metrics().http_requests.add(1);
+        self.send_private(id.slot, reply.into(), wire, now);
+        let Some(connection) = self.connection(id) else { return };
+        if connection.phase == Phase::Closing {
+            return;
+        }
+        connection.phase = Phase::Head;
+        connection.heard = now.ticks();
+        if !keep_alive {
+            self.close(id, CloseReason::HttpDone, wire, now);
+        }
+    }
+
+    /// Decides about one whole request. Nothing is sent or changed here.
+    fn judge(&mut self, id: ConnectionId, head: &Head<'_>, body: &[u8]) -> Result<Verdict, HttpError> {
+        let path = head.decoded_path()?;
+        let head_only = head.method == Method::Head;
+        let keep_alive = head.keep_alive() && !self.setup.is_draining();
+        let listener = self.connection(id).map_or(ADMIN, |c| c.listener);
+        let admin = listener == ADMIN;
+        let setup = Arc::clone(&self.setup);
+        let answer = |status, kind: &str, extra: &[(&str, &str)], body: &[u8]| {
+            let mut out = Vec::with_capacity(body.len() + 256);
+            request::response(status, kind, extra, body, head_only, keep_alive, &mut out);
+            Ok(Verdict::Answer(out))
+        };
+        let health = |ok: bool, words: &str| match ok {
+            true => answer(200, TEXT, &[NOT_CACHED], b"ok\n"),
+            false => answer(503, TEXT, &[NOT_CACHED], words.as_bytes()),
+        };
+        let allow_get = || match head.method {
+            Method::Get | Method::Head => Ok(()),
+            other => Err(HttpError::new(405, format!("{} is not possible here: use GET", other.name()))
+                .with_fields(&[("Allow", "GET, HEAD")])),
+        };
+        match &*path {
+            "/livez" | "/health" => allow_get().and_then(|()| health(true, "")),
+            "/healthz" => {
+                allow_get()?;
+                match setup.health == Health::Broker {
+                    true => {
+                        let up = setup.broker_is_up();
+                        let (status, words) = if up { (200, "ok") } else { (503, "redis down") };
+                        answer(status, TEXT, &[NOT_CACHED], words.as_bytes())
+                    }
+                    false => health(true, ""),
+                }
+            }
+            "/readyz" => {
+                allow_get()?;
+                if setup.is_draining() {
+                    return health(false, "draining\n");
+                }
+                health(setup.broker_is_up() || !setup.require_broker, "the broker is away\n")
+            }
+            "/metrics" | "/stats" | "/publish" if setup.admin_elsewhere && !admin => {
+                Err(HttpError::new(404, format!("{path} is served on the admin address")))
+            }
+            "/metrics" => allow_get()
+                .and_then(|()| answer(200, PROMETHEUS, &[NOT_CACHED], setup.metrics.page().as_bytes())),
+            "/stats" => allow_get().map(|()| Verdict::Ask(Up::Ask { from: id }, None)),
+            "/publish" => self.judge_publish(id, head, body),
+            "/" if !admin && !head.wants_upgrade() => {
+                allow_get()?;
+                answer(200, "text/html; charset=utf-8", &[PAGE_POLICY, NOT_CACHED], PAGE.as_bytes())
+            }
+            _ if admin => Err(HttpError::new(
+                404,
+                "not here: the admin address serves /metrics, /stats, /publish and health",
+            )),
+            _ => self.judge_upgrade(head, &path, usize::from(listener)),
+        }
+    }
+
+    fn judge_publish(
+        &mut self,
+        id: ConnectionId,
+        head: &Head<'_>,
+        body: &[u8],
+    ) -> Result<Verdict, HttpError> {
+        if head.method != Method::Post {
+            let message =
+                format!("{} is not possible here: POST the message as the body", head.method.name());
+            return Err(HttpError::new(405, message).with_fields(&[("Allow", "POST")]));
+        }
+        self.setup.gate.admits(head)?;
+        let room = head.query_value("room")?.ok_or_else(|| {
+            HttpError::new(400, "the query parameter `room` is missing: POST /publish?room=NAME")
+        })?;
+        let room: Arc<str> = request::room_name(&room)?.into();
+        let user = head.query_value("from")?.filter(|user| !user.is_empty()).map(|user| user.into());
+        let publish = Publish {
+            room: room.clone(),
+            payload: Bytes::copy_from_slice(body),
+            from: id,
+            user,
+            except_sender: false,
+            answer: true,
+        };
+        Ok(Verdict::Ask(Up::Publish(Box::new(publish)), Some(room)))
+    }
+
+    fn judge_upgrade(&mut self, head: &Head<'_>, path: &str, listener: usize) -> Result<Verdict, HttpError> {
+        let resolved =
+            self.setup.routes.resolve(listener, path, |name| head.query_value(name)).map_err(|error| {
+                match error {
+                    RouteError::Query(error) => error,
+                    error => HttpError::new(error.status(), error.to_string()),
+                }
+            })?;
+        let key = head.websocket_key()?;
+        if !origin_allowed(&self.setup.origins, head.origin(), head.host()) {
+            let message = "this origin may not connect: add it to `origins` in the configuration";
+            return Err(HttpError::new(403, message));
+        }
+        let mut reply = Vec::with_capacity(160);
+        request::switching_protocols(&key, None, &mut reply);
+        Ok(Verdict::Upgrade(Box::new(Upgrade {
+            reply,
+            rooms: resolved.room.into_iter().collect(),
+            user: Some(resolved.user).filter(|user| !user.is_empty()).map(String::into_boxed_str),
+            ping: resolved.ping.unwrap_or(self.setup.bounds.ping_interval),
+            publish: resolved.publish,
+            hear_self: resolved.hear_self,
+            echo: resolved.dialect == Dialect::Echo,
+        })))
+    }
+
+    fn upgrade(&mut self, id: ConnectionId, upgrade: Upgrade, wire: &mut impl Wire, now: Micros) {
+        let Some(connection) = self.connection(id) else { return };
+        connection.user = upgrade.user;
+        connection.publish = upgrade.publish;
+        connection.hear_self = upgrade.hear_self;
+        connection.echo = upgrade.echo;
+        connection.ping = if upgrade.ping.is_zero() { 0 } else { super::ticks_in(upgrade.ping) };
+        connection.pending = Some(Box::new(Pending { reply: upgrade.reply, ..Pending::default() }));
+        for room in &upgrade.rooms {
+            if !self.is_in(id.slot, room) {
+                self.join(id.slot, room);
+            }
+        }
+        let Some(connection) = self.connection(id) else { return };
+        if connection.joining > 0 {
+            connection.phase = Phase::Joining;
+            connection.paused = true;
+            return;
+        }
+        self.open(id, wire, now);
+    }
+
+    /// All rooms are live: the 101 goes out, and what the client sent behind its handshake is read.
+    pub(crate) fn open(&mut self, id: ConnectionId, wire: &mut impl Wire, now: Micros) {
+        let Some(connection) = self.connection(id) else { return };
+        let half_interval = connection.ping / 2;
+        let pending = connection.pending.take().unwrap_or_default();
+        connection.phase = Phase::Open;
+        // The first ping comes after a half to a whole interval, spread by slot, so that connections that came together are
+        // not pinged together. 2,654,435,761 is the golden ratio in 32 bits (Knuth, multiplicative hashing).
+        let spread = (u64::from(id.slot.wrapping_mul(2_654_435_761)) * u64::from(half_interval)) >> 32;
+        connection.heard = now.ticks().saturating_sub(spread as u32);
+        if std::mem::take(&mut connection.paused) {
+            self.actions.push(Action::Resume(id));
+        }
+        self.metrics().handshakes.add(1);
+        self.send_private(id.slot, pending.reply.into(), wire, now);
+        let mut input = pending.input;
+        if !input.is_empty() {
+            self.feed(id, &mut input, wire, now);
+        }
+        if self.setup.is_draining() {
+            self.close(id, CloseReason::GoingAway, wire, now);
+        }
+    }
+
+    pub(crate) fn answer_publish(
+        &mut self,
+        id: ConnectionId,
+        outcome: Outcome,
+        wire: &mut impl Wire,
+        now: Micros,
+    ) {
+        let Some((room, keep_alive)) = self.answering(id) else { return };
+        let name = serde_json::Value::from(room.as_deref().unwrap_or_default());
+        let (status, body) = match outcome {
+            Outcome::Placed { offset, epoch } => (
+                200,
+                format!("{{\"room\":{name},\"offset\":{offset},\"epoch\":\"{}\"}}\n", epoch_text(epoch)),
+            ),
+            Outcome::Nobody => {
+                (200, format!("{{\"room\":{name},\"offset\":null,\"note\":\"nobody is in the room\"}}\n"))
+            }
+            Outcome::Sent { receivers } => (200, format!("{{\"room\":{name},\"receivers\":{receivers}}}\n")),
+            Outcome::LocalOnly => {
+                (200, format!("{{\"room\":{name},\"local_only\":true,\"note\":\"the broker is away\"}}\n"))
+            }
+            Outcome::Busy => {
+                (503, "{\"error\":\"too much is on its way to the broker: try again later\"}\n".to_owned())
+            }
+            Outcome::Refused => (
+                502,
+                "{\"error\":\"the broker refused the publication; its log line says why\"}\n".to_owned(),
+            ),
+        };
+        self.finish_answer(id, status, &body, keep_alive, wire, now);
+    }
+
+    pub(crate) fn answer_stats(
+        &mut self,
+        id: ConnectionId,
+        ledger: Ledger,
+        wire: &mut impl Wire,
+        now: Micros,
+    ) {
+        let Some((_, keep_alive)) = self.answering(id) else { return };
+        let body = crate::stats::page(&self.setup, &ledger);
+        self.finish_answer(id, 200, &body, keep_alive, wire, now);
+    }
+
+    fn answering(&mut self, id: ConnectionId) -> Option<(Option<Arc<str>>, bool)> {
+        let connection = self.connection(id).filter(|c| c.phase == Phase::Answering)?;
+        let room = connection.pending.as_mut().and_then(|pending| pending.room.take());
+        Some((room, connection.keep_alive))
+    }
+
+    fn finish_answer(
+        &mut self,
+        id: ConnectionId,
+        status: u16,
+        body: &str,
+        keep_alive: bool,
+        wire: &mut impl Wire,
+        now: Micros,
+    ) {
+        let mut reply = Vec::with_capacity(body.len() + 160);
+        request::response(status, JSON, &[NOT_CACHED], body.as_bytes(), false, keep_alive, &mut reply);
+        if status >= 400 {
+            self.metrics().http_errors.add(1);
+        }
+        let Some(connection) = self.connection(id) else { return };
+        let held = connection.pending.take().map(|pending| pending.input).unwrap_or_default();
+        if std::mem::take(&mut connection.paused) {
+            self.actions.push(Action::Resume(id));
+        }
+        self.reply(id, reply, keep_alive, wire, now);
+        let mut held = held;
+        if !held.is_empty() {
+            self.requests(id, &mut held, 0, wire, now);
+        }
+    }
+
+    // ---- WebSocket
+
+    fn feed(&mut self, id: ConnectionId, input: &mut [u8], wire: &mut impl Wire, now: Micros) {
+        let Some(connection) = self.connection(id) else { return };
+        connection.heard = now.ticks();
+        connection.pinged = false;
+        let echo = connection.echo;
+        // The session leaves its slot while it is read, so that what it says can change the connection.
+        let mut session = std::mem::take(&mut connection.session);
+        let bounds = SessionBounds {
+            message_bytes_max: if echo { PAYLOAD_BYTES_MAX } else { self.setup.bounds.message_bytes_max },
+            fragments_max: self.setup.bounds.fragments_max,
+        };
+        let mut input = Input::new(input);
+        loop {
+            match session.next(&mut input, &bounds) {
+                Ok(Some(event)) => self.said(id, event, wire, now),
+                Ok(None) => break,
+                Err(reason) => return self.close(id, reason, wire, now),
+            }
+        }
+        let backlog = self.up.len() > UP_BACKLOG_MAX;
+        if let Some(connection) = self.connection(id)
+            && connection.phase == Phase::Open
+        {
+            connection.session = session;
+            if backlog && !connection.paused {
+                connection.paused = true;
+                self.waiting_up.push(id);
+            }
+        }
+    }
+
+    fn said(&mut self, id: ConnectionId, event: Event<'_>, wire: &mut impl Wire, now: Micros) {
+        if self.connection(id).is_none_or(|c| c.phase != Phase::Open) {
+            return;
+        }
+        match event {
+            Event::Text(text) => self.message(id, FIRST_OCTET_TEXT, text.as_bytes(), wire, now),
+            Event::Binary(octets) => self.message(id, FIRST_OCTET_BINARY, octets, wire, now),
+            Event::Ping(payload) => {
+                let mut pong = Vec::with_capacity(payload.len() + 2);
+                encode_pong(payload, &mut pong);
+                self.send_pong(id, pong.into(), wire, now);
+            }
+            Event::Pong(_) => {}
+            Event::Close { code, .. } => {
+                let mut reply = Vec::with_capacity(4);
+                match code {
+                    Some(code) => encode_close(code, "", &mut reply),
+                    None => encode_close_without_code(&mut reply),
+                }
+                self.send_private(id.slot, reply.into(), wire, now);
+                self.close(id, CloseReason::PeerClosed, wire, now);
+            }
+        }
+    }
+
+    fn message(
+        &mut self,
+        id: ConnectionId,
+        first_octet: u8,
+        payload: &[u8],
+        wire: &mut impl Wire,
+        now: Micros,
+    ) {
+        self.metrics().messages_received.add(1);
+        let Some(connection) = self.connection(id) else { return };
+        if connection.echo {
+            let (header, header_bytes) = encode_header(first_octet, payload.len());
+            let mut frame = Vec::with_capacity(header_bytes + payload.len());
+            frame.extend_from_slice(&header[..header_bytes]);
+            frame.extend_from_slice(payload);
+            return self.send_private(id.slot, frame.into(), wire, now);
+        }
+        // A raw message can't say which of several rooms it is for.
+        let room = match (connection.publish, connection.subscriptions.as_slice()) {
+            (config::Publish::Member | config::Publish::Any, [only]) => only.room,
+            _ => return self.close(id, CloseReason::PublishNotAllowed, wire, now),
+        };
+        let (user, except_sender) = (connection.user.clone(), !connection.hear_self);
+        let Some(room) = self.rooms.at(room).map(|room| room.name.clone()) else { return };
+        let payload = Bytes::copy_from_slice(payload);
+        let publish = Publish { room, payload, from: id, user, except_sender, answer: false };
+        self.up.push_back(Up::Publish(Box::new(publish)));
+    }
+
+    /// There is space on the way to the relay again: reads who waited for it.
+    pub fn resume_publishers(&mut self) {
+        for id in std::mem::take(&mut self.waiting_up) {
+            if let Some(connection) = self.connection(id)
+                && std::mem::take(&mut connection.paused)
+            {
+                self.actions.push(Action::Resume(id));
+            }
+        }
+    }
+
+    /// Whether connections wait for space on the way to the relay.
+    pub fn has_waiting_publishers(&self) -> bool {
+        !self.waiting_up.is_empty()
+    }
+}
+
+/// An epoch on the wire: short and opaque.
+pub(crate) fn epoch_text(epoch: u64) -> String {
+    format!("{epoch:x}")
+}

@@ -1,0 +1,396 @@
+//! The pass: every connection is sent, in one operation, what the rooms it is in have got since the last pass.
+//!
+//! First the dirty rooms, one after the other: a member that has only this room gets the room's one shared buffer; a
+//! member that has several is collected. Then the collected ones, each with the buffers of all its dirty rooms. A batch
+//! holds up to [`BATCH_SENDS_MAX`] sends and fills across rooms.
+//!
+//! A pass may be left between two batches and taken up again ([`Progress::More`]). Meanwhile members may join (they stand
+//! at the head and are passed over), leave (tombstones) and stall; commands from the relay may not be handled.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+
+use super::{Micros, Shard, Wire};
+use crate::close::CloseReason;
+use crate::command::ConnectionId;
+use crate::limits::BATCH_SENDS_MAX;
+use crate::room::TOMBSTONE;
+
+/// Whether a pass is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// Call [`Shard::step`] again, after others had their turn.
+    More,
+    /// Everybody who can be has been sent everything.
+    Done,
+}
+
+/// What a room sends in this pass.
+#[derive(Debug)]
+enum Chunk {
+    /// One frame, as it is.
+    Frame(Bytes),
+    /// Several, concatenated once, in the batch's arena.
+    Arena(Range<usize>),
+}
+
+/// One send: the chunks of `shares`, in order, to `socket`.
+#[derive(Debug, Clone, Copy)]
+pub struct SendOp {
+    /// Where to.
+    pub socket: i32,
+    /// Length of all chunks together.
+    pub bytes: usize,
+    slot: u32,
+    shares_from: u32,
+    shares: u32,
+    frames: u32,
+}
+
+/// What one connection is owed by one room.
+#[derive(Debug, Clone, Copy)]
+struct Share {
+    room: u32,
+    member: u32,
+    chunk: u32,
+    /// Where the cursor stood.
+    from: u64,
+}
+
+/// Sends that leave together; the buffers lie in it.
+#[derive(Debug, Default)]
+pub struct Batch {
+    ops: Vec<SendOp>,
+    shares: Vec<Share>,
+    chunks: Vec<Chunk>,
+    arena: Vec<u8>,
+}
+
+impl Batch {
+    /// The sends.
+    pub fn ops(&self) -> &[SendOp] {
+        &self.ops
+    }
+
+    /// The buffers of one send, in order. They stay where they are until the batch changes.
+    pub fn slices(&self, op: &SendOp) -> impl ExactSizeIterator<Item = &[u8]> {
+        let shares = &self.shares[op.shares_from as usize..(op.shares_from + op.shares) as usize];
+        shares.iter().map(|share| match &self.chunks[share.chunk as usize] {
+            Chunk::Frame(bytes) => bytes.as_ref(),
+            Chunk::Arena(range) => &self.arena[range.clone()],
+        })
+    }
+
+    fn chunk_len(&self, chunk: u32) -> usize {
+        match &self.chunks[chunk as usize] {
+            Chunk::Frame(bytes) => bytes.len(),
+            Chunk::Arena(range) => range.len(),
+        }
+    }
+}
+
+/// A share of a connection that has several rooms, until all of them have been visited.
+#[derive(Debug, Clone, Copy)]
+struct Link {
+    share: Share,
+    /// Index + 1 of the connection's next link, 0 at the end.
+    next: u32,
+}
+
+/// A connection that is owed by one or more of the rooms it is in.
+#[derive(Debug, Clone, Copy)]
+struct Collected {
+    id: ConnectionId,
+    first: u32,
+    last: u32,
+}
+
+/// Where a pass is. All of it is scratch that is used again by the next one.
+#[derive(Debug, Default)]
+pub(crate) struct Pass {
+    rooms: Vec<u32>,
+    room_at: usize,
+    member_at: usize,
+    /// The current room has been entered and its chunk is this.
+    chunk: Option<u32>,
+    excepted: Vec<ConnectionId>,
+    links: Vec<Link>,
+    collected: Vec<Collected>,
+    collected_at: usize,
+    alone: Vec<ConnectionId>,
+    batch: Batch,
+    taken: Vec<isize>,
+    under_way: bool,
+}
+
+impl Pass {
+    pub(crate) fn is_under_way(&self) -> bool {
+        self.under_way
+    }
+}
+
+impl Shard {
+    /// Whether a pass would have something to do.
+    pub fn has_dirty_rooms(&self) -> bool {
+        !self.dirty.is_empty() || self.pass.under_way
+    }
+
+    /// Sends one batch. Begins a pass if none is under way.
+    pub fn step(&mut self, wire: &mut impl Wire, now: Micros) -> Progress {
+        if !self.pass.under_way {
+            debug_assert!(self.pass.rooms.is_empty(), "a pass was not finished");
+            std::mem::swap(&mut self.pass.rooms, &mut self.dirty);
+            self.pass.under_way = true;
+        }
+        self.fill_from_rooms(wire, now);
+        if self.pass.batch.ops.len() < BATCH_SENDS_MAX {
+            self.fill_from_collected();
+        }
+        self.flush(wire, now);
+        let over =
+            self.pass.room_at == self.pass.rooms.len() && self.pass.collected_at == self.pass.collected.len();
+        if !over {
+            return Progress::More;
+        }
+        self.finish(wire, now);
+        Progress::Done
+    }
+
+    fn fill_from_rooms(&mut self, wire: &mut impl Wire, now: Micros) {
+        while self.pass.room_at < self.pass.rooms.len() {
+            let room_index = self.pass.rooms[self.pass.room_at];
+            let chunk = match self.pass.chunk {
+                Some(chunk) => chunk,
+                None => self.enter_room(room_index),
+            };
+            loop {
+                if self.pass.batch.ops.len() == BATCH_SENDS_MAX {
+                    return;
+                }
+                let Some(room) = self.rooms.at_mut(room_index) else { break };
+                let Some(member) = room.members.get_mut(self.pass.member_at) else { break };
+                let member_index = self.pass.member_at as u32;
+                self.pass.member_at += 1;
+                if member.slot == TOMBSTONE || member.cursor == room.head {
+                    continue;
+                }
+                let Some(connection) = self.connections.at(member.slot) else { continue };
+                let slot = member.slot;
+                if connection.stalled.is_some() || member.cursor != room.passed {
+                    room.lagging = true;
+                    self.visit_laggard(slot, room_index, member_index, wire, now);
+                    continue;
+                }
+                let share = Share { room: room_index, member: member_index, chunk, from: member.cursor };
+                if !self.pass.excepted.is_empty()
+                    && let Some(generation) = self.connections.generation(slot)
+                    && let id = (ConnectionId { shard: self.index, generation, slot })
+                    && self.pass.excepted.contains(&id)
+                {
+                    room.lagging = true;
+                    self.pass.alone.push(id);
+                    continue;
+                }
+                if connection.subscriptions.len() > 1 {
+                    self.collect(slot, share);
+                    continue;
+                }
+                let batch = &mut self.pass.batch;
+                let frames = (room.head - member.cursor) as u32;
+                member.cursor = room.head;
+                batch.ops.push(SendOp {
+                    socket: connection.socket,
+                    bytes: batch.chunk_len(chunk),
+                    slot,
+                    shares_from: batch.shares.len() as u32,
+                    shares: 1,
+                    frames,
+                });
+                batch.shares.push(share);
+            }
+            self.pass.chunk = None;
+            self.pass.member_at = 0;
+            self.pass.room_at += 1;
+        }
+    }
+
+    /// Makes the room's shared buffer: what everybody at `passed` is owed.
+    fn enter_room(&mut self, room_index: u32) -> u32 {
+        let Self { rooms, pass, .. } = self;
+        let batch = &mut pass.batch;
+        let chunk = batch.chunks.len() as u32;
+        pass.excepted.clear();
+        if let Some(room) = rooms.at_mut(room_index) {
+            room.in_pass = true;
+            let start = batch.arena.len();
+            if room.head - room.passed == 1 {
+                let frame = room.entry(room.passed).map(|e| e.frame.wire_bytes().clone());
+                batch.chunks.push(Chunk::Frame(frame.unwrap_or_default()));
+            } else {
+                for entry in room.entries_from(room.passed.max(room.base())) {
+                    batch.arena.extend_from_slice(entry.frame.wire());
+                }
+                batch.chunks.push(Chunk::Arena(start..batch.arena.len()));
+            }
+            if !room.is_uniform() {
+                pass.excepted.extend(room.entries_from(room.passed).filter_map(|e| e.except));
+            }
+        }
+        pass.chunk = Some(chunk);
+        chunk
+    }
+
+    /// A member that is behind: stalled ones are held to their limits, others are sent to alone after the pass.
+    fn visit_laggard(&mut self, slot: u32, room: u32, member: u32, wire: &mut impl Wire, now: Micros) {
+        let Some(id) = self.id_of(slot) else { return };
+        if self.connections.at(slot).is_some_and(|c| c.stalled.is_none()) {
+            self.pass.alone.push(id);
+            return;
+        }
+        self.enforce_limits(id, room, member, wire, now);
+    }
+
+    fn collect(&mut self, slot: u32, share: Share) {
+        let Some(id) = self.id_of(slot) else { return };
+        let Self { connections, pass, .. } = self;
+        let Some(connection) = connections.at_mut(slot) else { return };
+        pass.links.push(Link { share, next: 0 });
+        let link = pass.links.len() as u32;
+        if connection.collected == 0 {
+            pass.collected.push(Collected { id, first: link, last: link });
+            connection.collected = pass.collected.len() as u32;
+            return;
+        }
+        let collected = &mut pass.collected[connection.collected as usize - 1];
+        pass.links[collected.last as usize - 1].next = link;
+        collected.last = link;
+    }
+
+    fn fill_from_collected(&mut self) {
+        while self.pass.collected_at < self.pass.collected.len()
+            && self.pass.batch.ops.len() < BATCH_SENDS_MAX
+        {
+            let Collected { id, first, .. } = self.pass.collected[self.pass.collected_at];
+            self.pass.collected_at += 1;
+            let Self { connections, rooms, pass, index, .. } = self;
+            // The pass may have been left since: whoever closed is gone from its rooms, whoever stalled catches up alone.
+            if id.shard != *index || !connections.holds(id.slot, id.generation) {
+                continue;
+            }
+            let Some(connection) = connections.at_mut(id.slot) else { continue };
+            connection.collected = 0;
+            let stalled = connection.stalled.is_some();
+            let batch = &mut pass.batch;
+            let shares_from = batch.shares.len();
+            let (mut bytes, mut frames) = (0, 0);
+            let mut next = first;
+            while next != 0 {
+                let link = pass.links[next as usize - 1];
+                next = link.next;
+                let Some(room) = rooms.at_mut(link.share.room) else { continue };
+                let Some(member) = room.members.get_mut(link.share.member as usize) else { continue };
+                if member.slot != id.slot {
+                    continue;
+                }
+                if stalled {
+                    room.lagging = true;
+                    continue;
+                }
+                frames += (room.head - member.cursor) as u32;
+                member.cursor = room.head;
+                bytes += batch.chunk_len(link.share.chunk);
+                batch.shares.push(link.share);
+            }
+            let shares = (batch.shares.len() - shares_from) as u32;
+            if shares > 0 {
+                let (socket, slot, shares_from) = (connection.socket, id.slot, shares_from as u32);
+                batch.ops.push(SendOp { socket, bytes, slot, shares_from, shares, frames });
+            }
+        }
+    }
+
+    fn flush(&mut self, wire: &mut impl Wire, now: Micros) {
+        if self.pass.batch.ops.is_empty() {
+            return;
+        }
+        self.pass.taken.clear();
+        wire.send_batch(&self.pass.batch, &mut self.pass.taken);
+        assert!(self.pass.taken.len() == self.pass.batch.ops.len(), "a send without a result");
+        let (mut deliveries, mut bytes, mut short) = (0u64, 0u64, Vec::new());
+        for (op, taken) in self.pass.batch.ops.iter().zip(&self.pass.taken) {
+            if *taken == op.bytes as isize {
+                deliveries += u64::from(op.frames);
+                bytes += op.bytes as u64;
+            } else {
+                short.push((*op, *taken));
+            }
+        }
+        let metrics = self.metrics();
+        metrics.sends.add(self.pass.batch.ops.len() as u64);
+        metrics.deliveries.add(deliveries);
+        metrics.sent_bytes.add(bytes);
+        for (op, taken) in short {
+            self.fell_short(op, taken, wire, now);
+        }
+        self.pass.batch.ops.clear();
+        self.pass.batch.shares.clear();
+    }
+
+    /// Puts the cursors of a send that was not taken whole back to where it ended.
+    fn fell_short(&mut self, op: SendOp, taken: isize, wire: &mut impl Wire, now: Micros) {
+        let Some(id) = self.id_of(op.slot) else { return };
+        self.stall(id, now);
+        let mut left = taken.max(0) as usize;
+        for at in op.shares_from..op.shares_from + op.shares {
+            let share = self.pass.batch.shares[at as usize];
+            let Some(room) = self.rooms.at_mut(share.room) else { continue };
+            room.members[share.member as usize].cursor = share.from;
+            let head = room.head;
+            left = self.move_cursor(id, share.room, share.member, head, left);
+        }
+        if taken < 0 {
+            self.close(id, CloseReason::PeerVanished, wire, now);
+        }
+    }
+
+    fn finish(&mut self, wire: &mut impl Wire, now: Micros) {
+        let rooms = std::mem::take(&mut self.pass.rooms);
+        for room_index in &rooms {
+            let Self { rooms, connections, setup, index, .. } = self;
+            let Some(room) = rooms.at_mut(*room_index) else { continue };
+            if let Some(oldest) = room.entry(room.passed.max(room.base())) {
+                let age = std::time::Duration::from_micros(now.0.saturating_sub(oldest.arrived_micros));
+                setup.metrics.shards[*index as usize].delivery_seconds.record(age, room.head - room.passed);
+            }
+            room.in_pass = false;
+            room.dirty = false;
+            room.passed = room.head;
+            room.compact(|member, moved_to| {
+                if let Some(connection) = connections.at_mut(member.slot) {
+                    connection.subscriptions[member.subscription as usize].member = moved_to;
+                }
+            });
+        }
+        let pass = &mut self.pass;
+        pass.room_at = 0;
+        pass.collected_at = 0;
+        pass.collected.clear();
+        pass.links.clear();
+        pass.batch.chunks.clear();
+        pass.batch.arena.clear();
+        // 1 MiB: a turn's concatenation is bounded by TURN_BYTES_MAX, but for one publication larger than that.
+        pass.batch.arena.shrink_to(1 << 20);
+        pass.under_way = false;
+        for id in std::mem::take(&mut pass.alone) {
+            self.send_alone(id, wire, now);
+        }
+        for room_index in &rooms {
+            self.evict(*room_index);
+            self.note_lagging(*room_index);
+        }
+        self.pass.rooms = rooms;
+        self.pass.rooms.clear();
+        self.keep_window_budget(wire, now);
+    }
+}

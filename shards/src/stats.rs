@@ -1,0 +1,76 @@
+//! The page at `/stats`: the numbers of this process for people and scripts, as JSON.
+
+use serde_json::{Map, Value, json};
+
+use crate::command::Ledger;
+use crate::metrics::{By, Label};
+use crate::setup::Setup;
+
+/// One object: what runs, connections, deliveries with their ledger, the broker, and the shards one by one.
+pub fn page(setup: &Setup, ledger: &Ledger) -> String {
+    let metrics = &setup.metrics;
+    let relay = &metrics.relay;
+    let shards: Vec<Value> = metrics
+        .shards
+        .iter()
+        .map(|shard| {
+            json!({
+                "connections": shard.connections.value(),
+                "rooms": shard.rooms.value(),
+                "subscriptions": shard.subscriptions.value(),
+                "deliveries": shard.deliveries.value(),
+                "stalled": shard.stalled.value(),
+                "window_bytes": shard.window_bytes.value(),
+            })
+        })
+        .collect();
+    let page = json!({
+        "version": metrics.identity.version,
+        "node": metrics.identity.node_id,
+        "driver": metrics.identity.driver,
+        "presets": metrics.identity.presets,
+        "draining": setup.is_draining(),
+        "connections": {
+            "open": metrics.sum(|s| s.connections.value()),
+            "accepted": metrics.sum(|s| s.accepted.value()),
+            "stalled": metrics.sum(|s| s.stalled.value()),
+            "closed": totals(|value| metrics.sum(|s| s.closed.value(value))),
+        },
+        "rooms": metrics.sum(|s| s.rooms.value()),
+        "subscriptions": metrics.sum(|s| s.subscriptions.value()),
+        "ledger": {
+            "owed": ledger.owed,
+            "delivered": ledger.delivered,
+            "filtered": ledger.filtered,
+            "dropped": ledger.dropped,
+            "pending": ledger.pending,
+            "balances": ledger.balances(),
+        },
+        "drops": totals(|value| metrics.sum(|s| s.drops.value(value))),
+        "gaps": by(&relay.gaps),
+        "publications": {
+            "received": relay.publications_received.value(),
+            "unrouted": relay.publications_unrouted.value(),
+            "refused": by(&relay.refused),
+        },
+        "broker": {
+            "up": setup.broker_is_up(),
+            "breaks": relay.broker_breaks.value(),
+            "reconnects": relay.broker_reconnects.value(),
+        },
+        "window_bytes": metrics.sum(|s| s.window_bytes.value()),
+        "log_bytes": relay.log_bytes.value(),
+        "shards": shards,
+    });
+    format!("{page}\n")
+}
+
+fn by<L: Label>(numbers: &By<L>) -> Value {
+    totals(|value| numbers.value(value))
+}
+
+/// The values of a label that are not zero.
+fn totals<L: Label>(of: impl Fn(L) -> u64) -> Value {
+    let counted = L::ALL.iter().map(|value| (value.label(), of(*value))).filter(|(_, n)| *n > 0);
+    Value::Object(counted.map(|(name, n)| (name.to_owned(), n.into())).collect::<Map<_, _>>())
+}
