@@ -211,6 +211,10 @@ pub struct Route {
     pub when_query: Option<String>,
     /// Room to join, out of the request.
     pub room: Template,
+    /// The room's text is a list with this between its members, and the connection joins all of them (at most
+    /// [`Bounds::rooms_per_connection_max`]). On the raw dialect nothing tells the rooms of what arrives apart, and such a
+    /// connection can't publish unless it is in one room only. Default none: one room.
+    pub separator: Option<char>,
     /// Name space of the room: rooms of different spaces never meet, whatever their names. Empty is the plain space, of
     /// the file's tables and of the first preset named; each further preset has a space of its own name.
     pub space: String,
@@ -237,6 +241,7 @@ impl Default for Route {
             path: "/ws".to_owned(),
             when_query: Some("room".to_owned()),
             room: Template { parts: vec![TemplatePart::Query("room".to_owned())] },
+            separator: None,
             space: String::new(),
             user: None,
             publish: Publish::Any,

@@ -30,6 +30,7 @@ pub struct Routes {
     /// Whose plain path it is where the listener is nobody's own.
     first_preset: Option<String>,
     node_id: String,
+    rooms_max: usize,
     classes: Vec<RoomClass>,
     sources: Vec<CompiledSource>,
 }
@@ -39,8 +40,8 @@ pub struct Routes {
 pub struct Resolved {
     /// Index into [`Config::routes`]; its length for `/echo`.
     pub route_index: usize,
-    /// Full name of the room; `None` only under [`Dialect::Echo`].
-    pub room: Option<String>,
+    /// Full names of the rooms, each once; none only under [`Dialect::Echo`].
+    pub rooms: Vec<String>,
     /// Name of the user, empty where the route or the request names none.
     pub user: String,
     /// See [`Route::publish`].
@@ -75,6 +76,14 @@ pub enum RouteError<E> {
     Room {
         /// Its length.
         bytes: usize,
+    },
+    /// 400: the list names too many rooms.
+    #[error("found {found} rooms, due at most {due}")]
+    Rooms {
+        /// In the list.
+        found: usize,
+        /// [`Bounds::rooms_per_connection_max`](crate::limits::Bounds::rooms_per_connection_max).
+        due: usize,
     },
     /// 400: the user's name is too long or holds control characters.
     #[error(
@@ -135,6 +144,7 @@ impl Routes {
             owners: config.listen_presets.clone(),
             first_preset: config.presets.first().cloned(),
             node_id: config.node_id.clone(),
+            rooms_max: config.bounds.rooms_per_connection_max,
             classes: config.rooms.clone(),
             sources: config
                 .sources
@@ -198,17 +208,13 @@ impl Routes {
         route: &Route,
         query: impl Fn(&str) -> Result<Option<Cow<'q, str>>, RouteError<E>>,
     ) -> Result<Resolved, RouteError<E>> {
-        let room = if route.dialect == Dialect::Echo {
-            None
-        } else {
+        let mut rooms = Vec::new();
+        if route.dialect != Dialect::Echo {
             let parameter =
                 |name: &str| query(name)?.ok_or_else(|| RouteError::Missing(missing_parameter(name)));
-            let room = self.filled(&route.room, parameter)?;
-            if !is_name(&room) {
-                return Err(RouteError::Room { bytes: room.len() });
-            }
-            Some(full_name(&route.space, &room))
-        };
+            let text = self.filled(&route.room, parameter)?;
+            rooms = self.listed(route, &text)?;
+        }
         let user = match &route.user {
             Some(template) => self.filled(template, |name| Ok(query(name)?.unwrap_or_default()))?,
             None => String::new(),
@@ -218,13 +224,35 @@ impl Routes {
         }
         Ok(Resolved {
             route_index,
-            room,
+            rooms,
             user,
             publish: route.publish,
             dialect: route.dialect,
             hear_self: route.hear_self,
             ping: route.ping,
         })
+    }
+
+    /// The rooms that `text` names: one, or a list where the route has a separator.
+    fn listed<E>(&self, route: &Route, text: &str) -> Result<Vec<String>, RouteError<E>> {
+        let names: Vec<&str> = match route.separator {
+            Some(separator) => text.split(separator).collect(),
+            None => vec![text],
+        };
+        if names.len() > self.rooms_max {
+            return Err(RouteError::Rooms { found: names.len(), due: self.rooms_max });
+        }
+        let mut rooms: Vec<String> = Vec::with_capacity(names.len());
+        for name in names {
+            if !is_name(name) {
+                return Err(RouteError::Room { bytes: name.len() });
+            }
+            let room = full_name(&route.space, name);
+            if !rooms.contains(&room) {
+                rooms.push(room);
+            }
+        }
+        Ok(rooms)
     }
 
     fn filled<'q, E>(
@@ -475,7 +503,7 @@ mod tests {
     }
 
     fn room(routes: &Routes, target: &str) -> Result<String, String> {
-        resolve(routes, target).map(|resolved| resolved.room.expect("no echo"))
+        resolve(routes, target).map(|resolved| resolved.rooms.concat())
     }
 
     /// Two kinds of rooms told apart by the query, and a path without condition.
@@ -521,13 +549,37 @@ room = "x-{1}"
 "#;
 
     #[test]
+    fn a_list_of_rooms_joins_each_once_and_no_more_than_the_bound() {
+        let text = r#"
+[bounds]
+rooms_per_connection_max = 3
+[[route]]
+path = "/ws"
+when_query = "rooms"
+room = "{query.rooms}"
+separator = ","
+"#;
+        let routes = routes("", text);
+        let rooms = |target: &str| resolve(&routes, target).map(|resolved| resolved.rooms);
+        assert_eq!(rooms("/ws?rooms=a,b,a"), Ok(vec!["a".to_owned(), "b".to_owned()]));
+        assert_eq!(
+            rooms("/ws?rooms=a,,b"),
+            Err("400 found a room name of 0 bytes, due 1 to 255 without control characters".to_owned())
+        );
+        assert_eq!(rooms("/ws?rooms=a,b,c,d"), Err("400 found 4 rooms, due at most 3".to_owned()));
+    }
+
+    #[test]
     fn a_query_says_which_room_is_joined() {
         let routes = routes("", KINDS);
         let named = resolve(&routes, "/ws?room=lobby&client_id=al").unwrap();
-        assert_eq!((named.room.as_deref(), named.user.as_str()), (Some("lobby"), "al"));
+        assert_eq!((named.rooms.as_slice(), named.user.as_str()), (["lobby".to_owned()].as_slice(), "al"));
         assert_eq!((named.publish, named.hear_self, named.route_index), (Publish::Any, true, 0));
         let user = resolve(&routes, "/ws?username=lobby").unwrap();
-        assert_eq!((user.room.as_deref(), user.user.as_str()), (Some("user\u{1f}lobby"), ""));
+        assert_eq!(
+            (user.rooms.as_slice(), user.user.as_str()),
+            (["user\u{1f}lobby".to_owned()].as_slice(), "")
+        );
         assert_eq!((user.publish, user.hear_self, user.route_index), (Publish::None, false, 1));
         assert_eq!(user.ping, Some(std::time::Duration::from_secs(54)));
         assert_eq!(room(&routes, "/all"), Ok("everybody@n1".to_owned()));
@@ -597,7 +649,7 @@ room = "x-{1}"
             ..Config::default()
         };
         let on = |config: &Config, listener, target| {
-            resolve_on(&Routes::new(config), listener, target).map(|resolved| resolved.room.unwrap())
+            resolve_on(&Routes::new(config), listener, target).map(|resolved| resolved.rooms.concat())
         };
         assert_eq!(
             on(&config, 0, "/ws"),
@@ -618,7 +670,7 @@ room = "x-{1}"
         assert_eq!(resolve(&routes("", ""), "/echo").unwrap_err(), "404 no such path");
         let echo = resolve(&routes("", "echo_route = true"), "/echo").unwrap();
         assert_eq!(
-            (echo.room, echo.dialect, echo.publish, echo.route_index),
+            (echo.rooms.first(), echo.dialect, echo.publish, echo.route_index),
             (None, Dialect::Echo, Publish::Any, 1)
         );
     }
@@ -729,7 +781,7 @@ room = "x-{1}"
             let routes = routes("", KINDS);
             let query = |name: &str| Ok::<_, ()>((name == "room").then_some(Cow::Borrowed(text.as_str())));
             if let Ok(resolved) = routes.resolve(0, "/ws", query) {
-                prop_assert!(!resolved.room.unwrap().contains(SPACE_END));
+                prop_assert!(!resolved.rooms.concat().contains(SPACE_END));
             }
             let channel = format!("room:{text}");
             for (_, room) in routes.rooms_of_channel(Some(b"room:*"), channel.as_bytes()) {

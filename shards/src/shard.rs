@@ -340,12 +340,6 @@ impl Shard {
         waits
     }
 
-    /// Whether the connection is in the room already: a room named twice is joined once.
-    pub(crate) fn is_in(&self, slot: u32, name: &str) -> bool {
-        let Some(connection) = self.connections.at(slot) else { return false };
-        connection.subscriptions.iter().any(|s| self.rooms.at(s.room).is_some_and(|room| &*room.name == name))
-    }
-
     fn room_named(&mut self, name: &str) -> u32 {
         use std::hash::BuildHasher as _;
         let hash = self.hasher.hash_one(name);

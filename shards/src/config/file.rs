@@ -32,6 +32,7 @@ const ROUTE_KEYS: &[&str] = &[
     "publish",
     "dialect",
     "hear_self",
+    "separator",
     "missing",
     "ping",
     "preset",
@@ -168,6 +169,14 @@ impl Reader<'_> {
             input.line("the name of a query parameter").map(str::to_owned)
         });
         let room = self.required(fields, "room", |input| room_template(input, Places::Request));
+        let separator = self.optional(fields, "separator", |input| {
+            let due = "one character that separates the rooms of a list, for example \",\"";
+            let mut characters = input.line(due)?.chars();
+            match (characters.next(), characters.next()) {
+                (Some(separator), None) => Ok(separator),
+                _ => Err(input.wrong(due)),
+            }
+        });
         let space = self.optional(fields, "space", space);
         let user = self.optional(fields, "user", |input| template(input, Places::Request));
         let publish = self.optional(fields, "publish", |input| {
@@ -188,6 +197,7 @@ impl Reader<'_> {
             path: path?,
             when_query,
             room: room?,
+            separator,
             space: space.unwrap_or_default(),
             user,
             // Who forgets to say who may publish has not said that anybody may.

@@ -52,6 +52,7 @@ impl Lines {
         self.text("path", &route.path);
         self.maybe("when_query", route.when_query.as_deref());
         self.text("room", &route.room.to_string());
+        self.maybe("separator", route.separator.map(String::from).as_deref());
         self.maybe("space", Some(route.space.as_str()).filter(|space| !space.is_empty()));
         self.maybe("user", route.user.as_ref().map(ToString::to_string).as_deref());
         self.text("publish", publish_text(route.publish));

@@ -216,7 +216,6 @@ impl Ring {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shard::testing;
     use std::io::Read;
     use std::os::fd::AsRawFd;
     use std::os::unix::net::UnixStream;
@@ -239,7 +238,7 @@ mod tests {
                 let mut batch = Batch::default();
                 for (index, (ours, _)) in chunk.iter().enumerate() {
                     let parts: &[&[u8]] = if index % 2 == 0 { &[b"abc"] } else { &[b"a", b"", b"bc"] };
-                    testing::push(&mut batch, ours.as_raw_fd(), parts);
+                    batch.push(ours.as_raw_fd(), parts);
                 }
                 let mut taken = Vec::new();
                 fanout.send_batch(&batch, &mut taken);
@@ -264,7 +263,7 @@ mod tests {
             let sound = UnixStream::pair().expect("a pair of sockets");
             let mut batch = Batch::default();
             for number in [full.0.as_raw_fd(), closed.0.as_raw_fd(), 1_000_000, sound.0.as_raw_fd()] {
-                testing::push(&mut batch, number, &[b"x"]);
+                batch.push(number, &[b"x"]);
             }
             let mut taken = Vec::new();
             fanout.send_batch(&batch, &mut taken);

@@ -374,7 +374,7 @@ impl Shard {
         request::switching_protocols(&key, None, &mut reply);
         Ok(Verdict::Upgrade(Box::new(Upgrade {
             reply,
-            rooms: resolved.room.into_iter().collect(),
+            rooms: resolved.rooms,
             user: Some(resolved.user).filter(|user| !user.is_empty()).map(String::into_boxed_str),
             ping: resolved.ping.unwrap_or(self.setup.bounds.ping_interval),
             publish: resolved.publish,
@@ -392,9 +392,7 @@ impl Shard {
         connection.ping = if upgrade.ping.is_zero() { 0 } else { super::ticks_in(upgrade.ping) };
         connection.pending = Some(Box::new(Pending { reply: upgrade.reply, ..Pending::default() }));
         for room in &upgrade.rooms {
-            if !self.is_in(id.slot, room) {
-                self.join(id.slot, room);
-            }
+            self.join(id.slot, room);
         }
         let Some(connection) = self.connection(id) else { return };
         if connection.joining > 0 {

@@ -90,6 +90,21 @@ impl Batch {
     }
 }
 
+#[cfg(test)]
+impl Batch {
+    /// Adds a send of `parts` to `socket`, for tests of what carries batches.
+    pub(crate) fn push(&mut self, socket: i32, parts: &[&[u8]]) {
+        let shares_from = self.shares.len() as u32;
+        for part in parts {
+            let chunk = self.chunks.len() as u32;
+            self.chunks.push(Chunk::Frame(Bytes::copy_from_slice(part)));
+            self.shares.push(Share { room: 0, member: 0, chunk, from: 0 });
+        }
+        let bytes = parts.iter().map(|part| part.len()).sum();
+        self.ops.push(SendOp { socket, bytes, slot: 0, shares_from, shares: parts.len() as u32, frames: 1 });
+    }
+}
+
 /// A share of a connection that has several rooms, until all of them have been visited.
 #[derive(Debug, Clone, Copy)]
 struct Link {
