@@ -34,10 +34,11 @@ pub fn bind(address: SocketAddr) -> io::Result<(OwnedFd, SocketAddr)> {
         socket.set_only_v6(false)?;
     }
     socket.set_reuse_address(true)?;
-    socket.set_reuse_port(true)?;
     socket.set_tcp_nodelay(true)?;
     // Linux keeps it in the listener and copies it to every accepted socket.
     socket.set_tcp_notsent_lowat(NOTSENT_LOWAT_BYTES)?;
+    // The kernel never chooses a port for port 0 that somebody else shares (`inet_csk_find_open_port`, Linux 4.9 on).
+    socket.set_reuse_port(true)?;
     socket.bind(&SockAddr::from(address))?;
     socket.listen(LISTEN_BACKLOG)?;
     let bound = socket.local_addr()?.as_socket().unwrap_or(address);
@@ -150,5 +151,39 @@ fn admit(core: &SharedCore, fd: OwnedFd, listener: u8) {
             monoio::spawn(read(core.clone(), id, socket));
         }
         Err(error) => tracing::warn!(%error, "an accepted socket could not be registered and was closed"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+    use std::net::{Ipv4Addr, TcpStream};
+
+    const ANY_PORT: SocketAddr = SocketAddr::V4(std::net::SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0));
+
+    #[test]
+    fn a_chosen_port_is_nobody_elses_and_can_be_shared_afterwards() {
+        let chosen: Vec<_> = (0..500).map(|_| bind(ANY_PORT).expect("a free port")).collect();
+        let ports: HashSet<u16> = chosen.iter().map(|(_, address)| address.port()).collect();
+        assert_eq!(ports.len(), chosen.len(), "two servers that asked for a free port share one");
+        for (_, address) in chosen.iter().take(20) {
+            let (_second, shared) = bind(*address).expect("the port can be shared");
+            assert_eq!(shared, *address);
+        }
+    }
+
+    #[test]
+    fn accepted_sockets_inherit_what_the_listener_was_told() {
+        let (fd, address) = bind(ANY_PORT).expect("a free port");
+        let _client = TcpStream::connect(address).expect("it listens");
+        let accepted = loop {
+            match accept_with(&fd, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+                Err(Errno::AGAIN) => std::thread::yield_now(),
+                accepted => break socket2::Socket::from(accepted.expect("a connection is queued")),
+            }
+        };
+        assert!(accepted.tcp_nodelay().expect("an option"));
+        assert_eq!(accepted.tcp_notsent_lowat().expect("an option"), NOTSENT_LOWAT_BYTES);
     }
 }
