@@ -15,6 +15,8 @@ pub struct Figure {
     pub floor: Vec<f64>,
     /// What is due, if anything is.
     pub target: Option<Target>,
+    /// The runs lost or damaged something: a server that delivers less is cheaper, so nothing is reached then.
+    pub is_flawed: bool,
 }
 
 /// What a figure has to reach.
@@ -39,12 +41,14 @@ pub enum Verdict {
     Informative,
     /// Something was due and could not be measured.
     Unmeasured,
+    /// Something was due, and what was measured is no proof of it.
+    Flawed,
 }
 
 impl Figure {
     /// Without a floor and a target.
     pub fn new(name: impl Into<String>, unit: &'static str, samples: Vec<f64>) -> Self {
-        Self { name: name.into(), unit, samples, floor: Vec::new(), target: None }
+        Self { name: name.into(), unit, samples, floor: Vec::new(), target: None, is_flawed: false }
     }
 
     /// Beside the floor's samples.
@@ -67,6 +71,7 @@ impl Figure {
             Some(Target::BelowFloor) => self.ratio().map(|ratio| ratio < 1.0),
         };
         match reached {
+            Some(_) if self.is_flawed => Verdict::Flawed,
             Some(true) => Verdict::Ok,
             Some(false) => Verdict::Missed,
             None => Verdict::Unmeasured,
@@ -123,6 +128,8 @@ mod tests {
         assert_eq!(due(&figure, Target::AtMost(2.0)), Verdict::Ok);
         assert_eq!(due(&figure, Target::AtMost(1.9)), Verdict::Missed);
         assert_eq!(due(&figure, Target::BelowFloor), Verdict::Ok);
+        let flawed = Figure { is_flawed: true, ..figure.clone() };
+        assert_eq!(due(&flawed, Target::AtMost(2.0)), Verdict::Flawed);
         assert_eq!(due(&figure.beside(vec![2.0]), Target::BelowFloor), Verdict::Missed);
     }
 }

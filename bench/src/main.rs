@@ -114,7 +114,7 @@ fn one(name: &str, common: Common, measure: impl FnOnce(&Bench) -> Result<Outcom
     finish(name, &bench, &[outcome], &[], &[])
 }
 
-/// Exit code 0 if everything due was reached, 1 if not, 130 if somebody interrupted the run.
+/// Exit code 0 if everything due was reached and nothing was lost, 1 if not, 130 if somebody interrupted the run.
 fn finish(
     name: &str,
     bench: &Bench,
@@ -124,7 +124,8 @@ fn finish(
 ) -> Result<ExitCode> {
     let path = report::write(name, &bench.common, outcomes, table, failures)?;
     println!("\nraw results: {}", path.display());
-    let missed = table.iter().any(|row| matches!(row.verdict(), Verdict::Missed | Verdict::Unmeasured));
+    let missed = table.iter().any(|row| !matches!(row.verdict(), Verdict::Ok | Verdict::Informative))
+        || outcomes.iter().any(|outcome| !outcome.flaws().is_empty());
     Ok(ExitCode::from(match (sys::interrupted(), missed) {
         (true, _) => 130,
         (false, true) => 1,

@@ -149,7 +149,7 @@ pub struct Memory {
     pub tcp_pages: u64,
 }
 
-/// A process and its descendants.
+/// A process and its descendants, but for the generator when that is one of them.
 fn family(pid: u32) -> Vec<u32> {
     let mut parents = BTreeMap::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
@@ -157,6 +157,9 @@ fn family(pid: u32) -> Vec<u32> {
             continue;
         };
         let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+        if child == std::process::id() && child != pid {
+            continue;
+        }
         if let Some(parent) = stat_fields(&stat).nth(1).and_then(|field| field.parse::<u32>().ok()) {
             parents.insert(child, parent);
         }

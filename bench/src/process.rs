@@ -93,6 +93,7 @@ pub struct Server {
     pub address: SocketAddrV4,
     /// As it was run, or how it was attached to.
     pub command: String,
+    output_path: PathBuf,
 }
 
 impl Server {
@@ -104,6 +105,7 @@ impl Server {
             pid,
             address,
             command: format!("(attached to a running process on {address})"),
+            output_path: PathBuf::new(),
         })
     }
 
@@ -146,20 +148,31 @@ impl Server {
             TcpStream::connect(address).is_ok().then_some(address)
         };
         match wait_until_ready(&mut owned, ready) {
-            Ok(SocketAddr::V4(address)) => {
-                Ok(Self { pid: owned.pid(), owned: Some(owned), address, command: words.join(" ") })
-            }
+            Ok(SocketAddr::V4(address)) => Ok(Self {
+                pid: owned.pid(),
+                owned: Some(owned),
+                address,
+                command: words.join(" "),
+                output_path: output_path.clone(),
+            }),
             Ok(address) => bail!("the server listens on {address}; the generator speaks IPv4 only"),
             Err(error) => Err(error.context(format!("{}\n{}", words.join(" "), tail(&output_path)))),
         }
     }
 
-    /// Whether a server that we started has ended by itself.
-    pub fn has_ended(&mut self) -> bool {
+    /// An error if the server has ended by itself, with the last it said.
+    pub fn check_alive(&mut self) -> Result<()> {
         match &mut self.owned {
-            Some(owned) => matches!(owned.child.try_wait(), Ok(Some(_))),
-            None => sys::process_cpu_ns(self.pid).is_err(),
+            Some(owned) => {
+                if let Some(status) = owned.child.try_wait()? {
+                    bail!("the server ended with {status} during the run\n{}", tail(&self.output_path));
+                }
+            }
+            None => {
+                sys::process_cpu_ns(self.pid).with_context(|| format!("process {} has ended", self.pid))?;
+            }
         }
+        Ok(())
     }
 }
 

@@ -18,6 +18,8 @@ use crate::wire;
 const STUCK_NS: u64 = 5_000_000_000;
 /// Between two looks of a closed loop at its window: short beside a delivery to a thousand sockets.
 const WINDOW_LOOK_NS: u64 = 20_000;
+/// Overdue messages that are published before the clock is looked at again.
+const PUBLISH_BATCH_MAX: u64 = 4_096;
 /// Bytes that are gathered before they are sent.
 const OUT_BYTES_MAX: usize = 64 * 1024;
 /// What an HTTP answer may be long.
@@ -75,12 +77,18 @@ impl Author {
         match load {
             Load::Open { rate, burst, duration_ns } => {
                 let schedule = Schedule::open(rate, burst, duration_ns);
+                // What can't be published in twice the time is left out, or an absurd rate would run for hours.
+                let end_ns = start_ns + 2 * duration_ns;
                 while sent.messages < schedule.messages() && !sys::interrupted() {
+                    if sys::monotonic_ns() >= end_ns {
+                        break;
+                    }
                     let due_ns = start_ns + schedule.due_ns(sent.messages);
                     sys::sleep_until_ns(due_ns);
                     let now_ns = sys::monotonic_ns();
                     sent.late_max_us = sent.late_max_us.max(now_ns.saturating_sub(due_ns) as f64 / 1_000.0);
-                    for index in sent.messages..schedule.due_by(now_ns.saturating_sub(start_ns)) {
+                    let due = schedule.due_by(now_ns.saturating_sub(start_ns));
+                    for index in sent.messages..due.min(sent.messages + PUBLISH_BATCH_MAX) {
                         self.publish(start_ns + schedule.due_ns(index), to)?;
                         sent.messages += 1;
                     }

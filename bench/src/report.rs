@@ -1,5 +1,6 @@
 //! What is kept and shown: raw results as JSON with all that a stranger needs to repeat them, and a table of figures.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -38,6 +39,7 @@ pub fn write(
                 "server": outcome.server,
                 "figures": with_verdicts(&outcome.figures),
                 "notes": outcome.notes,
+                "flaws": outcome.flaws(),
                 "phases": outcome.phases,
                 "details": outcome.details,
             })
@@ -91,6 +93,9 @@ pub fn print_outcome(outcome: &Outcome) {
     for line in remarks(outcome) {
         println!("  {line}");
     }
+    for flaw in outcome.flaws() {
+        println!("  FLAW: {flaw}");
+    }
 }
 
 /// What is to be known about a scenario's figures.
@@ -103,16 +108,28 @@ pub fn remarks(outcome: &Outcome) -> Vec<String> {
         let middle = |value: fn(&Phase) -> f64| {
             median(&phases.iter().map(|phase| value(phase)).collect::<Vec<_>>()).unwrap_or(0.0)
         };
-        let missing: u64 = phases.iter().map(|phase| phase.missing).sum();
-        let expected: u64 = phases.iter().map(|phase| phase.expected).sum();
         remarks.push(format!(
-            "{side}: {:.0} % busy ({:.0} % user), softirq on its cores {:.0} %, resident {:.1} MiB; generator's cores {:.0} % \
-             busy; {missing} of {expected} deliveries missing",
+            "{side}: {:.0} % busy ({:.0} % user), softirq on its cores {:.0} %, resident {:.1} MiB, TCP buffers of the \
+             machine {:.1} MiB",
             middle(|phase| phase.used.server_cpu_seconds / phase.used.seconds) * 100.0,
             middle(|phase| phase.used.server_user_share) * 100.0,
             middle(|phase| phase.used.server_cores_softirq_seconds / phase.used.seconds) * 100.0,
             middle(|phase| phase.memory.resident_bytes as f64) / f64::from(1 << 20),
+            middle(|phase| phase.memory.tcp_pages as f64 * 4096.0) / f64::from(1 << 20),
+        ));
+        let expected: u64 = phases.iter().map(|phase| phase.expected).sum();
+        let missing: u64 = phases.iter().map(|phase| phase.missing).sum();
+        let mut generator: BTreeMap<&str, f64> = BTreeMap::new();
+        for (name, busy) in phases.iter().flat_map(|phase| &phase.used.generator_busy) {
+            let busiest = generator.entry(name).or_default();
+            *busiest = busiest.max(*busy);
+        }
+        let generator: Vec<_> =
+            generator.iter().map(|(name, busy)| format!("{name} {:.0} %", busy * 100.0)).collect();
+        remarks.push(format!(
+            "  {missing} of {expected} deliveries missing; generator's cores {:.0} % busy, at most: {}",
             middle(|phase| phase.used.generator_cores_busy) * 100.0,
+            generator.join(", "),
         ));
     }
     let mut doubts: Vec<(String, usize)> = Vec::new();
@@ -176,6 +193,7 @@ pub fn print_figures(figures: &[Figure]) {
                     Verdict::Missed => "MISSED",
                     Verdict::Informative => "",
                     Verdict::Unmeasured => "NOT MEASURED",
+                    Verdict::Flawed => "FLAWED",
                 }
                 .to_owned(),
             );
@@ -232,11 +250,13 @@ fn versions(common: &Common) -> Value {
         .then(crate::cli::corecast_path)
         .and_then(Result::ok)
         .and_then(|path| first_line(Command::new(path).arg("version")));
+    let commit = first_line(Command::new("git").args(["rev-parse", "HEAD"]));
+    let changes = first_line(Command::new("git").args(["status", "--porcelain"])).is_some();
     json!({
         "bench": env!("CARGO_PKG_VERSION"),
         "server": server,
-        "commit": first_line(Command::new("git").args(["rev-parse", "HEAD"])),
-        "uncommitted_changes": first_line(Command::new("git").args(["status", "--porcelain"])).is_some(),
+        "uncommitted_changes": commit.is_some().then_some(changes),
+        "commit": commit,
         "redis": first_line(Command::new("redis-server").arg("--version")),
     })
 }

@@ -39,6 +39,8 @@ pub struct Outcome {
     pub details: Vec<Value>,
     /// What a reader must know.
     pub notes: Vec<String>,
+    /// Flaws that no phase knows of.
+    other_flaws: Vec<String>,
 }
 
 impl Outcome {
@@ -51,12 +53,25 @@ impl Outcome {
             phases: Vec::new(),
             details: Vec::new(),
             notes: Vec::new(),
+            other_flaws: Vec::new(),
         }
     }
 
     /// The figure called `name`.
     pub fn figure(&self, name: &str) -> Option<&Figure> {
         self.figures.iter().find(|figure| figure.name == name)
+    }
+
+    /// What was lost or damaged: a server that delivers less is cheaper.
+    pub fn flaws(&self) -> Vec<String> {
+        let mut flaws = self.other_flaws.clone();
+        for phase in self.phases.iter().filter(|phase| phase.side == "server") {
+            if phase.missing > 0 || phase.sent.stuck || !phase.counts.is_clean() {
+                flaws.push(format!("deliveries were lost or damaged: {}", phase.load));
+            }
+        }
+        flaws.dedup();
+        flaws
     }
 
     fn samples(&self, side: &str, value: impl Fn(&Phase) -> f64) -> Vec<f64> {
@@ -169,6 +184,7 @@ impl Duel {
             let phase = self.server.measure(server)?;
             // A window that was cut short is in the raw results like any other: its figures are per delivery.
             outcome.phases.push(phase);
+            self.stage.server.check_alive()?;
         }
         Ok(())
     }
@@ -182,7 +198,7 @@ fn floor_gathered(bench: &Bench) -> Load {
     Load::Open { rate: FLOOR_GATHER_RATE, burst: FLOOR_GATHER, duration_ns: bench.common.duration_ns() }
 }
 
-/// Messages at a rate. The floor sends the same messages at the same rate, `group` in one send.
+/// Messages at a rate. The floor makes as many deliveries a second, each message to all sockets, `group` in one send.
 pub fn fanout(bench: &Bench, crowd: &Crowd, rate: f64, group: u64) -> Result<Outcome> {
     if rate <= 0.0 || group == 0 {
         bail!("{rate} messages a second in groups of {group} never leave");
@@ -193,8 +209,10 @@ pub fn fanout(bench: &Bench, crowd: &Crowd, rate: f64, group: u64) -> Result<Out
     let mut outcome = Outcome::new(title, parameters, &duel.stage.server.command);
     let load = |duration_ns| Load::Open { rate, burst: group, duration_ns };
     duel.warm_up(bench, load(bench.common.warm_up_ns()))?;
-    let measured = load(bench.common.duration_ns());
-    duel.alternate(bench, measured, measured, &mut outcome)?;
+    let duration_ns = bench.common.duration_ns();
+    let members_share = f64::from(crowd.rooms_per_client) / f64::from(crowd.rooms);
+    let floor = Load::Open { rate: rate * members_share, burst: group, duration_ns };
+    duel.alternate(bench, load(duration_ns), floor, &mut outcome)?;
     outcome.add_load_figures();
     Ok(outcome)
 }
@@ -238,7 +256,8 @@ pub fn saturate(bench: &Bench, crowd: &Crowd, windows: &[u64]) -> Result<Outcome
             samples.0.push(phase.cpu_us_per_delivery);
             samples.1.push(phase.deliveries_per_second);
             outcome.phases.push(phase);
-            if is_stuck || duel.stage.server.has_ended() {
+            duel.stage.server.check_alive()?;
+            if is_stuck {
                 outcome.notes.push(format!("gave up at {window} under way: messages were lost"));
                 break 'runs;
             }
@@ -280,20 +299,23 @@ pub fn idle(bench: &Bench, clients: usize, rooms: u32) -> Result<Outcome> {
             break;
         }
         progress(&outcome.title, run, bench.common.runs);
-        let stage = bench.default_stage()?;
+        let mut stage = bench.default_stage()?;
         let (mut receivers, meter) = bench.idle_receivers(&stage, seating, clients)?;
         outcome.server.clone_from(&stage.server.command);
         let before = settled_memory(&meter)?;
         receivers.connect().context("connecting to the server")?;
         let after = settled_memory(&meter)?;
-        // The receivers look for closes too: a server that sheds idle connections would look lean.
-        receivers.begin(0, false)?;
+        // A server that sheds idle connections would look lean.
         let (counts, _) = receivers.end()?;
+        if !counts.closes.is_empty() {
+            outcome.other_flaws.push(format!("run {run}: idle connections were closed: {:?}", counts.closes));
+        }
         let grown = |of: fn(&crate::measure::Memory) -> u64| {
             (of(&after) as f64 - of(&before) as f64) / clients as f64
         };
         per_connection.push(grown(|memory| memory.anonymous_bytes));
         resident.push(grown(|memory| memory.resident_bytes));
+        stage.server.check_alive()?;
         outcome.details.push(json!({"before": before, "after": after, "closes": counts.closes}));
     }
     outcome.figures.push(Figure::new(BYTES_PER_CONNECTION, "B", per_connection));
@@ -304,7 +326,7 @@ pub fn idle(bench: &Bench, clients: usize, rooms: u32) -> Result<Outcome> {
 /// CPU per connection that comes and goes: TCP, upgrade, Close frames, end.
 pub fn churn(bench: &Bench, handshakes: usize, parallel: usize) -> Result<Outcome> {
     let seating = Seating { rooms: 1, rooms_per_connection: 1 };
-    let stage = bench.default_stage()?;
+    let mut stage = bench.default_stage()?;
     let (mut receivers, meter) = bench.idle_receivers(&stage, seating, parallel)?;
     let title = format!("churn, {handshakes} handshakes, {parallel} at a time");
     let parameters = json!({"handshakes": handshakes, "parallel": parallel});
@@ -319,6 +341,7 @@ pub fn churn(bench: &Bench, handshakes: usize, parallel: usize) -> Result<Outcom
         progress(&outcome.title, run, bench.common.runs);
         let before = meter.read()?;
         let dialed = receivers.churn(handshakes, parallel)?;
+        stage.server.check_alive()?;
         let used = meter.between(&before, &meter.read()?);
         let mut latencies = Latencies::new();
         latencies.merge(&dialed.handshakes);
@@ -328,7 +351,7 @@ pub fn churn(bench: &Bench, handshakes: usize, parallel: usize) -> Result<Outcom
         p50.push(latency.p50_us);
         p99.push(latency.p99_us);
         if dialed.failed > 0 {
-            outcome.notes.push(format!("{} failed: {}", dialed.failed, dialed.errors.join("; ")));
+            outcome.other_flaws.push(format!("{} failed: {}", dialed.failed, dialed.errors.join("; ")));
         }
         outcome.details.push(json!({
             "done": dialed.done, "failed": dialed.failed, "errors": dialed.errors, "used": used, "latency": latency,
@@ -345,7 +368,7 @@ pub fn churn(bench: &Bench, handshakes: usize, parallel: usize) -> Result<Outcom
 /// message were under way count apart, or a mostly idle server would look quick.
 pub fn echo(bench: &Bench, clients: usize, rate: f64, bytes: usize, echo_rate: f64) -> Result<Outcome> {
     let seating = Seating { rooms: 1, rooms_per_connection: 1 };
-    let stage = bench.default_stage()?;
+    let mut stage = bench.default_stage()?;
     let mut side = bench.server_side(&stage, seating, clients, bytes)?;
     let title = format!("echo, beside 1 room x {clients} clients x {bytes} B, {rate}/s");
     let parameters = json!({"clients": clients, "rate": rate, "bytes": bytes, "echo_rate": echo_rate});
@@ -367,6 +390,7 @@ pub fn echo(bench: &Bench, clients: usize, rate: f64, bytes: usize, echo_rate: f
             stop.store(true, Ordering::Relaxed);
             (measured, echo.join())
         });
+        stage.server.check_alive()?;
         let (phase, busy) = measured?;
         let Ok(echoes) = echoes else { bail!("the echo thread panicked") };
         let echoes = echoes?;
@@ -387,7 +411,7 @@ pub fn echo(bench: &Bench, clients: usize, rate: f64, bytes: usize, echo_rate: f
         all_p50.push(all.p50_us / 1e3);
         all_p99.push(all.p99_us / 1e3);
         if echoes.lost > 0 {
-            outcome.notes.push(format!("run {run}: {} echoes never came back", echoes.lost));
+            outcome.other_flaws.push(format!("run {run}: {} echoes never came back", echoes.lost));
         }
         if !echoes.ran_first {
             outcome
@@ -431,7 +455,7 @@ pub fn slow(bench: &Bench, clients: usize, stalled_every: usize, rate: f64, byte
             break;
         }
         progress(&outcome.title, run, bench.common.runs);
-        let stage = bench.default_stage()?;
+        let mut stage = bench.default_stage()?;
         outcome.server.clone_from(&stage.server.command);
         let mut side = bench.server_side(&stage, seating, clients, bytes)?;
         side.measure(load(bench.common.warm_up_ns()))?;
@@ -441,6 +465,7 @@ pub fn slow(bench: &Bench, clients: usize, stalled_every: usize, rate: f64, byte
         let with = side.measure(load(bench.common.duration_ns()))?;
         let after = side.meter.memory()?;
         let ends = side.resume()?;
+        stage.server.check_alive()?;
         p99_without.push(without.latency.p99_us / 1e3);
         p99_with.push(with.latency.p99_us / 1e3);
         let mebibytes = |of: u64, since: u64| (of as f64 - since as f64) / f64::from(1 << 20);
@@ -502,7 +527,7 @@ pub fn second_shard(bench: &Bench, crowd: &Crowd, window: u64) -> Result<Outcome
     let mut two_cores = one_core.clone();
     two_cores.extend(bench.common.generator_cores.iter().find(|core| !one_core.contains(core)));
     for (shards, cores) in [(1, one_core), (2, two_cores)] {
-        let stage = bench.stage(shards, &cores)?;
+        let mut stage = bench.stage(shards, &cores)?;
         outcome.server.clone_from(&stage.server.command);
         let mut side = bench.server_side(&stage, seating, crowd.clients, crowd.bytes)?;
         side.measure(Load::Closed { window, duration_ns: bench.common.warm_up_ns() })?;
@@ -512,14 +537,15 @@ pub fn second_shard(bench: &Bench, crowd: &Crowd, window: u64) -> Result<Outcome
                 outcome.notes.push(format!("interrupted at {shards} shards"));
                 break;
             }
-            progress(&format!("{}, {shards} shards", outcome.title), run, bench.common.runs);
+            progress(&format!("{}, shards: {shards}", outcome.title), run, bench.common.runs);
             let phase = side.measure(Load::Closed { window, duration_ns: bench.common.duration_ns() })?;
+            stage.server.check_alive()?;
             cpu.push(phase.cpu_us_per_delivery);
             rate.push(phase.deliveries_per_second);
             outcome.phases.push(phase);
         }
-        outcome.figures.push(Figure::new(format!("{CPU_PER_DELIVERY}, {shards} shards"), "us", cpu));
-        outcome.figures.push(Figure::new(format!("{DELIVERIES}, {shards} shards"), "/s", rate));
+        outcome.figures.push(Figure::new(format!("{CPU_PER_DELIVERY}, shards: {shards}"), "us", cpu));
+        outcome.figures.push(Figure::new(format!("{DELIVERIES}, shards: {shards}"), "/s", rate));
     }
     Ok(outcome)
 }

@@ -108,9 +108,9 @@ const ROWS: &[Row] = &[
         "second shard",
         |bench| scenario::second_shard(&bench.shortened(3, 1_000), &CROWD, 64),
         &[
-            ("deliveries, 1 shards", "closed loop, 64 under way, 1 shard: deliveries", None),
-            ("deliveries, 2 shards", "closed loop, 64 under way, 2 shards: deliveries", None),
-            ("CPU per delivery, 2 shards", "closed loop, 64 under way, 2 shards: CPU per delivery", None),
+            ("deliveries, shards: 1", "closed loop, 64 under way, 1 shard: deliveries", None),
+            ("deliveries, shards: 2", "closed loop, 64 under way, 2 shards: deliveries", None),
+            ("CPU per delivery, shards: 2", "closed loop, 64 under way, 2 shards: CPU per delivery", None),
         ],
     ),
 ];
@@ -129,6 +129,7 @@ pub fn run(bench: &Bench) -> (Vec<Outcome>, Vec<Figure>, Vec<String>) {
             let mut row = found.cloned().unwrap_or_else(empty);
             row.name = (*title).to_owned();
             row.target = *target;
+            row.is_flawed = outcome.as_ref().is_ok_and(|outcome| !outcome.flaws().is_empty());
             rows.push(row);
         }
         match outcome {

@@ -63,7 +63,8 @@ pub struct Counts {
     pub bytes: u64,
     /// Pings, each answered.
     pub pings: u64,
-    /// Connections that ended, by close code, `none` (TCP ended without a Close frame), or `broken` (a frame error).
+    /// Connections that ended, by close code, `none` (TCP ended without a Close frame), or
+    /// what was wrong with a frame.
     pub closes: BTreeMap<String, u64>,
 }
 
