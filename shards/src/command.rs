@@ -52,8 +52,8 @@ pub enum Up {
     Answer {
         /// The question's number.
         question: u64,
-        /// Sums of the shard.
-        ledger: Ledger,
+        /// Sums of the shard. Boxed, so that a slot of the ring is not sized by a rare answer.
+        ledger: Box<Ledger>,
     },
     /// Somebody asks for the ledger of all shards.
     Ask {

@@ -84,9 +84,9 @@ pub const RECEIVE_BUFFER_BYTES: usize = 64 * KIB;
 /// until the lane has drained; counter `corecast_reads_paused_total`. One frame may overshoot it.
 pub const LANE_BYTES_MAX: usize = 4 * KIB;
 
-/// Slots of a ring between the relay and a shard. 4,096 slots x 64 B = 256 KiB per ring: one second of backlog at
-/// 4,096 publications a second. Full: the relay spills.
-pub const RING_SLOTS: usize = 4096;
+/// Slots of a ring between the relay and a shard. 2,048 slots x 80 B = 160 KiB per ring, a tenth of a second at 20,000
+/// publications a second. Full: the relay spills.
+pub const RING_SLOTS: usize = 2048;
 /// Bytes of publications that ring and spill of one shard may hold. 32 MiB is four seconds at 8 MiB/s. Over it the relay
 /// records a gap; counter `corecast_gaps_total{reason="shard_overload"}`.
 pub const SHARD_BACKLOG_BYTES_MAX: usize = 32 * MIB;

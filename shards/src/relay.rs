@@ -198,7 +198,7 @@ impl Relay {
             Up::Leave { slot, name } => self.leave(Interest { shard, slot }, &name, now),
             Up::Publish(publish) => self.publish(*publish, outlet, now),
             Up::Ask { from } => self.ask(from, outlet),
-            Up::Answer { question, ledger } => self.answer(question, ledger, outlet),
+            Up::Answer { question, ledger } => self.answer(question, &ledger, outlet),
         }
     }
 
@@ -607,11 +607,11 @@ impl Relay {
         }
     }
 
-    fn answer(&mut self, number: u64, ledger: Ledger, outlet: &mut impl Outlet) {
+    fn answer(&mut self, number: u64, ledger: &Ledger, outlet: &mut impl Outlet) {
         let Some(question) = self.question.as_mut().filter(|question| question.number == number) else {
             return;
         };
-        question.ledger.add(&ledger);
+        question.ledger.add(ledger);
         question.missing -= 1;
         if question.missing > 0 {
             return;

@@ -164,6 +164,10 @@ pub struct Shard {
     /// The same for stalled ones, which get longer.
     ending_stalled: VecDeque<(u32, ConnectionId)>,
     /// Windows to be used again.
+    #[expect(
+        clippy::vec_box,
+        reason = "a room takes it boxed: unboxed here it would be boxed again each time"
+    )]
     spare: Vec<Box<Window>>,
     /// Rooms with members behind the others, until a sweep finds none.
     pub(crate) lagging: Vec<u32>,
@@ -267,7 +271,7 @@ impl Shard {
             Down::Gap { .. } | Down::SourceGap { .. } => {}
             Down::Published { to, outcome } => self.answer_publish(to, outcome, wire, now),
             Down::Ask { question } => {
-                let ledger = self.ledger();
+                let ledger = Box::new(self.ledger());
                 self.up.push_back(Up::Answer { question, ledger });
             }
             Down::Answer { to, ledger } => self.answer_stats(to, ledger, wire, now),

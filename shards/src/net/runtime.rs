@@ -9,7 +9,7 @@ use std::time::Duration;
 use monoio::time::TimeDriver;
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
 
-use super::connection::{Clock, Core, SharedCore, start};
+use super::connection::{Clock, Core, SharedCore, enter};
 use super::fanout::Fanout;
 use super::listener::{Listener, accept_all};
 use super::ring::{Bell, ShardEnd, Sleeper, Yielder};
@@ -134,14 +134,11 @@ pub async fn run_shard(parts: ShardParts, on_ready: impl FnOnce()) -> io::Result
 
 /// The heart of a shard: commands in, batches out.
 async fn turns(core: SharedCore, sleeper: Sleeper, yielder: Yielder) {
-    let mut tasks = Vec::new();
     loop {
         let began = core.borrow().now();
-        let worked = core.borrow_mut().take_commands(&mut tasks);
-        start(&core, &mut tasks);
+        let worked = enter(&core, Core::take_commands);
         while core.borrow().shard.has_dirty_rooms() {
-            let progress = core.borrow_mut().step(&mut tasks);
-            start(&core, &mut tasks);
+            let progress = enter(&core, Core::step);
             if progress == Progress::More {
                 yielder.give_way().await;
             }
@@ -159,13 +156,11 @@ async fn turns(core: SharedCore, sleeper: Sleeper, yielder: Yielder) {
 
 /// The sweep each tick; once the server drains, closes everybody at a pace, and returns when nobody is left or time is up.
 async fn sweep_and_drain(core: SharedCore, listeners: Vec<Rc<Listener>>, drain: Duration) {
-    let mut tasks = Vec::new();
     let tick = Duration::from_micros(TICK_MICROS);
     let mut ticks_left = None;
     loop {
         monoio::time::sleep(tick).await;
-        core.borrow_mut().sweep(&mut tasks);
-        start(&core, &mut tasks);
+        enter(&core, Core::sweep);
         if !core.borrow().shard.is_draining() {
             continue;
         }
@@ -184,16 +179,15 @@ async fn sweep_and_drain(core: SharedCore, listeners: Vec<Rc<Listener>>, drain: 
             return;
         }
         ticks_left = Some(left - 1);
-        close_share(&core, left.saturating_sub(10).max(1), &mut tasks);
-        start(&core, &mut tasks);
+        close_share(&core, left.saturating_sub(10).max(1));
     }
 }
 
 /// Closes as many connections as must go in this tick for all of them to be gone in `ticks`.
-fn close_share(core: &SharedCore, ticks: usize, tasks: &mut Vec<super::connection::Task>) {
+fn close_share(core: &SharedCore, ticks: usize) {
     let ids = core.borrow().shard.open_ids();
     let share = ids.len().div_ceil(ticks);
     for id in ids.into_iter().take(share) {
-        core.borrow_mut().close(id, CloseReason::GoingAway, tasks);
+        enter(core, |core| core.close(id, CloseReason::GoingAway));
     }
 }

@@ -106,7 +106,7 @@ impl Server {
     pub fn start(config: &Config, key: Option<String>) -> Result<Self, StartError> {
         let (driver, no_io_uring) = choose(config.driver)?;
         let (cores, relay_core) = plan_cores(config)?;
-        let (listen, admin, mut sockets) = bind_all(config, cores.len())?;
+        let (listen, admin, sockets) = bind_all(config, cores.len())?;
         let loopback_only = listen.iter().chain(&admin).all(|address| address.ip().is_loopback());
         let metrics = Arc::new(Metrics::new(cores.len(), identity(config, driver), config.plain_metrics));
         let setup = Arc::new(Setup::new(config, Gate::new(key, loopback_only), metrics));
@@ -121,7 +121,7 @@ impl Server {
         let (ready_sender, ready) = std::sync::mpsc::channel();
         let mut relay_ends = Vec::new();
         let mut parts = Vec::new();
-        for index in 0..cores.len() {
+        for (index, listeners) in sockets.into_iter().enumerate() {
             let bell = Bell::new().map_err(thread_error("shard"))?;
             let (relay_end, shard_end) = pair(bell.clone(), relay_bell.clone());
             relay_ends.push(relay_end);
@@ -131,7 +131,7 @@ impl Server {
                 clock,
                 ring: shard_end,
                 bell,
-                listeners: std::mem::take(&mut sockets[index]),
+                listeners,
                 drain: config.drain,
             });
         }
