@@ -64,7 +64,10 @@ impl Doorbell {
     pub fn must_ring(&self) -> bool {
         // Pairs with the fence of `before_waiting`: the batch is in the ring before the flag is read.
         fence(Ordering::SeqCst);
-        self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::Relaxed)
+        // The exchange writes only where it found the flag up, so it never stands between two writes of the consumer that
+        // it has not seen.
+        self.asleep.load(Ordering::Relaxed)
+            && self.asleep.compare_exchange(true, false, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 }
 
