@@ -40,6 +40,39 @@ impl Default for Bounds {
     }
 }
 
+/// The bounds inside the engine. Not for operators; models and tests make them small, so that they are reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineBounds {
+    /// See [`BATCH_SENDS_MAX`].
+    pub batch_sends_max: usize,
+    /// See [`CATCHUP_BYTES_MAX`].
+    pub catchup_bytes_max: usize,
+    /// See [`LANE_BYTES_MAX`].
+    pub lane_bytes_max: usize,
+    /// See [`UP_BACKLOG_MAX`].
+    pub up_backlog_max: usize,
+    /// See [`SHARD_WINDOW_BYTES_MAX`].
+    pub window_bytes_max: usize,
+    /// See [`SHARD_BACKLOG_BYTES_MAX`].
+    pub backlog_bytes_max: usize,
+    /// See [`SPILL_ITEMS_MAX`].
+    pub spill_items_max: usize,
+}
+
+impl Default for EngineBounds {
+    fn default() -> Self {
+        Self {
+            batch_sends_max: BATCH_SENDS_MAX,
+            catchup_bytes_max: CATCHUP_BYTES_MAX,
+            lane_bytes_max: LANE_BYTES_MAX,
+            up_backlog_max: UP_BACKLOG_MAX,
+            window_bytes_max: SHARD_WINDOW_BYTES_MAX,
+            backlog_bytes_max: SHARD_BACKLOG_BYTES_MAX,
+            spill_items_max: SPILL_ITEMS_MAX,
+        }
+    }
+}
+
 /// 1,024 bytes.
 pub const KIB: usize = 1024;
 /// 1,048,576 bytes.

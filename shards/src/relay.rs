@@ -19,9 +19,7 @@ use crate::arena::Arena;
 use crate::command::{ConnectionId, Down, Ledger, Outcome, RoomSlot, Up};
 use crate::envelope;
 use crate::frame::Frame;
-use crate::limits::{
-    NODE_LOG_BYTES_MAX, PAYLOAD_BYTES_MAX, ROOM_LINGER, SHARD_BACKLOG_BYTES_MAX, SPILL_ITEMS_MAX,
-};
+use crate::limits::{EngineBounds, NODE_LOG_BYTES_MAX, PAYLOAD_BYTES_MAX, ROOM_LINGER};
 use crate::log::{Log, Record};
 use crate::metrics::{GapReason, RefuseReason, RelayMetrics};
 use crate::route::plain_name;
@@ -384,7 +382,7 @@ impl Relay {
                 continue;
             }
             let backlog = &mut backlogs[shard as usize];
-            if !backlog.has_space_for(frame.len(), outlet.consumed_bytes(shard)) {
+            if !backlog.has_space_for(frame.len(), outlet.consumed_bytes(shard), &setup.engine) {
                 room.exceptional.get_or_insert_default().behind.push(Behind { shard, from: offset });
                 backlog.rooms.push_back((index, generation));
                 continue;
@@ -449,7 +447,6 @@ impl Relay {
     /// Moves what waits for `shard` onto its ring: the spill first, then the rooms that are behind, from their logs.
     pub fn pump(&mut self, shard: u16, outlet: &mut impl Outlet) {
         let Self { rooms, backlogs, setup, .. } = self;
-        let metrics = &setup.metrics.relay;
         let backlog = &mut backlogs[shard as usize];
         while let Some(command) = backlog.spill.pop_front() {
             if let Err(command) = outlet.offer(shard, command) {
@@ -463,7 +460,7 @@ impl Relay {
             }
             let is_that_room = rooms.holds(index, generation);
             if let Some(room) = rooms.at_mut(index).filter(|_| is_that_room)
-                && let Refill::NoSpace = room.refill(shard, backlog, outlet, metrics)
+                && let Refill::NoSpace = room.refill(shard, backlog, outlet, setup)
             {
                 return;
             }
@@ -660,8 +657,9 @@ impl LogRoom {
         shard: u16,
         backlog: &mut Backlog,
         outlet: &mut impl Outlet,
-        metrics: &RelayMetrics,
+        setup: &Setup,
     ) -> Refill {
+        let metrics = &setup.metrics.relay;
         let Some(Interest { slot, .. }) =
             self.interest.iter().find(|interest| interest.shard == shard).copied()
         else {
@@ -681,7 +679,7 @@ impl LogRoom {
         while behind.from < self.next {
             let Some(record) = self.log.as_ref().and_then(|log| log.at(behind.from)) else { break };
             if !backlog.spill.is_empty()
-                || !backlog.has_space_for(record.frame.len(), outlet.consumed_bytes(shard))
+                || !backlog.has_space_for(record.frame.len(), outlet.consumed_bytes(shard), &setup.engine)
             {
                 return Refill::NoSpace;
             }
@@ -703,10 +701,10 @@ impl LogRoom {
 
 impl Backlog {
     /// Whether a publication of `bytes` may go to the ring or its spill. One that is larger than the bound goes alone.
-    fn has_space_for(&self, bytes: usize, consumed_bytes: u64) -> bool {
+    fn has_space_for(&self, bytes: usize, consumed_bytes: u64, bounds: &EngineBounds) -> bool {
         let outstanding = (self.offered_bytes - consumed_bytes) as usize;
-        self.spill.len() < SPILL_ITEMS_MAX
-            && (outstanding == 0 || outstanding + bytes <= SHARD_BACKLOG_BYTES_MAX)
+        self.spill.len() < bounds.spill_items_max
+            && (outstanding == 0 || outstanding + bytes <= bounds.backlog_bytes_max)
     }
 
     fn offer(&mut self, shard: u16, command: Down, outlet: &mut impl Outlet, metrics: &RelayMetrics) {

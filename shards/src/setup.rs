@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use crate::auth::Gate;
 use crate::config::{Config, Health, Origins};
-use crate::limits::Bounds;
+use crate::limits::{Bounds, EngineBounds};
 use crate::metrics::Metrics;
 use crate::route::Routes;
 
@@ -20,6 +20,8 @@ pub struct Setup {
     pub origins: Origins,
     /// Bounds that the configuration moved.
     pub bounds: Bounds,
+    /// Bounds that nobody but a test moves.
+    pub engine: EngineBounds,
     /// What `/healthz` says.
     pub health: Health,
     /// `/readyz` wants the broker.
@@ -40,6 +42,7 @@ impl Setup {
             gate,
             origins: config.origins.clone(),
             bounds: config.bounds.clone(),
+            engine: EngineBounds::default(),
             health: config.health,
             require_broker: config.require_broker,
             admin_elsewhere: config.admin.is_some(),

@@ -19,7 +19,7 @@ use smallvec::SmallVec;
 use crate::arena::Arena;
 use crate::close::CloseReason;
 use crate::command::{ConnectionId, Down, Ledger, RoomSlot, Up};
-use crate::limits::{CLOSE_LINGER, LANE_BYTES_MAX, ROOM_LINGER, SHARD_WINDOW_BYTES_MAX, SLOW_CLOSE_LINGER};
+use crate::limits::{CLOSE_LINGER, ROOM_LINGER, SLOW_CLOSE_LINGER};
 use crate::metrics::{DropReason, ShardMetrics};
 use crate::room::{Room, Stage, Window};
 use crate::session::Session;
@@ -164,10 +164,7 @@ pub struct Shard {
     /// The same for stalled ones, which get longer.
     ending_stalled: VecDeque<(u32, ConnectionId)>,
     /// Windows to be used again.
-    #[expect(
-        clippy::vec_box,
-        reason = "a room takes it boxed: unboxed here it would be boxed again each time"
-    )]
+    #[expect(clippy::vec_box, reason = "a room holds a box, which moves here and back without its content")]
     spare: Vec<Box<Window>>,
     /// Rooms with members behind the others, until a sweep finds none.
     pub(crate) lagging: Vec<u32>,
@@ -582,13 +579,15 @@ impl Shard {
 
     // ---- private frames
 
-    /// Sends bytes that only this connection gets, behind what it is being sent. Over [`LANE_BYTES_MAX`] it is not read.
+    /// Sends bytes that only this connection gets, behind what it is being sent. Over
+    /// [`LANE_BYTES_MAX`](crate::limits::LANE_BYTES_MAX) it is not read.
     pub(crate) fn send_private(&mut self, slot: u32, bytes: Bytes, wire: &mut impl Wire, now: Micros) {
         let Some(id) = self.id_of(slot) else { return };
+        let lane_bytes_max = self.setup.engine.lane_bytes_max;
         let Some(connection) = self.connections.at_mut(slot) else { return };
         if let Some(stalled) = &mut connection.stalled {
             stalled.push_lane(bytes);
-            if stalled.lane_bytes() > LANE_BYTES_MAX {
+            if stalled.lane_bytes() > lane_bytes_max {
                 connection.paused = true;
             }
             return;
@@ -638,7 +637,7 @@ impl Shard {
 
     /// While the windows hold more than a shard may, the connection furthest behind goes.
     pub(crate) fn keep_window_budget(&mut self, wire: &mut impl Wire, now: Micros) {
-        while self.window_bytes > SHARD_WINDOW_BYTES_MAX as u64 {
+        while self.window_bytes > self.setup.engine.window_bytes_max as u64 {
             let furthest = self.stalled.iter().copied().max_by_key(|slot| self.bytes_behind(*slot));
             let Some(id) = furthest.and_then(|slot| self.id_of(slot)) else { return };
             let rooms: Vec<u32> = match self.connection(id) {

@@ -14,7 +14,7 @@ use crate::config::{self, Dialect, Health};
 use crate::frame::{
     FIRST_OCTET_BINARY, FIRST_OCTET_TEXT, encode_close, encode_close_without_code, encode_header, encode_pong,
 };
-use crate::limits::{PAYLOAD_BYTES_MAX, UP_BACKLOG_MAX};
+use crate::limits::PAYLOAD_BYTES_MAX;
 use crate::request::{self, Head, HttpError, Method};
 use crate::route::RouteError;
 use crate::session::{Event, Input, Session, SessionBounds};
@@ -524,7 +524,7 @@ impl Shard {
                 Err(reason) => return self.close(id, reason, wire, now),
             }
         }
-        let backlog = self.up.len() > UP_BACKLOG_MAX;
+        let backlog = self.up.len() > self.setup.engine.up_backlog_max;
         if let Some(connection) = self.connection(id)
             && connection.phase == Phase::Open
         {

@@ -11,7 +11,7 @@ use super::{Action, Micros, Phase, Shard, Wire, owed_from, ticks_in};
 use crate::close::CloseReason;
 use crate::command::ConnectionId;
 use crate::config::SlowPolicy;
-use crate::limits::{CATCHUP_BYTES_MAX, LANE_BYTES_MAX, SLOW_GRACE};
+use crate::limits::SLOW_GRACE;
 use crate::metrics::DropReason;
 
 /// See the module.
@@ -148,7 +148,7 @@ impl Shard {
             Sent::All => {}
             other => return other,
         }
-        let mut budget = CATCHUP_BYTES_MAX;
+        let mut budget = self.setup.engine.catchup_bytes_max;
         let mut subscription = 0;
         loop {
             let Some(connection) = self.connection(id) else { return Sent::Broken };
@@ -196,6 +196,7 @@ impl Shard {
     }
 
     fn send_rest_and_lane(&mut self, id: ConnectionId, wire: &mut impl Wire) -> Sent {
+        let lane_bytes_max = self.setup.engine.lane_bytes_max;
         loop {
             let Some(connection) = self.connection(id) else { return Sent::Broken };
             let socket = connection.socket;
@@ -225,7 +226,7 @@ impl Shard {
             }
             if connection.paused
                 && connection.phase == Phase::Open
-                && connection.stalled.as_ref().is_some_and(|s| s.lane_bytes() <= LANE_BYTES_MAX)
+                && connection.stalled.as_ref().is_some_and(|s| s.lane_bytes() <= lane_bytes_max)
             {
                 connection.paused = false;
                 self.actions.push(Action::Resume(id));

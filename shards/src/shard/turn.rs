@@ -2,7 +2,7 @@
 //!
 //! First the dirty rooms, one after the other: a member that has only this room gets the room's one shared buffer; a
 //! member that has several is collected. Then the collected ones, each with the buffers of all its dirty rooms. A batch
-//! holds up to [`BATCH_SENDS_MAX`] sends and fills across rooms.
+//! holds up to [`BATCH_SENDS_MAX`](crate::limits::BATCH_SENDS_MAX) sends and fills across rooms.
 //!
 //! A pass may be left between two batches and taken up again ([`Progress::More`]). Meanwhile members may join (they stand
 //! at the head and are passed over), leave (tombstones) and stall; commands from the relay may not be handled.
@@ -14,7 +14,6 @@ use bytes::Bytes;
 use super::{Micros, Shard, Wire};
 use crate::close::CloseReason;
 use crate::command::ConnectionId;
-use crate::limits::BATCH_SENDS_MAX;
 use crate::room::TOMBSTONE;
 
 /// Whether a pass is over.
@@ -159,7 +158,7 @@ impl Shard {
             self.pass.under_way = true;
         }
         self.fill_from_rooms(wire, now);
-        if self.pass.batch.ops.len() < BATCH_SENDS_MAX {
+        if self.pass.batch.ops.len() < self.setup.engine.batch_sends_max {
             self.fill_from_collected();
         }
         self.flush(wire, now);
@@ -180,7 +179,7 @@ impl Shard {
                 None => self.enter_room(room_index),
             };
             loop {
-                if self.pass.batch.ops.len() == BATCH_SENDS_MAX {
+                if self.pass.batch.ops.len() == self.setup.engine.batch_sends_max {
                     return;
                 }
                 let Some(room) = self.rooms.at_mut(room_index) else { break };
@@ -284,7 +283,7 @@ impl Shard {
 
     fn fill_from_collected(&mut self) {
         while self.pass.collected_at < self.pass.collected.len()
-            && self.pass.batch.ops.len() < BATCH_SENDS_MAX
+            && self.pass.batch.ops.len() < self.setup.engine.batch_sends_max
         {
             let Collected { id, first, .. } = self.pass.collected[self.pass.collected_at];
             self.pass.collected_at += 1;
