@@ -28,6 +28,8 @@ use crate::shard::{Micros, ticks_in};
 
 mod own;
 
+pub use own::PublishFailure;
+
 use own::Own;
 pub use own::PublishFailure;
 

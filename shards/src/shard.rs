@@ -25,6 +25,7 @@ use crate::room::{Room, Stage, Window};
 use crate::session::Session;
 use crate::setup::Setup;
 
+mod check;
 mod inbound;
 mod stall;
 mod turn;
@@ -258,6 +259,11 @@ impl Shard {
     /// Takes one command. Publications are only appended; [`step`](Self::step) sends them. Not during a pass.
     pub fn handle(&mut self, command: Down, wire: &mut impl Wire, now: Micros) {
         debug_assert!(!self.pass.is_under_way(), "a command in the middle of a pass");
+        self.take_command(command, wire, now);
+        self.debug_check();
+    }
+
+    fn take_command(&mut self, command: Down, wire: &mut impl Wire, now: Micros) {
         match command {
             Down::Publication { slot, offset, arrived_micros, frame, except } => {
                 self.metrics().publications.add(1);
@@ -518,6 +524,7 @@ impl Shard {
         let metrics = self.metrics();
         metrics.closed.add(connection.reason.unwrap_or(CloseReason::PeerVanished), 1);
         metrics.connections.sub(1);
+        self.debug_check();
     }
 
     // ---- time
@@ -554,6 +561,7 @@ impl Shard {
         }
         self.swept_to = to;
         self.metrics().window_bytes.set(self.window_bytes);
+        self.debug_check();
     }
 
     fn sweep_connection(&mut self, slot: u32, wire: &mut impl Wire, now: Micros) {

@@ -137,7 +137,7 @@ impl Relay {
 
     /// Redis has answered a publication, or it never will.
     ///
-    /// `Err(true)`: it surely has not been published. `Err(false)`: it may have been.
+    /// After a break its driver says [`PublishFailure::Unsent`] or `Unknown` of each, before or after `broker_down`.
     pub fn published(
         &mut self,
         token: u64,

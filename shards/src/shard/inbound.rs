@@ -104,12 +104,17 @@ impl Shard {
     /// Takes what one `recv` brought. `input` is the shard's own buffer and is changed.
     pub fn receive(&mut self, id: ConnectionId, input: &mut [u8], wire: &mut impl Wire, now: Micros) -> Next {
         self.metrics().received_bytes.add(input.len() as u64);
-        let Some(connection) = self.connection(id) else { return Next::Done };
+        self.take_input(id, input, wire, now);
+        self.debug_check();
+        self.next(id)
+    }
+
+    fn take_input(&mut self, id: ConnectionId, input: &mut [u8], wire: &mut impl Wire, now: Micros) {
+        let Some(connection) = self.connection(id) else { return };
         match connection.phase {
             Phase::Head => {
                 let Some(mut held) = connection.pending.take() else {
-                    self.requests(id, input, 0, wire, now);
-                    return self.next(id);
+                    return self.requests(id, input, 0, wire, now);
                 };
                 let seen = held.input.len();
                 held.input.extend_from_slice(input);
@@ -119,7 +124,6 @@ impl Shard {
             Phase::Joining | Phase::Answering => self.hold(id, input),
             Phase::Closing => {}
         }
-        self.next(id)
     }
 
     /// The peer has ended its side, or the socket broke. The runtime releases the connection next.

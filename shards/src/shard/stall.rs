@@ -36,6 +36,18 @@ pub struct Stalled {
 }
 
 impl Stalled {
+    /// Index in the shard's list of stalled connections.
+    pub(crate) fn position(&self) -> usize {
+        self.position as usize
+    }
+
+    /// Panics if an invariant is broken.
+    pub(crate) fn check(&self) {
+        assert_eq!(self.lane.iter().map(Bytes::len).sum::<usize>(), self.lane_bytes, "bytes in the lane");
+        assert!(self.rest.is_empty() || self.rest_sent < self.rest.len(), "a rest of nothing");
+        assert!(!self.rest_is_delivery || !self.rest.is_empty(), "a delivery of nothing is due");
+    }
+
     /// Bytes in the lane.
     pub(crate) fn lane_bytes(&self) -> usize {
         self.lane_bytes
@@ -111,9 +123,13 @@ impl Shard {
 
     /// The socket of a stalled connection takes bytes again.
     pub fn writable(&mut self, id: ConnectionId, wire: &mut impl Wire, now: Micros) {
-        if self.connection(id).is_none_or(|c| c.stalled.is_none()) {
-            return;
+        if self.connection(id).is_some_and(|c| c.stalled.is_some()) {
+            self.go_on(id, wire, now);
         }
+        self.debug_check();
+    }
+
+    fn go_on(&mut self, id: ConnectionId, wire: &mut impl Wire, now: Micros) {
         match self.catch_up(id, wire, now) {
             Sent::Short => self.actions.push(Action::AwaitWritable(id)),
             Sent::Broken => self.close(id, CloseReason::PeerVanished, wire, now),

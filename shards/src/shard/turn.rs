@@ -142,6 +142,22 @@ impl Pass {
     pub(crate) fn is_under_way(&self) -> bool {
         self.under_way
     }
+
+    /// Whether the pass visits the room.
+    pub(crate) fn is_due(&self, room: u32) -> bool {
+        self.rooms.contains(&room)
+    }
+
+    /// Panics if an invariant is broken.
+    pub(crate) fn check(&self) {
+        assert!(self.batch.ops.is_empty() && self.batch.shares.is_empty(), "a batch was not sent");
+        assert!(
+            self.room_at <= self.rooms.len() && self.collected_at <= self.collected.len(),
+            "past the end"
+        );
+        let is_clear = self.rooms.is_empty() && self.collected.is_empty() && self.links.is_empty();
+        assert!(self.under_way || (is_clear && self.alone.is_empty()), "a pass left something behind");
+    }
 }
 
 impl Shard {
@@ -164,11 +180,11 @@ impl Shard {
         self.flush(wire, now);
         let over =
             self.pass.room_at == self.pass.rooms.len() && self.pass.collected_at == self.pass.collected.len();
-        if !over {
-            return Progress::More;
+        if over {
+            self.finish(wire, now);
         }
-        self.finish(wire, now);
-        Progress::Done
+        self.debug_check();
+        if over { Progress::Done } else { Progress::More }
     }
 
     fn fill_from_rooms(&mut self, wire: &mut impl Wire, now: Micros) {
