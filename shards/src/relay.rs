@@ -28,8 +28,6 @@ use crate::shard::{Micros, ticks_in};
 
 mod own;
 
-pub use own::PublishFailure;
-
 use own::Own;
 pub use own::PublishFailure;
 
