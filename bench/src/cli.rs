@@ -13,7 +13,7 @@ use crate::sys;
 
 /// Runs corecast from this program's folder. `{corecast}` is filled with its path.
 const SERVER_COMMAND: &str = "{corecast} serve --listen {listen} --ports-file {ports_file} --shards {shards} \
-                              --cores {cores} --redis {redis} --echo-route";
+                              --cores {cores} --redis {redis} --echo-route --config {config}";
 
 /// Measures what a WebSocket fan-out server pays per delivery, beside a plain send() loop on the same core.
 #[derive(Debug, Parser)]
@@ -199,7 +199,7 @@ pub struct Crowd {
 #[command(next_help_heading = "The server and the generator")]
 pub struct Common {
     /// Command that runs the server, split at blanks, without a shell. Places: {listen} {port} {ports_file} {redis}
-    /// {shards} {cores}. With {ports_file} it must write JSON with its "listen" there; without, it must accept on {port}.
+    /// {shards} {cores} {config}, the last a file of corecast's with the route of --multi-room-path. With {ports_file} it must write JSON with its "listen" there; without, it must accept on {port}.
     /// Default: corecast from this program's folder.
     #[arg(long, value_name = "COMMAND")]
     pub server: Option<String>,
@@ -213,7 +213,7 @@ pub struct Common {
     #[arg(long, default_value = "/ws?room={room}")]
     pub path: String,
     /// Path of a connection in several rooms; {rooms} is a list with commas.
-    #[arg(long, default_value = "/debug/rooms?rooms={rooms}")]
+    #[arg(long, default_value = "/rooms?rooms={rooms}")]
     pub multi_room_path: String,
     /// Path of a connection that gets back what it sends.
     #[arg(long, default_value = "/echo")]

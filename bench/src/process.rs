@@ -12,6 +12,9 @@ use serde_json::Value;
 
 use crate::sys;
 
+/// Configuration of corecast with the route that puts one connection into many rooms.
+const ROOMS: &str = include_str!("../rooms.toml");
+
 /// From start to readiness.
 const START_TIMEOUT: Duration = Duration::from_secs(15);
 /// What is shown of a process that failed.
@@ -115,6 +118,8 @@ impl Server {
     /// is ready when it accepts on `{port}` (or `{listen}`).
     pub fn start(template: &str, places: &Places, scratch: &Scratch) -> Result<Self> {
         let ports_file = scratch.file("ports.json");
+        let config = scratch.file("rooms.toml");
+        fs::write(&config, ROOMS)?;
         let output_path = scratch.file("server.log");
         if ports_file.exists() {
             fs::remove_file(&ports_file)?;
@@ -129,6 +134,7 @@ impl Server {
                 .replace("{listen}", &listen)
                 .replace("{port}", &port.to_string())
                 .replace("{ports_file}", &ports_file.to_string_lossy())
+                .replace("{config}", &config.to_string_lossy())
                 .replace("{redis}", &places.redis)
                 .replace("{shards}", &places.shards.to_string())
                 .replace("{cores}", &cores.join(","))

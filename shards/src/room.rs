@@ -78,8 +78,6 @@ pub struct Room {
     pub passed: u64,
     /// Bytes of all entries since the room began.
     bytes_end: u64,
-    /// Run of the room's offsets.
-    pub epoch: u64,
     /// When the last member left, in ticks of the shard's sweep.
     pub empty_since: u32,
     /// Index of its class.
@@ -106,7 +104,6 @@ impl Room {
             head: 0,
             passed: 0,
             bytes_end: 0,
-            epoch: 0,
             empty_since: 0,
             class,
             stage: Stage::Joining,

@@ -269,7 +269,8 @@ impl Shard {
                 self.metrics().publications.add(1);
                 self.append(slot, offset, arrived_micros, frame, except);
             }
-            Down::Joined { slot, epoch, head: _ } => self.joined(slot, epoch, wire, now),
+            // The raw dialect has no words for epoch and offset.
+            Down::Joined { slot, .. } => self.joined(slot, wire, now),
             // The raw dialect has no words for a gap; the relay has counted it.
             Down::Gap { .. } | Down::SourceGap { .. } => {}
             Down::Published { to, outcome } => self.answer_publish(to, outcome, wire, now),
@@ -368,11 +369,10 @@ impl Shard {
         index
     }
 
-    fn joined(&mut self, slot: RoomSlot, epoch: u64, wire: &mut impl Wire, now: Micros) {
+    fn joined(&mut self, slot: RoomSlot, wire: &mut impl Wire, now: Micros) {
         let Some(room) = self.room_of(slot) else { return };
         assert!(room.stage == Stage::Joining, "the relay answered a Join of {} twice", room.name);
         room.stage = Stage::Live;
-        room.epoch = epoch;
         let waiting: Vec<u32> = room.members.iter().map(|m| m.slot).collect();
         if waiting.is_empty() {
             self.note_empty(slot.index, now);

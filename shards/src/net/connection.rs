@@ -47,8 +47,8 @@ pub struct Core {
     ring: ShardEnd,
     /// What `recv` fills, for whichever connection has something.
     input: Box<[u8]>,
-    /// By slot.
-    sockets: Vec<Option<Rc<Socket>>>,
+    /// By slot, in pages: one vector would hold twice its size while it grows.
+    sockets: Vec<Vec<Option<Rc<Socket>>>>,
     /// Read tasks that wait for [`Action::Resume`], by slot.
     paused: HashMap<u32, Waker, foldhash::fast::FixedState>,
     /// Something was put on the ring since the relay's bell was rung.
@@ -141,12 +141,12 @@ impl Core {
     /// Takes an accepted socket in. Its read task is to be started.
     pub fn accept(&mut self, socket: Socket, listener: u8) -> (ConnectionId, Rc<Socket>) {
         let id = self.shard.accept(socket.number(), listener, self.clock.now());
-        let slot = id.slot as usize;
-        if self.sockets.len() <= slot {
-            self.sockets.resize_with(slot + 1, || None);
+        let (page, at) = place(id);
+        while self.sockets.len() <= page {
+            self.sockets.push(vec![None; SOCKETS_PER_PAGE]);
         }
         let socket = Rc::new(socket);
-        self.sockets[slot] = Some(socket.clone());
+        self.sockets[page][at] = Some(socket.clone());
         (id, socket)
     }
 
@@ -172,9 +172,8 @@ impl Core {
         let now = self.clock.now();
         self.shard.release(id, now);
         self.paused.remove(&id.slot);
-        if let Some(kept) = self.sockets.get_mut(id.slot as usize) {
-            *kept = None;
-        }
+        let (page, at) = place(id);
+        self.sockets[page][at] = None;
         // A task that waits for the socket to take bytes holds it too, and with it open; this lets it go.
         socket.shutdown(Shutdown::Both);
         self.carry_out();
@@ -237,8 +236,17 @@ impl Core {
     }
 
     fn socket(&self, id: ConnectionId) -> Option<Rc<Socket>> {
-        self.sockets.get(id.slot as usize)?.clone()
+        let (page, at) = place(id);
+        self.sockets.get(page)?.get(at)?.clone()
     }
+}
+
+/// 512 x 8 B = 4 KiB.
+const SOCKETS_PER_PAGE: usize = 512;
+
+/// Page and place in it of a connection's socket.
+fn place(id: ConnectionId) -> (usize, usize) {
+    (id.slot as usize / SOCKETS_PER_PAGE, id.slot as usize % SOCKETS_PER_PAGE)
 }
 
 /// Enters the core, and then starts the waits that it asked for.
