@@ -306,6 +306,11 @@ impl Relay {
         self.names.find(hash, |index| self.rooms.at(*index).is_some_and(|room| &*room.name == name)).copied()
     }
 
+    /// Whether a shard is in the room or waits to be.
+    fn has_readers(&self, name: &str) -> bool {
+        self.find(name).and_then(|index| self.rooms.at(index)).is_some_and(|room| !room.is_idle())
+    }
+
     fn room_named(&mut self, name: Arc<str>) -> u32 {
         if let Some(index) = self.find(&name) {
             return index;
@@ -497,7 +502,7 @@ impl Relay {
 
     /// The subscription broke. Whoever waits for a confirmation is admitted: local routing goes on, and a gap follows
     /// when the broker is back. Own publications that have not returned are delivered here, once.
-    pub fn broker_down(&mut self, outlet: &mut impl Outlet, now: Micros) {
+    pub fn broker_down(&mut self, outlet: &mut impl Outlet, _now: Micros) {
         if self.broker_state == BrokerState::Up {
             self.metrics().broker_breaks.add(1);
         }
@@ -513,7 +518,7 @@ impl Relay {
                 self.admit_waiting(index, outlet);
             }
         }
-        self.deliver_unreturned(outlet, now);
+        self.deliver_unreturned(outlet);
     }
 
     /// Redis has confirmed an on-demand channel: every (UN)SUBSCRIBE of it is answered and the last was a SUBSCRIBE.
@@ -573,8 +578,8 @@ impl Relay {
     ) {
         let setup = Arc::clone(&self.setup);
         let own = self.own.returned(channel, payload);
-        if own.as_ref().is_none_or(|returned| !returned.delivered) {
-            let except = own.and_then(|returned| returned.except);
+        if own.as_ref().is_none_or(|(_, returned)| !returned.delivered) {
+            let except = own.as_ref().and_then(|(_, returned)| returned.except);
             let mut rooms = 0;
             for (source, room) in setup.routes.rooms_of_channel(pattern, channel) {
                 rooms += 1;
@@ -585,7 +590,10 @@ impl Relay {
                 self.metrics().refused.add(RefuseReason::BadRoom, 1);
             }
         }
-        self.settle(outlet);
+        if let Some((index, _)) = own {
+            self.answer_entry(index, outlet);
+            self.forget_settled();
+        }
     }
 
     // ---- the ledger

@@ -546,12 +546,8 @@ impl World {
         let refused = std::mem::take(&mut self.broker.refused);
         for payload in lost.into_iter().chain(refused) {
             let text = String::from_utf8_lossy(&payload);
-            let Some(start) =
-                text.find('p').filter(|_| !text.starts_with('{')).or(text.find("\"p").map(|at| at + 1))
-            else {
-                continue;
-            };
-            let number = text[start + 1..].split(':').next().and_then(|n| n.parse().ok());
+            let text = text.split_once("\"data\":\"").map_or(&*text, |(_, data)| data);
+            let number = text.strip_prefix('p').and_then(|rest| rest.split(':').next()?.parse().ok());
             let number: usize = number.unwrap_or_else(|| panic!("no number in {text}"));
             for client in &mut self.clients {
                 client.due.retain(|due| *due != number);
@@ -584,6 +580,9 @@ impl World {
                 self.relay_step();
                 self.broker.step(&mut self.relay, &mut self.rings, &mut self.random, self.now);
             }
+            if self.random.chance(10) {
+                self.broker.probe(&mut self.relay);
+            }
             self.pump();
             self.gather_fates();
             if self.is_settled() {
@@ -599,7 +598,8 @@ impl World {
     }
 
     fn unsettled(&self) -> String {
-        let waiting: Vec<_> = self.clients.iter().filter(|c| !c.gone && !c.unread.is_empty()).collect();
+        let waiting = self.clients.iter().filter(|c| !c.gone && !c.unread.is_empty());
+        let waiting: Vec<_> = waiting.map(|c| (c.kind, c.id, c.paused, c.asked, c.answers)).collect();
         format!(
             "broker quiet {}, relay backlog {}, rings {:?}, waiting {waiting:?}",
             self.broker.is_quiet(),

@@ -50,6 +50,8 @@ struct Entry {
     delivered: bool,
     /// The last probe before it.
     after_probe: u64,
+    /// When its client sent it.
+    arrived: Micros,
 }
 
 /// An echo that was recognised.
@@ -61,13 +63,14 @@ pub(super) struct Returned {
 }
 
 impl Own {
-    /// Recognises an echo. What stands before it in the queue is passed over, not given up: its fence will come.
-    pub(super) fn returned(&mut self, channel: &[u8], payload: &[u8]) -> Option<Returned> {
-        let waiting = self.entries.iter_mut().filter(|entry| !entry.returned).take(SEARCH_MAX);
-        for entry in waiting {
+    /// Recognises an echo: its index, and what is known of it. What stands before it in the queue is passed over, not
+    /// given up: its fence will come.
+    pub(super) fn returned(&mut self, channel: &[u8], payload: &[u8]) -> Option<(usize, Returned)> {
+        let waiting = self.entries.iter_mut().enumerate().filter(|(_, entry)| !entry.returned);
+        for (index, entry) in waiting.take(SEARCH_MAX) {
             if *entry.channel == *channel && *entry.payload == *payload {
                 entry.returned = true;
-                return Some(Returned { delivered: entry.delivered, except: entry.except });
+                return Some((index, Returned { delivered: entry.delivered, except: entry.except }));
             }
         }
         None
@@ -77,9 +80,9 @@ impl Own {
         self.entries.len() >= PUBLISH_INFLIGHT_MAX || self.bytes >= PUBLISH_INFLIGHT_BYTES_MAX
     }
 
-    fn at(&mut self, token: u64) -> Option<&mut Entry> {
-        let index = token.checked_sub(self.first_token)?;
-        self.entries.get_mut(index as usize)
+    fn index_of(&self, token: u64) -> Option<usize> {
+        let index = token.checked_sub(self.first_token)? as usize;
+        (index < self.entries.len()).then_some(index)
     }
 }
 
@@ -124,6 +127,7 @@ impl Relay {
             returned: false,
             delivered: false,
             after_probe: self.own.probe,
+            arrived: now,
         });
         self.metrics().publishes_sent.add(1);
         self.broker.push_back(BrokerCommand::Publish { token, channel, payload });
@@ -144,32 +148,36 @@ impl Relay {
         receivers: Result<u64, PublishFailure>,
         outlet: &mut impl Outlet,
     ) {
-        let up = self.broker_state == BrokerState::Up;
-        let Some(entry) = self.own.at(token) else { return };
-        match receivers {
-            Ok(receivers) => {
-                entry.answer = Some(Outcome::Sent { receivers });
-                // Nobody subscribes to it, so not this node either: nothing will return.
-                entry.returned |= receivers == 0;
-            }
-            Err(PublishFailure::Refused) => {
-                entry.answer = Some(Outcome::Refused);
+        let Some(index) = self.own.index_of(token) else { return };
+        let has_readers = self.has_readers(&self.own.entries[index].room);
+        let entry = &mut self.own.entries[index];
+        // Nobody here waits for it, and an on-demand channel of which nobody is here returns nothing: the client isn't
+        // kept waiting for a fence. An echo is then placed like anybody's publication.
+        entry.returned |= receivers.is_ok() && !has_readers;
+        let (outcome, will_not_return) = match receivers {
+            // Nobody subscribes to it, so not this node either: nothing will return. Whoever is here has lost his
+            // subscription, or has it not yet.
+            Ok(receivers) => (Outcome::Sent { receivers }, receivers == 0),
+            Err(PublishFailure::Unsent) => (Outcome::LocalOnly, true),
+            // `broker_down`, which comes with this, delivers it, unless it returned before. It may yet return after.
+            Err(PublishFailure::Unknown) => (Outcome::LocalOnly, false),
+            Err(PublishFailure::Refused | PublishFailure::Busy) => {
                 entry.returned = true;
-                self.metrics().refused.add(RefuseReason::BrokerError, 1);
+                let (outcome, reason) = match receivers {
+                    Err(PublishFailure::Busy) => (Outcome::Busy, RefuseReason::BrokerBacklog),
+                    _ => (Outcome::Refused, RefuseReason::BrokerError),
+                };
+                self.setup.metrics.relay.refused.add(reason, 1);
+                (outcome, false)
             }
-            Err(PublishFailure::Busy) => {
-                entry.answer = Some(Outcome::Busy);
-                entry.returned = true;
-                self.metrics().refused.add(RefuseReason::BrokerBacklog, 1);
-            }
-            // Delivered by `broker_down`, which comes with these.
-            Err(PublishFailure::Unsent) => {
-                entry.answer = Some(Outcome::LocalOnly);
-                entry.returned |= entry.delivered || up;
-            }
-            Err(PublishFailure::Unknown) => entry.answer = Some(Outcome::LocalOnly),
+        };
+        entry.answer = entry.answer.or(Some(outcome));
+        if will_not_return {
+            self.deliver_here(index, outlet);
+            self.own.entries[index].returned = true;
         }
-        self.settle(outlet);
+        self.answer_entry(index, outlet);
+        self.forget_settled();
     }
 
     /// A probe was published: what comes back before it was published before it.
@@ -180,55 +188,61 @@ impl Relay {
     /// A probe returned: what was published before it and has not returned never will.
     pub fn probe_returned(&mut self, number: u64, outlet: &mut impl Outlet) {
         let mut missing = 0;
-        for entry in &mut self.own.entries {
+        for index in 0..self.own.entries.len() {
+            let entry = &mut self.own.entries[index];
             if entry.after_probe >= number {
                 break;
             }
             missing += u64::from(!entry.returned && !entry.delivered);
             entry.returned = true;
             entry.answer = entry.answer.or(Some(Outcome::LocalOnly));
+            self.answer_entry(index, outlet);
         }
         self.metrics().echoes_missing.add(missing);
-        self.settle(outlet);
+        self.forget_settled();
     }
 
-    /// The subscription is broken: own publications that have not returned are delivered here.
-    pub(super) fn deliver_unreturned(&mut self, outlet: &mut impl Outlet, now: Micros) {
-        let setup = Arc::clone(&self.setup);
-        for at in 0..self.own.entries.len() {
-            let entry = &mut self.own.entries[at];
-            if entry.returned || entry.delivered {
-                continue;
-            }
-            entry.delivered = true;
-            // Never sent, so there is no echo to wait for.
-            entry.returned |= entry.answer.is_some_and(|answer| answer == Outcome::LocalOnly);
-            let (room, source) = (entry.room.clone(), entry.source);
-            let (payload, except) = (entry.payload.clone(), entry.except);
-            let payload = envelope::unwrap(setup.routes.deliver(source), plain_name(&room), &payload);
-            self.metrics().publishes_local.add(1);
-            self.place(&room, &payload, except, outlet, now);
+    /// The subscription is broken: own publications that have not returned are delivered here. Their echoes, should they
+    /// come after all, are swallowed until a fence.
+    pub(super) fn deliver_unreturned(&mut self, outlet: &mut impl Outlet) {
+        for index in 0..self.own.entries.len() {
+            self.deliver_here(index, outlet);
+            self.answer_entry(index, outlet);
         }
-        self.settle(outlet);
+        self.forget_settled();
     }
 
-    /// Answers and forgets, from the oldest on, what has both returned (or been delivered) and been answered by Redis.
-    pub(super) fn settle(&mut self, outlet: &mut impl Outlet) {
-        while let Some(entry) = self.own.entries.front_mut() {
-            if let Some(answer) = entry.answer
-                && (entry.returned || entry.delivered)
-                && let Some(to) = entry.answer_to.take()
-            {
-                self.offer(to.shard, Down::Published { to, outcome: answer }, outlet);
-                continue;
-            }
-            if !(entry.returned && entry.answer.is_some()) {
-                return;
-            }
-            if let Some(entry) = self.own.entries.pop_front() {
-                self.own.bytes -= entry.payload.len() + entry.channel.len();
-                self.own.first_token += 1;
-            }
+    /// Delivers one to the members here, unless it has come to them already.
+    fn deliver_here(&mut self, index: usize, outlet: &mut impl Outlet) {
+        let entry = &mut self.own.entries[index];
+        if entry.returned || std::mem::replace(&mut entry.delivered, true) {
+            return;
+        }
+        let setup = Arc::clone(&self.setup);
+        let (room, payload, except) = (entry.room.clone(), entry.payload.clone(), entry.except);
+        let (source, arrived) = (entry.source, entry.arrived);
+        let payload = envelope::unwrap(setup.routes.deliver(source), plain_name(&room), &payload);
+        self.metrics().publishes_local.add(1);
+        self.place(&room, &payload, except, outlet, arrived);
+    }
+
+    /// Answers the client once its publication has come to the members here and Redis has said what became of it.
+    pub(super) fn answer_entry(&mut self, index: usize, outlet: &mut impl Outlet) {
+        let entry = &mut self.own.entries[index];
+        if let Some(outcome) = entry.answer
+            && (entry.returned || entry.delivered)
+            && let Some(to) = entry.answer_to.take()
+        {
+            self.offer(to.shard, Down::Published { to, outcome }, outlet);
+        }
+    }
+
+    /// Forgets, from the oldest on, what has both returned and been answered by Redis.
+    pub(super) fn forget_settled(&mut self) {
+        while let Some(entry) = self.own.entries.pop_front_if(|e| e.returned && e.answer.is_some()) {
+            debug_assert!(entry.answer_to.is_none(), "a publication is forgotten before its answer");
+            self.own.bytes -= entry.payload.len() + entry.channel.len();
+            self.own.first_token += 1;
         }
     }
 }
