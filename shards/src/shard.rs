@@ -21,7 +21,7 @@ use crate::close::CloseReason;
 use crate::command::{ConnectionId, Down, Ledger, RoomSlot, Up};
 use crate::limits::{CLOSE_LINGER, ROOM_LINGER, SLOW_CLOSE_LINGER};
 use crate::metrics::{DropReason, ShardMetrics};
-use crate::room::{Room, Stage, Window};
+use crate::room::{Room, Stage, TOMBSTONE, Window};
 use crate::session::Session;
 use crate::setup::Setup;
 
@@ -618,7 +618,7 @@ impl Shard {
 
     // ---- the ledger
 
-    /// Sums of this shard, at a quiet moment (between turns).
+    /// Sums of this shard, between two calls.
     pub fn ledger(&self) -> Ledger {
         let metrics = self.metrics();
         let mut ledger = Ledger {
@@ -628,17 +628,18 @@ impl Shard {
             dropped: metrics.drops.total(),
             pending: 0,
         };
-        for (slot, connection) in
-            self.stalled.iter().filter_map(|slot| Some((*slot, self.connections.at(*slot)?)))
-        {
-            let Some(id) = self.id_of(slot) else { continue };
+        // What leaves a member out and isn't booked yet stays in the sum until its cursor passes it: heads, not entries.
+        let is_stalled = |slot| self.connections.at(slot).is_some_and(|c| c.stalled.is_some());
+        for connection in self.stalled.iter().filter_map(|slot| self.connections.at(*slot)) {
             ledger.pending += u64::from(connection.stalled.as_ref().is_some_and(|s| s.owes_delivery()));
             for subscription in &connection.subscriptions {
                 let Some(room) = self.rooms.at(subscription.room) else { continue };
-                let (owed, left_out) = owed_from(room, room.members[subscription.member as usize].cursor, id);
-                // Left out, but not booked yet: it stays in the sum until the cursor passes it.
-                ledger.pending += owed + left_out;
+                ledger.pending += room.head - room.members[subscription.member as usize].cursor;
             }
+        }
+        for room in self.dirty.iter().chain(self.pass.rooms()).filter_map(|index| self.rooms.at(*index)) {
+            let members = room.members.iter().filter(|m| m.slot != TOMBSTONE && !is_stalled(m.slot));
+            ledger.pending += members.map(|member| room.head - member.cursor).sum::<u64>();
         }
         ledger
     }

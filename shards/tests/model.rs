@@ -350,6 +350,9 @@ impl World {
     fn relay_step(&mut self) {
         let at = self.random.below(self.runtimes.len());
         if let Some(command) = self.runtimes[at].up.pop_front() {
+            if let Up::Answer { ledger, .. } = &command {
+                assert!(ledger.balances(), "a question between turns: {ledger:?}");
+            }
             self.relay.handle(at as u16, command, &mut self.rings, self.now);
         }
         self.broker.drive(&mut self.relay, &mut self.rings);
@@ -597,6 +600,11 @@ impl World {
         }
     }
 
+    /// Whether a room that keeps a log has had a publication.
+    fn has_logs(&self) -> bool {
+        self.clients.iter().any(|client| client.room().is_some_and(|room| ROOMS[room].starts_with("log")))
+    }
+
     fn unsettled(&self) -> String {
         let waiting = self.clients.iter().filter(|c| !c.gone && !c.unread.is_empty());
         let waiting: Vec<_> = waiting.map(|c| (c.kind, c.id, c.paused, c.asked, c.answers)).collect();
@@ -626,6 +634,7 @@ impl World {
         let metrics = &self.setup.metrics;
         assert_eq!(metrics.sum(|s| s.stalled.value()), 0, "stalled at rest");
         assert_eq!(metrics.sum(|s| s.window_bytes.value()), 0, "bytes in windows at rest");
+        assert!(metrics.relay.log_bytes.value() == 0 || self.has_logs(), "bytes in logs at rest");
         let heard: usize = self.clients.iter().map(|client| client.heard.len()).sum();
         let cut = self.clients.iter().filter(|client| client.closed_with.is_some() || client.gone).count();
         let delivered = metrics.sum(|s| s.deliveries.value()) as usize;

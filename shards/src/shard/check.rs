@@ -68,7 +68,7 @@ impl Shard {
         for (index, room) in self.rooms.iter() {
             room.check();
             window_bytes += room.window_bytes();
-            let waits = self.dirty.contains(&index) || self.pass.is_due(index);
+            let waits = self.dirty.contains(&index) || self.pass.rooms().contains(&index);
             assert_eq!(room.dirty, waits, "{} is dirty and no pass will visit it, or the reverse", room.name);
             assert_eq!(
                 room.listed,

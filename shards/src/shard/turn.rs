@@ -143,9 +143,9 @@ impl Pass {
         self.under_way
     }
 
-    /// Whether the pass visits the room.
-    pub(crate) fn is_due(&self, room: u32) -> bool {
-        self.rooms.contains(&room)
+    /// The rooms that the pass visits.
+    pub(crate) fn rooms(&self) -> &[u32] {
+        &self.rooms
     }
 
     /// Panics if an invariant is broken.
