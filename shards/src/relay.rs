@@ -245,7 +245,9 @@ impl Relay {
             exceptional.behind.retain(|behind| behind.shard != interest.shard);
         }
         room.tidy();
-        if room.is_idle() {
+        let is_idle = room.is_idle();
+        self.release_log(index);
+        if is_idle && let Some(room) = self.rooms.at_mut(index) {
             room.idle_since = now.ticks();
             let due = now.ticks() + self.linger_ticks(index);
             self.idle.push_back((due, index, generation));
@@ -407,7 +409,6 @@ impl Relay {
         let history = setup.routes.class(room.class).history;
         let is_behind = room.is_behind();
         if history.frames == 0 && !is_behind {
-            *log_bytes -= room.log.take().map_or(0, |log| log.bytes());
             return;
         }
         let log = room.log.get_or_insert_with(|| Box::new(Log::starting_at(offset)));
@@ -459,17 +460,30 @@ impl Relay {
                 return;
             }
         }
+        let mut through = SmallVec::<[u32; 8]>::new();
         while let Some((index, generation)) = backlog.rooms.front().copied() {
-            if !backlog.spill.is_empty() {
-                return;
-            }
             let is_that_room = rooms.holds(index, generation);
-            if let Some(room) = rooms.at_mut(index).filter(|_| is_that_room)
-                && let Refill::NoSpace = room.refill(shard, backlog, outlet, setup)
-            {
-                return;
+            if let Some(room) = rooms.at_mut(index).filter(|_| is_that_room) {
+                if let Refill::NoSpace = room.refill(shard, backlog, outlet, setup) {
+                    break;
+                }
+                through.push(index);
             }
             backlog.rooms.pop_front();
+        }
+        for index in through {
+            self.release_log(index);
+        }
+    }
+
+    /// Frees the log of a room whose class keeps none, once no shard is behind.
+    fn release_log(&mut self, index: u32) {
+        let Self { rooms, setup, log_bytes, .. } = self;
+        if let Some(room) = rooms.at_mut(index)
+            && !room.is_behind()
+            && setup.routes.class(room.class).history.frames == 0
+        {
+            *log_bytes -= room.log.take().map_or(0, |log| log.bytes());
         }
     }
 
@@ -677,6 +691,9 @@ impl LogRoom {
         let Some(at) = exceptional.behind.iter().position(|behind| behind.shard == shard) else {
             return Refill::Through;
         };
+        if !backlog.spill.is_empty() {
+            return Refill::NoSpace;
+        }
         let behind = &mut exceptional.behind[at];
         let first = self.log.as_ref().map_or(self.next, |log| log.first());
         if first > behind.from {
