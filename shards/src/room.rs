@@ -52,7 +52,7 @@ pub struct Entry {
     pub arrived_micros: u64,
     /// Who does not get it.
     pub except: Option<ConnectionId>,
-    /// Bytes of all entries up to and with this one since the room began.
+    /// Bytes of all entries up to and with this one since the window began.
     bytes_end: u64,
 }
 
@@ -60,6 +60,8 @@ pub struct Entry {
 #[derive(Debug, Default)]
 pub struct Window {
     entries: VecDeque<Entry>,
+    /// Bytes of all entries that it ever held.
+    bytes_end: u64,
     /// Entries that leave somebody out; while there are none, everybody at one position is owed the same bytes.
     excepts: u32,
 }
@@ -76,8 +78,6 @@ pub struct Room {
     pub head: u64,
     /// Position of the members that are not stalled.
     pub passed: u64,
-    /// Bytes of all entries since the room began.
-    bytes_end: u64,
     /// When the last member left, in ticks of the shard's sweep.
     pub empty_since: u32,
     /// Index of its class.
@@ -103,7 +103,6 @@ impl Room {
             window: None,
             head: 0,
             passed: 0,
-            bytes_end: 0,
             empty_since: 0,
             class,
             stage: Stage::Joining,
@@ -178,10 +177,11 @@ impl Room {
         window: impl FnOnce() -> Box<Window>,
     ) {
         debug_assert!(!self.in_pass, "appending during a pass");
-        self.bytes_end += frame.len() as u64;
         let window = self.window.get_or_insert_with(window);
         window.excepts += u32::from(except.is_some());
-        window.entries.push_back(Entry { frame, offset, arrived_micros, except, bytes_end: self.bytes_end });
+        window.bytes_end += frame.len() as u64;
+        let bytes_end = window.bytes_end;
+        window.entries.push_back(Entry { frame, offset, arrived_micros, except, bytes_end });
         self.head += 1;
     }
 
@@ -209,9 +209,9 @@ impl Room {
 
     /// Bytes of the entries from `cursor` on.
     pub fn bytes_from(&self, cursor: u64) -> u64 {
-        match self.entry(cursor) {
-            Some(entry) => self.bytes_end - entry.bytes_end + entry.frame.len() as u64,
-            None => 0,
+        match (&self.window, self.entry(cursor)) {
+            (Some(window), Some(entry)) => window.bytes_end - entry.bytes_end + entry.frame.len() as u64,
+            _ => 0,
         }
     }
 
