@@ -92,6 +92,13 @@ pub(crate) enum Phase {
     Closing,
 }
 
+/// Not read because its 101 or its HTTP answer is due.
+pub(crate) const PAUSED_BY_ANSWER: u8 = 1;
+/// Not read because its lane holds too much.
+pub(crate) const PAUSED_BY_LANE: u8 = 2;
+/// Not read because there is no space on the way to the relay.
+pub(crate) const PAUSED_BY_UP: u8 = 4;
+
 /// One membership of a connection.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Subscription {
@@ -114,8 +121,8 @@ pub(crate) struct Connection {
     pub echo: bool,
     /// A ping is on its way.
     pub pinged: bool,
-    /// Not read until told.
-    pub paused: bool,
+    /// Why it is not read: [`PAUSED_BY_ANSWER`] and its like, 0 while it is.
+    pub paused: u8,
     /// HTTP: the connection stays open after the answer.
     pub keep_alive: bool,
     /// Why it ends; set once.
@@ -479,27 +486,38 @@ impl Shard {
     pub fn close(&mut self, id: ConnectionId, reason: CloseReason, wire: &mut impl Wire, now: Micros) {
         let Some(connection) = self.connection(id) else { return };
         if connection.reason.is_some() {
+            // Its last bytes can't be sent either: nobody needs to be patient with it.
+            if reason == CloseReason::PeerVanished {
+                self.actions.push(Action::Shutdown(id));
+            }
             return;
         }
         connection.reason = Some(reason);
         let was = connection.phase;
         connection.phase = Phase::Closing;
         connection.pending = None;
-        let paused = std::mem::take(&mut connection.paused);
         self.leave_rooms(id.slot, now);
         if let (Phase::Open, Some(code)) = (was, reason.code()) {
             let mut close = Vec::with_capacity(4 + reason.name().len());
             crate::frame::encode_close(code, reason.name(), &mut close);
             self.send_private(id.slot, close.into(), wire, now);
         }
-        if paused {
-            self.actions.push(Action::Resume(id));
-        }
+        self.resume(id, u8::MAX);
         if reason == CloseReason::PeerVanished {
             self.actions.push(Action::Shutdown(id));
             return;
         }
         self.end_after_lane(id, now);
+    }
+
+    /// Takes reasons not to read a connection away; it is read again when that was the last one.
+    pub(crate) fn resume(&mut self, id: ConnectionId, reasons: u8) {
+        let Some(connection) = self.connection(id) else { return };
+        let was_paused = connection.paused != 0;
+        connection.paused &= !reasons;
+        if was_paused && connection.paused == 0 {
+            self.actions.push(Action::Resume(id));
+        }
     }
 
     /// Shuts the socket down for writing once the lane is empty, and notes when patience ends.
@@ -596,7 +614,7 @@ impl Shard {
         if let Some(stalled) = &mut connection.stalled {
             stalled.push_lane(bytes);
             if stalled.lane_bytes() > lane_bytes_max {
-                connection.paused = true;
+                connection.paused |= PAUSED_BY_LANE;
             }
             return;
         }

@@ -574,10 +574,11 @@ impl World {
         // Numbers that only a sweep writes.
         self.swept -= 1;
         self.pass_time(0);
+        self.come_to_rest();
     }
 
     fn come_to_rest(&mut self) {
-        for _ in 0..400 {
+        for round in 0..400 {
             for at in 0..self.runtimes.len() {
                 while self.runtimes[at].in_pass {
                     self.step(at);
@@ -597,12 +598,13 @@ impl World {
                 self.relay_step();
                 self.broker.step(&mut self.relay, &mut self.rings, &mut self.random, self.now);
             }
-            if self.random.chance(10) {
+            // A fence behind whatever has no echo to wait for.
+            if round % 40 == 20 {
                 self.broker.probe(&mut self.relay);
             }
             self.pump();
             self.gather_fates();
-            if self.is_settled() {
+            if round > 20 && self.is_settled() {
                 break;
             }
         }
@@ -636,7 +638,10 @@ impl World {
         assert!(ledger.balances(), "{ledger:?}");
         assert_eq!(ledger.pending, 0, "{ledger:?}");
         let metrics = &self.setup.metrics;
-        assert_eq!(metrics.sum(|s| s.stalled.value()), 0, "stalled at rest");
+        let of_socket = |client: &Client| self.sockets.all.get(&client.socket);
+        let open: Vec<_> =
+            self.clients.iter().filter(|client| !client.gone).map(|c| (c, of_socket(c))).collect();
+        assert_eq!(metrics.sum(|s| s.stalled.value()), 0, "stalled at rest: {open:?}");
         assert_eq!(metrics.sum(|s| s.window_bytes.value()), 0, "bytes in windows at rest");
         assert!(metrics.relay.log_bytes.value() == 0 || self.has_logs, "bytes in logs at rest");
         let heard: usize = self.clients.iter().map(|client| client.heard.len()).sum();
@@ -651,7 +656,11 @@ impl World {
         for (at, client) in self.clients.iter().enumerate() {
             let Some(room) = client.room() else {
                 if !client.gone && !self.sockets.all[&client.socket].shut {
-                    assert_eq!(client.answers, client.asked, "client {at}: requests without answer");
+                    assert_eq!(
+                        client.answers, client.asked,
+                        "client {at}: requests without answer: {client:?}, {:?}",
+                        self.sockets.all[&client.socket]
+                    );
                 }
                 continue;
             };

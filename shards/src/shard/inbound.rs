@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use super::{Action, Connection, Micros, Pending, Phase, Shard, Wire};
+use super::{Action, Connection, Micros, PAUSED_BY_ANSWER, PAUSED_BY_UP, Pending, Phase, Shard, Wire};
 use crate::auth::origin_allowed;
 use crate::close::CloseReason;
 use crate::command::{ConnectionId, Ledger, Outcome, Publish, Up};
@@ -77,7 +77,7 @@ impl Shard {
             hear_self: true,
             echo: false,
             pinged: false,
-            paused: false,
+            paused: 0,
             keep_alive: false,
             reason: None,
             joining: 0,
@@ -98,7 +98,7 @@ impl Shard {
     /// Whether the runtime has to wait for [`Action::Resume`] before it reads the connection.
     pub fn is_paused(&self, id: ConnectionId) -> bool {
         self.connections.holds(id.slot, id.generation)
-            && self.connections.at(id.slot).is_some_and(|c| c.paused)
+            && self.connections.at(id.slot).is_some_and(|c| c.paused != 0)
     }
 
     /// Takes what one `recv` brought. `input` is the shard's own buffer and is changed.
@@ -137,7 +137,7 @@ impl Shard {
         match self.connection(id) {
             None => Next::Done,
             Some(c) if c.reason == Some(CloseReason::PeerClosed) && c.stalled.is_none() => Next::Done,
-            Some(c) if c.paused => {
+            Some(c) if c.paused != 0 => {
                 self.metrics().reads_paused.add(1);
                 Next::Pause
             }
@@ -170,7 +170,7 @@ impl Shard {
         loop {
             let Some(connection) = self.connection(id) else { return };
             match connection.phase {
-                Phase::Head if at < input.len() => {}
+                Phase::Head if at < input.len() && connection.paused == 0 => {}
                 Phase::Open => return self.feed(id, &mut input[at..], wire, now),
                 Phase::Head | Phase::Joining | Phase::Answering => return self.hold(id, &input[at..]),
                 Phase::Closing => return,
@@ -228,7 +228,7 @@ impl Shard {
                 if let Some(connection) = self.connection(id) {
                     connection.phase = Phase::Answering;
                     connection.keep_alive = keep_alive;
-                    connection.paused = true;
+                    connection.paused |= PAUSED_BY_ANSWER;
                     connection.pending.get_or_insert_default().room = room;
                 }
             }
@@ -401,7 +401,7 @@ impl Shard {
         let Some(connection) = self.connection(id) else { return };
         if connection.joining > 0 {
             connection.phase = Phase::Joining;
-            connection.paused = true;
+            connection.paused |= PAUSED_BY_ANSWER;
             return;
         }
         self.open(id, wire, now);
@@ -417,15 +417,13 @@ impl Shard {
         // not pinged together. 2,654,435,761 is the golden ratio in 32 bits (Knuth, multiplicative hashing).
         let spread = (u64::from(id.slot.wrapping_mul(2_654_435_761)) * u64::from(half_interval)) >> 32;
         connection.heard = now.ticks().saturating_sub(spread as u32);
-        if std::mem::take(&mut connection.paused) {
-            self.actions.push(Action::Resume(id));
-        }
         self.metrics().handshakes.add(1);
         self.send_private(id.slot, pending.reply.into(), wire, now);
         let mut input = pending.input;
         if !input.is_empty() {
             self.feed(id, &mut input, wire, now);
         }
+        self.resume(id, PAUSED_BY_ANSWER);
         if self.setup.is_draining() {
             self.close(id, CloseReason::GoingAway, wire, now);
         }
@@ -495,15 +493,26 @@ impl Shard {
         if status >= 400 {
             self.metrics().http_errors.add(1);
         }
-        let Some(connection) = self.connection(id) else { return };
-        let held = connection.pending.take().map(|pending| pending.input).unwrap_or_default();
-        if std::mem::take(&mut connection.paused) {
-            self.actions.push(Action::Resume(id));
-        }
         self.reply(id, reply, keep_alive, wire, now);
-        let mut held = held;
-        if !held.is_empty() {
-            self.requests(id, &mut held, 0, wire, now);
+        self.read_held(id, PAUSED_BY_ANSWER, wire, now);
+    }
+
+    /// A reason not to read a connection is gone: handles the requests that it had sent before, and has it read on unless
+    /// one of them is another reason.
+    pub(crate) fn read_held(&mut self, id: ConnectionId, reason: u8, wire: &mut impl Wire, now: Micros) {
+        let Some(connection) = self.connection(id) else { return };
+        if connection.paused & reason == 0 {
+            return;
+        }
+        connection.paused &= !reason;
+        if connection.phase == Phase::Head
+            && connection.paused == 0
+            && let Some(mut held) = connection.pending.take()
+        {
+            self.requests(id, &mut held.input, 0, wire, now);
+        }
+        if self.connection(id).is_some_and(|c| c.paused == 0) {
+            self.actions.push(Action::Resume(id));
         }
     }
 
@@ -533,8 +542,8 @@ impl Shard {
             && connection.phase == Phase::Open
         {
             connection.session = session;
-            if backlog && !connection.paused {
-                connection.paused = true;
+            if backlog && connection.paused & PAUSED_BY_UP == 0 {
+                connection.paused |= PAUSED_BY_UP;
                 self.waiting_up.push(id);
             }
         }
@@ -597,11 +606,7 @@ impl Shard {
     /// There is space on the way to the relay again: reads who waited for it.
     pub fn resume_publishers(&mut self) {
         for id in std::mem::take(&mut self.waiting_up) {
-            if let Some(connection) = self.connection(id)
-                && std::mem::take(&mut connection.paused)
-            {
-                self.actions.push(Action::Resume(id));
-            }
+            self.resume(id, PAUSED_BY_UP);
         }
     }
 

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use super::{Action, Micros, Phase, Shard, Wire, owed_from, ticks_in};
+use super::{Action, Micros, PAUSED_BY_LANE, Phase, Shard, Wire, owed_from, ticks_in};
 use crate::close::CloseReason;
 use crate::command::ConnectionId;
 use crate::config::SlowPolicy;
@@ -137,12 +137,10 @@ impl Shard {
                 self.unlist_stalled(id.slot);
                 let Some(connection) = self.connection(id) else { return };
                 let closing = connection.phase == Phase::Closing;
-                if std::mem::take(&mut connection.paused) {
-                    self.actions.push(Action::Resume(id));
-                }
                 if closing {
-                    self.end_after_lane(id, now);
+                    return self.end_after_lane(id, now);
                 }
+                self.read_held(id, PAUSED_BY_LANE, wire, now);
             }
         }
     }
@@ -240,12 +238,9 @@ impl Shard {
                 stalled.rest = Bytes::new();
                 stalled.drops_in_a_row = if delivered { 0 } else { stalled.drops_in_a_row };
             }
-            if connection.paused
-                && connection.phase == Phase::Open
-                && connection.stalled.as_ref().is_some_and(|s| s.lane_bytes() <= lane_bytes_max)
-            {
-                connection.paused = false;
-                self.actions.push(Action::Resume(id));
+            let is_open = connection.phase == Phase::Open;
+            if is_open && connection.stalled.as_ref().is_some_and(|s| s.lane_bytes() <= lane_bytes_max) {
+                self.resume(id, PAUSED_BY_LANE);
             }
             let metrics = self.metrics();
             metrics.sent_bytes.add(taken as u64);
