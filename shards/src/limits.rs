@@ -127,7 +127,7 @@ pub const SHARD_BACKLOG_BYTES_MAX: usize = 32 * MIB;
 pub const SPILL_ITEMS_MAX: usize = 256 * 1024;
 
 /// Commands that a shard takes from its ring before it sends. More is gathered cheaper, but later.
-pub const TURN_COMMANDS_MAX: usize = 1024;
+pub const TURN_COMMANDS_MAX: usize = 512;
 /// Bytes of publications that a shard takes from its ring before it sends: what a socket takes in one send without
 /// becoming short (a receive window of 64 KiB). A larger single publication is taken alone.
 pub const TURN_BYTES_MAX: usize = 48 * KIB;
@@ -151,9 +151,12 @@ pub const ACCEPT_TASKS: usize = 8;
 pub const CLOSE_LINGER: Duration = Duration::from_secs(1);
 /// The same for a connection whose socket takes no more, and so has the Close frame still to come.
 pub const SLOW_CLOSE_LINGER: Duration = Duration::from_secs(5);
-/// A connection is held to the limits of its rooms only when it has been behind for this long without a break: one short
-/// send is not slowness (a healthy 10 Mbit/s client takes 46 of 64 KiB at first, measured), nor is a burst.
+/// For so long a connection may be [`SLOW_BURST_FACTOR`] times as far behind as its rooms' limits say: one short send is
+/// not slowness (a healthy 10 Mbit/s client takes 46 of 64 KiB at first, measured), nor is a burst.
 pub const SLOW_GRACE: Duration = Duration::from_secs(1);
+/// See [`SLOW_GRACE`]. Twice the default of 256 frames is what a shard takes in one turn ([`TURN_COMMANDS_MAX`]), and twice
+/// 256 frames of 16 KiB are 8 MiB that one stuck reader can pin.
+pub const SLOW_BURST_FACTOR: u64 = 2;
 /// Commands that may wait for space on a shard's ring to the relay before connections that publish are not read.
 pub const UP_BACKLOG_MAX: usize = 1024;
 /// An empty room stays on its shard for this long, so that a reconnecting member finds it.

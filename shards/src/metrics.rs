@@ -367,7 +367,8 @@ impl Metrics {
                 "gauge",
                 self.sum(|s| s.subscriptions.value()),
             ),
-            ("dropped_messages", "Deliveries owed and not made (event-fanout's name).", "counter", dropped),
+            // A counter, but promtool wants counters to end in _total, and the name is the users'.
+            ("dropped_messages", "Deliveries owed and not made (event-fanout's name).", "gauge", dropped),
         ] {
             head(page, name, help, kind);
             let _ = writeln!(page, "{name} {value}");

@@ -493,6 +493,8 @@ impl Shard {
             return;
         }
         connection.reason = Some(reason);
+        self.metrics().closed.add(reason, 1);
+        let Some(connection) = self.connection(id) else { return };
         let was = connection.phase;
         connection.phase = Phase::Closing;
         connection.pending = None;
@@ -540,8 +542,13 @@ impl Shard {
         self.unlist_stalled(id.slot);
         let Some(connection) = self.connections.remove(id.slot) else { return };
         let metrics = self.metrics();
-        metrics.closed.add(connection.reason.unwrap_or(CloseReason::PeerVanished), 1);
         metrics.connections.sub(1);
+        if connection.reason.is_none() {
+            // Between two requests a client may go as it likes.
+            let between_requests = connection.phase == Phase::Head && connection.pending.is_none();
+            let reason = if between_requests { CloseReason::HttpDone } else { CloseReason::PeerVanished };
+            metrics.closed.add(reason, 1);
+        }
         self.debug_check();
     }
 

@@ -334,7 +334,6 @@ impl World {
 
     fn end(&mut self, at: usize) {
         let id = self.clients[at].id;
-        self.runtimes[id.shard as usize].shard.ended(id);
         self.release(at);
     }
 

@@ -160,9 +160,6 @@ impl Core {
             Err(Errno::AGAIN) => Some(Next::Read),
             Err(_) => None,
         };
-        if next.is_none() {
-            self.shard.ended(id);
-        }
         self.carry_out();
         next.unwrap_or(Next::Done)
     }

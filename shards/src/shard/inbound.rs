@@ -126,13 +126,6 @@ impl Shard {
         }
     }
 
-    /// The peer has ended its side, or the socket broke. The runtime releases the connection next.
-    pub fn ended(&mut self, id: ConnectionId) {
-        if let Some(connection) = self.connection(id) {
-            connection.reason.get_or_insert(CloseReason::PeerVanished);
-        }
-    }
-
     fn next(&mut self, id: ConnectionId) -> Next {
         match self.connection(id) {
             None => Next::Done,

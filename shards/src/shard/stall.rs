@@ -11,7 +11,7 @@ use super::{Action, Micros, PAUSED_BY_LANE, Phase, Shard, Wire, owed_from, ticks
 use crate::close::CloseReason;
 use crate::command::ConnectionId;
 use crate::config::SlowPolicy;
-use crate::limits::SLOW_GRACE;
+use crate::limits::{SLOW_BURST_FACTOR, SLOW_GRACE};
 use crate::metrics::DropReason;
 
 /// See the module.
@@ -344,8 +344,8 @@ impl Shard {
 
     /// Applies the room class's policy to one stalled member. Returns whether it is still a member.
     ///
-    /// One short send is not slowness: a limit counts only for a connection that has been stalled for [`SLOW_GRACE`]
-    /// without reaching the head, so that a burst that is larger than the limits costs nobody who reads.
+    /// One short send is not slowness: for the first [`SLOW_GRACE`] behind the head a connection may be
+    /// [`SLOW_BURST_FACTOR`] times as far behind, so that a burst costs nobody who reads.
     pub(crate) fn enforce_limits(
         &mut self,
         id: ConnectionId,
@@ -357,19 +357,18 @@ impl Shard {
         let Some(since) = self.connection(id).and_then(|c| c.stalled.as_ref()).map(|s| s.since) else {
             return true;
         };
-        if now.ticks().saturating_sub(since) < ticks_in(SLOW_GRACE) {
-            return true;
-        }
+        let in_grace = now.ticks().saturating_sub(since) < ticks_in(SLOW_GRACE);
+        let factor = if in_grace { SLOW_BURST_FACTOR } else { 1 };
         let Some(room) = self.rooms.at(room_index) else { return false };
         let slow = self.setup.routes.class(room.class).slow;
         let cursor = room.members[member as usize].cursor;
         let is_over = |cursor: u64| {
             let oldest = room.entry(cursor)?;
-            if room.head - cursor > slow.frames as u64 {
+            if room.head - cursor > slow.frames as u64 * factor {
                 Some(CloseReason::SlowFrames)
-            } else if room.bytes_from(cursor) > slow.bytes as u64 {
+            } else if room.bytes_from(cursor) > slow.bytes as u64 * factor {
                 Some(CloseReason::SlowBytes)
-            } else if now.0.saturating_sub(oldest.arrived_micros) > slow.age.as_micros() as u64 {
+            } else if now.0.saturating_sub(oldest.arrived_micros) > slow.age.as_micros() as u64 * factor {
                 Some(CloseReason::SlowAge)
             } else {
                 None
