@@ -120,14 +120,14 @@ fn query(name: &str) -> Template {
 }
 
 fn setup(random: &mut Random, local: bool, pattern: bool, shards: usize) -> Arc<Setup> {
-    let slow = |policy| Slow { policy, frames: 5, bytes: 200, age: Duration::from_secs(3) };
+    let slow = |policy| Slow { policy, frames: 5, bytes: 200, age: Duration::from_millis(1500) };
     let class = |name: &str, history, policy| RoomClass {
         name: name.to_owned(),
         space: None,
         history: History { frames: history, bytes: 300, age: Duration::from_secs(5) },
         slow: slow(policy),
     };
-    let disconnect_after = if random.chance(50) { 0 } else { 12 };
+    let disconnect_after = if random.chance(50) { 0 } else { 3 };
     let (prefix, suffix) = ("room:".to_owned(), String::new());
     let config = Config {
         routes: vec![
@@ -149,8 +149,8 @@ fn setup(random: &mut Random, local: bool, pattern: bool, shards: usize) -> Arc<
             ..Source::default()
         }],
         bounds: Bounds {
-            ping_interval: Duration::from_secs(4),
-            pong_timeout: Duration::from_secs(9),
+            ping_interval: Duration::from_millis(800),
+            pong_timeout: Duration::from_millis(2500),
             ..Bounds::default()
         },
         ..Config::default()
@@ -163,7 +163,7 @@ fn setup(random: &mut Random, local: bool, pattern: bool, shards: usize) -> Arc<
         catchup_bytes_max: 1 + random.below(150),
         lane_bytes_max: 20,
         up_backlog_max: 3,
-        window_bytes_max: if random.chance(50) { 600 } else { 1 << 20 },
+        window_bytes_max: if random.chance(50) { 150 } else { 1 << 20 },
         backlog_bytes_max: 60 + random.below(300),
         spill_items_max: 3 + random.below(6),
     };
@@ -392,7 +392,7 @@ impl World {
     fn connect(&mut self) {
         let at = self.random.below(self.runtimes.len());
         let socket = self.clients.len() as i32 + 100;
-        let stuck = self.random.chance(10);
+        let stuck = self.random.chance(25);
         let space = if stuck { self.random.below(400) } else { 400 };
         self.sockets.all.insert(socket, Socket { space, stuck, ..Socket::default() });
         let id = self.runtimes[at].shard.accept(socket, 0, self.now);
@@ -526,7 +526,11 @@ impl World {
                     self.receive(at);
                 }
             }
-            36..42 => self.somebody_publishes(),
+            36..42 => {
+                for _ in 0..1 + self.random.below(4) {
+                    self.somebody_publishes();
+                }
+            }
             42..56 => self.turn(shard),
             56..64 => self.relay_step(),
             64..66 => self.pump(),
@@ -535,7 +539,7 @@ impl World {
             82..90 => self.writable(shard),
             90..94 => self.step(shard),
             94..98 => {
-                let micros = self.random.below(3 * TICK_MICROS as usize) as u64;
+                let micros = self.random.below(5 * TICK_MICROS as usize) as u64;
                 self.pass_time(micros);
             }
             98 => self.broker.probe(&mut self.relay),
@@ -719,7 +723,7 @@ fn run(seed: u64, reached: &mut Reached) {
     let mut world = World::new(seed);
     for _ in 0..3 {
         world.sockets.generous = false;
-        for _ in 0..world.random.below(500) + 50 {
+        for _ in 0..world.random.below(700) + 50 {
             world.act();
         }
         if world.random.chance(70) {
