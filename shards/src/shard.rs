@@ -28,6 +28,8 @@ use crate::setup::Setup;
 mod check;
 mod inbound;
 mod stall;
+#[cfg(test)]
+mod tests;
 mod turn;
 
 pub use inbound::{ADMIN, Next};

@@ -320,10 +320,11 @@ impl Shard {
                 next = link.next;
                 let Some(room) = rooms.at_mut(link.share.room) else { continue };
                 let Some(member) = room.members.get_mut(link.share.member as usize) else { continue };
-                if member.slot != id.slot {
+                // Whoever stalled and caught up meanwhile has got it.
+                if member.slot != id.slot || member.cursor == room.head {
                     continue;
                 }
-                if stalled {
+                if stalled || member.cursor != link.share.from {
                     room.lagging = true;
                     continue;
                 }
