@@ -152,6 +152,8 @@ pub(crate) struct Pending {
     pub reply: Vec<u8>,
     /// Room that a publish over HTTP named.
     pub room: Option<Arc<str>>,
+    /// The request was a HEAD.
+    pub head_only: bool,
 }
 
 /// See the module.
@@ -675,14 +677,12 @@ impl Shard {
     pub(crate) fn keep_window_budget(&mut self, wire: &mut impl Wire, now: Micros) {
         while self.window_bytes > self.setup.engine.window_bytes_max as u64 {
             let furthest = self.stalled.iter().copied().max_by_key(|slot| self.bytes_behind(*slot));
+            let furthest = furthest.filter(|slot| self.bytes_behind(*slot) > 0);
             let Some(id) = furthest.and_then(|slot| self.id_of(slot)) else { return };
             let rooms: Vec<u32> = match self.connection(id) {
                 Some(connection) => connection.subscriptions.iter().map(|s| s.room).collect(),
                 None => return,
             };
-            if rooms.is_empty() {
-                return;
-            }
             self.close(id, CloseReason::SlowShardBudget, wire, now);
             for room in rooms {
                 self.evict(room);

@@ -112,14 +112,17 @@ impl Shard {
     fn take_input(&mut self, id: ConnectionId, input: &mut [u8], wire: &mut impl Wire, now: Micros) {
         let Some(connection) = self.connection(id) else { return };
         match connection.phase {
-            Phase::Head => {
-                let Some(mut held) = connection.pending.take() else {
-                    return self.requests(id, input, 0, wire, now);
-                };
-                let seen = held.input.len();
-                held.input.extend_from_slice(input);
-                self.requests(id, &mut held.input, seen, wire, now);
-            }
+            Phase::Head => match connection.pending.take() {
+                None => {
+                    let used = self.requests(id, input, 0, wire, now);
+                    self.hold(id, &input[used..]);
+                }
+                Some(mut held) => {
+                    let seen = held.input.len();
+                    held.input.extend_from_slice(input);
+                    self.requests_held(id, held, seen, wire, now);
+                }
+            },
             Phase::Open => self.feed(id, input, wire, now),
             Phase::Joining | Phase::Answering => self.hold(id, input),
             Phase::Closing => {}
@@ -149,7 +152,27 @@ impl Shard {
 
     // ---- HTTP
 
-    /// Handles the requests in `input`, of which the first `seen` bytes have been read in vain before.
+    /// Handles the requests in what is held, of which the first `seen` bytes have been read in vain before. What can't be
+    /// read yet stays where it is: a body that comes in pieces is not copied for each.
+    fn requests_held(
+        &mut self,
+        id: ConnectionId,
+        mut held: Box<Pending>,
+        seen: usize,
+        wire: &mut impl Wire,
+        now: Micros,
+    ) {
+        let used = self.requests(id, &mut held.input, seen, wire, now);
+        held.input.drain(..used);
+        let Some(connection) = self.connection(id).filter(|_| !held.input.is_empty()) else { return };
+        match &mut connection.pending {
+            Some(pending) => pending.input = held.input,
+            None => connection.pending = Some(held),
+        }
+    }
+
+    /// Handles the requests in `input`, of which the first `seen` bytes have been read in vain before; returns how many bytes
+    /// are used up. The rest is to be held.
     fn requests(
         &mut self,
         id: ConnectionId,
@@ -157,20 +180,23 @@ impl Shard {
         seen: usize,
         wire: &mut impl Wire,
         now: Micros,
-    ) {
+    ) -> usize {
         let mut at = 0;
         let mut seen = seen;
         loop {
-            let Some(connection) = self.connection(id) else { return };
+            let Some(connection) = self.connection(id) else { return input.len() };
             match connection.phase {
                 Phase::Head if at < input.len() && connection.paused == 0 => {}
-                Phase::Open => return self.feed(id, &mut input[at..], wire, now),
-                Phase::Head | Phase::Joining | Phase::Answering => return self.hold(id, &input[at..]),
-                Phase::Closing => return,
+                Phase::Head | Phase::Joining | Phase::Answering => return at,
+                Phase::Open => {
+                    self.feed(id, &mut input[at..], wire, now);
+                    return input.len();
+                }
+                Phase::Closing => return input.len(),
             }
             match self.request(id, &input[at..], seen, wire, now) {
                 Some(taken) => at += taken,
-                None => return self.hold(id, &input[at..]),
+                None => return at,
             }
             seen = 0;
         }
@@ -205,15 +231,32 @@ impl Shard {
             return Some(input.len());
         }
         let whole = head.bytes + body_bytes;
-        if input.len() < whole {
-            if head.expects_continue() && !body_is_due {
+        let is_whole = input.len() >= whole;
+        if !is_whole && body_is_due {
+            return None;
+        }
+        // Judged before the body comes: nobody fills our memory who may not publish.
+        let body = if is_whole { &input[head.bytes..whole] } else { &[] };
+        let verdict = match self.judge(id, &head, body) {
+            Ok(Verdict::Ask(publish @ Up::Publish(_), room)) => Ok(Verdict::Ask(publish, room)),
+            Ok(_) if body_bytes > 0 => {
+                Err(HttpError::new(400, "found a body where none is due: POST /publish takes one"))
+            }
+            verdict => verdict,
+        };
+        if !is_whole && verdict.is_ok() {
+            if head.expects_continue() {
                 self.send_private(id.slot, Bytes::from_static(b"HTTP/1.1 100 Continue\r\n\r\n"), wire, now);
             }
             return None;
         }
         let keep_alive = head.keep_alive() && !self.setup.is_draining();
-        match self.judge(id, &head, &input[head.bytes..whole]) {
-            Err(error) => self.refuse(id, &error, head_only, keep_alive, wire, now),
+        match verdict {
+            Err(error) => {
+                // Whoever waits with its body for our 100 won't send it now, and what others send of it is no request.
+                let keep_alive = keep_alive && body_bytes == 0;
+                self.refuse(id, &error, head_only, keep_alive, wire, now);
+            }
             Ok(Verdict::Answer(reply)) => self.reply(id, reply, keep_alive, wire, now),
             Ok(Verdict::Upgrade(upgrade)) => self.upgrade(id, *upgrade, wire, now),
             Ok(Verdict::Ask(command, room)) => {
@@ -222,11 +265,12 @@ impl Shard {
                     connection.phase = Phase::Answering;
                     connection.keep_alive = keep_alive;
                     connection.paused |= PAUSED_BY_ANSWER;
-                    connection.pending.get_or_insert_default().room = room;
+                    let pending = connection.pending.get_or_insert_default();
+                    (pending.room, pending.head_only) = (room, head_only);
                 }
             }
         }
-        Some(whole)
+        Some(whole.min(input.len()))
     }
 
     fn refuse(
@@ -429,7 +473,7 @@ impl Shard {
         wire: &mut impl Wire,
         now: Micros,
     ) {
-        let Some((room, keep_alive)) = self.answering(id) else { return };
+        let Some((room, _)) = self.answering(id) else { return };
         let name = serde_json::Value::from(room.as_deref().unwrap_or_default());
         let (status, body) = match outcome {
             Outcome::Placed { offset, epoch } => (
@@ -451,7 +495,7 @@ impl Shard {
                 "{\"error\":\"the broker refused the publication; its log line says why\"}\n".to_owned(),
             ),
         };
-        self.finish_answer(id, status, &body, keep_alive, wire, now);
+        self.finish_answer(id, status, &body, false, wire, now);
     }
 
     pub(crate) fn answer_stats(
@@ -461,15 +505,16 @@ impl Shard {
         wire: &mut impl Wire,
         now: Micros,
     ) {
-        let Some((_, keep_alive)) = self.answering(id) else { return };
+        let Some((_, head_only)) = self.answering(id) else { return };
         let body = crate::stats::page(&self.setup, &ledger);
-        self.finish_answer(id, 200, &body, keep_alive, wire, now);
+        self.finish_answer(id, 200, &body, head_only, wire, now);
     }
 
+    /// What the request named, and whether it was a HEAD; `None` when nobody waits any more.
     fn answering(&mut self, id: ConnectionId) -> Option<(Option<Arc<str>>, bool)> {
         let connection = self.connection(id).filter(|c| c.phase == Phase::Answering)?;
-        let room = connection.pending.as_mut().and_then(|pending| pending.room.take());
-        Some((room, connection.keep_alive))
+        let pending = connection.pending.as_mut()?;
+        Some((pending.room.take(), std::mem::take(&mut pending.head_only)))
     }
 
     fn finish_answer(
@@ -477,12 +522,13 @@ impl Shard {
         id: ConnectionId,
         status: u16,
         body: &str,
-        keep_alive: bool,
+        head_only: bool,
         wire: &mut impl Wire,
         now: Micros,
     ) {
+        let keep_alive = self.connection(id).is_some_and(|c| c.keep_alive) && !self.setup.is_draining();
         let mut reply = Vec::with_capacity(body.len() + 160);
-        request::response(status, JSON, &[NOT_CACHED], body.as_bytes(), false, keep_alive, &mut reply);
+        request::response(status, JSON, &[NOT_CACHED], body.as_bytes(), head_only, keep_alive, &mut reply);
         if status >= 400 {
             self.metrics().http_errors.add(1);
         }
@@ -500,9 +546,9 @@ impl Shard {
         connection.paused &= !reason;
         if connection.phase == Phase::Head
             && connection.paused == 0
-            && let Some(mut held) = connection.pending.take()
+            && let Some(held) = connection.pending.take()
         {
-            self.requests(id, &mut held.input, 0, wire, now);
+            self.requests_held(id, held, 0, wire, now);
         }
         if self.connection(id).is_some_and(|c| c.paused == 0) {
             self.actions.push(Action::Resume(id));
