@@ -431,7 +431,12 @@ impl World {
     /// Everybody with a 101 must get what is accepted now.
     fn note_due(&mut self, number: usize, room: usize, except: Option<usize>) {
         for (at, client) in self.clients.iter_mut().enumerate() {
-            if client.upgraded && !client.gone && client.room() == Some(room) && Some(at) != except {
+            if client.upgraded
+                && !client.gone
+                && !client.shut
+                && client.room() == Some(room)
+                && Some(at) != except
+            {
                 client.due.push(number);
             }
         }
