@@ -259,3 +259,142 @@ pub enum PublishFailure {
     /// Too much is on its way already.
     Busy,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::Gate;
+    use crate::command::{RoomSlot, Up};
+    use crate::config::{Config, RoomClass};
+    use crate::metrics::{Identity, Metrics};
+    use crate::setup::Setup;
+
+    /// A ring without end.
+    #[derive(Default)]
+    struct Ring(Vec<Down>);
+
+    impl Outlet for Ring {
+        fn offer(&mut self, _shard: u16, command: Down) -> Result<(), Down> {
+            self.0.push(command);
+            Ok(())
+        }
+
+        fn consumed_bytes(&self, _shard: u16) -> u64 {
+            0
+        }
+    }
+
+    const NOW: Micros = Micros(1);
+    const FROM: ConnectionId = ConnectionId { shard: 0, generation: 0, slot: 9 };
+
+    /// A relay with one member in room "r", proved up.
+    fn relay() -> (Relay, Ring) {
+        let config = Config { rooms: vec![RoomClass::default()], ..Config::default() };
+        let metrics = Arc::new(Metrics::new(1, Identity::default(), false));
+        let setup = Setup::new(&config, Gate::new(None, true), metrics);
+        let (mut relay, mut ring) = (Relay::new(Arc::new(setup), BrokerState::Down, 0), Ring::default());
+        let slot = RoomSlot { index: 0, generation: 0 };
+        relay.handle(0, Up::Join { slot, name: "r".into() }, &mut ring, NOW);
+        relay.confirmed(b"room:r", &mut ring);
+        relay.broker_up(&mut ring);
+        (relay, ring)
+    }
+
+    fn publish(relay: &mut Relay, ring: &mut Ring, room: &str) -> u64 {
+        relay.broker.clear();
+        let publish = Publish {
+            room: room.into(),
+            payload: Bytes::from_static(b"x"),
+            from: FROM,
+            user: None,
+            except_sender: false,
+            answer: true,
+        };
+        relay.handle(0, Up::Publish(Box::new(publish)), ring, NOW);
+        match relay.broker.pop_front() {
+            Some(BrokerCommand::Publish { token, .. }) => token,
+            other => panic!("no publication: {other:?}"),
+        }
+    }
+
+    fn deliveries(ring: &Ring) -> usize {
+        ring.0.iter().filter(|command| matches!(command, Down::Publication { .. })).count()
+    }
+
+    fn answers(ring: &Ring) -> usize {
+        ring.0.iter().filter(|command| matches!(command, Down::Published { .. })).count()
+    }
+
+    #[test]
+    fn what_broke_off_is_delivered_here_once_in_whatever_order_the_driver_says_so() {
+        for failure in [PublishFailure::Unsent, PublishFailure::Unknown] {
+            for fails_first in [true, false] {
+                let (mut relay, mut ring) = relay();
+                let token = publish(&mut relay, &mut ring, "r");
+                if fails_first {
+                    relay.published(token, Err(failure), &mut ring);
+                }
+                relay.broker_down(&mut ring, NOW);
+                if !fails_first {
+                    relay.published(token, Err(failure), &mut ring);
+                }
+                assert_eq!((deliveries(&ring), answers(&ring)), (1, 1), "{failure:?}, first: {fails_first}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_late_echo_is_swallowed_until_a_fence() {
+        let (mut relay, mut ring) = relay();
+        let token = publish(&mut relay, &mut ring, "r");
+        relay.broker_down(&mut ring, NOW);
+        relay.published(token, Err(PublishFailure::Unknown), &mut ring);
+        relay.message(None, b"room:r", b"x", &mut ring, NOW);
+        assert_eq!(deliveries(&ring), 1, "its own echo");
+        relay.message(None, b"room:r", b"x", &mut ring, NOW);
+        assert_eq!(deliveries(&ring), 2, "somebody's publication of the same payload");
+    }
+
+    #[test]
+    fn an_answer_does_not_wait_for_another_publication() {
+        let (mut relay, mut ring) = relay();
+        let first = publish(&mut relay, &mut ring, "r");
+        let second = publish(&mut relay, &mut ring, "r");
+        relay.broker_down(&mut ring, NOW);
+        relay.published(second, Err(PublishFailure::Unsent), &mut ring);
+        assert_eq!(answers(&ring), 1);
+        relay.published(first, Err(PublishFailure::Unknown), &mut ring);
+        assert_eq!((deliveries(&ring), answers(&ring)), (2, 2));
+    }
+
+    #[test]
+    fn what_reached_no_subscriber_is_delivered_here() {
+        let (mut relay, mut ring) = relay();
+        let token = publish(&mut relay, &mut ring, "r");
+        relay.published(token, Ok(0), &mut ring);
+        relay.broker_down(&mut ring, NOW);
+        assert_eq!((deliveries(&ring), answers(&ring)), (1, 1));
+    }
+
+    #[test]
+    fn a_publication_to_a_room_without_readers_is_answered_at_once() {
+        let (mut relay, mut ring) = relay();
+        let token = publish(&mut relay, &mut ring, "elsewhere");
+        relay.published(token, Ok(3), &mut ring);
+        assert_eq!((deliveries(&ring), answers(&ring)), (0, 1));
+        assert!(relay.own.entries.is_empty());
+    }
+
+    #[test]
+    fn what_a_fence_overtook_is_forgotten() {
+        let (mut relay, mut ring) = relay();
+        relay.probe_sent(1);
+        let token = publish(&mut relay, &mut ring, "r");
+        relay.published(token, Ok(1), &mut ring);
+        relay.probe_returned(1, &mut ring);
+        assert_eq!(relay.own.entries.len(), 1, "a probe before it proves nothing");
+        relay.probe_sent(2);
+        relay.probe_returned(2, &mut ring);
+        assert_eq!((relay.own.entries.len(), relay.own.bytes, answers(&ring)), (0, 0, 1));
+    }
+}
