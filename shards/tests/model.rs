@@ -333,7 +333,6 @@ impl World {
     }
 
     fn end(&mut self, at: usize) {
-        let id = self.clients[at].id;
         self.release(at);
     }
 

@@ -283,7 +283,7 @@ fn who_is_left_out_of_one_room_still_gets_the_others() {
 
 #[test]
 fn one_short_send_is_not_slowness() {
-    let mut bench = Bench::with(slow(SlowPolicy::Disconnect, 2), EngineBounds::default());
+    let mut bench = Bench::with(slow(SlowPolicy::Disconnect, 30), EngineBounds::default());
     let id = bench.member(1, &["a"]);
     bench.wire.space.insert(1, 0);
     for _ in 0..50 {
@@ -297,6 +297,21 @@ fn one_short_send_is_not_slowness() {
     assert_eq!(bench.shard.ledger(), Ledger { owed: 50, dropped: 50, ..Ledger::default() });
     bench.writable(id, usize::MAX);
     assert_eq!(&bench.wire.taken[&1][..4], [0x88, 13, 0x03, 0xf5], "1013");
+}
+
+#[test]
+fn a_burst_of_more_than_twice_the_limits_is_slowness_at_once() {
+    let mut bench = Bench::with(slow(SlowPolicy::Disconnect, 10), EngineBounds::default());
+    let id = bench.member(1, &["a"]);
+    bench.wire.space.insert(1, 0);
+    for _ in 0..20 {
+        bench.publish("a", "x");
+        bench.pass();
+    }
+    assert!(bench.shard.connection(id).is_some_and(|c| c.reason.is_none()), "closed at twice the limit");
+    bench.publish("a", "x");
+    bench.pass();
+    assert_eq!(bench.shard.connection(id).and_then(|c| c.reason), Some(CloseReason::SlowFrames));
 }
 
 #[test]
