@@ -112,6 +112,8 @@ struct World {
     publications: usize,
     /// A room that keeps a log has had a publication.
     has_logs: bool,
+    /// Publications of our own clients.
+    own: BTreeSet<usize>,
     passes_left: u64,
 }
 
@@ -201,6 +203,7 @@ impl World {
             swept: 0,
             publications: 0,
             has_logs: false,
+            own: BTreeSet::new(),
             passes_left: 0,
             setup,
             random,
@@ -212,6 +215,7 @@ impl World {
     /// Carries out what a shard asks for; after each call to it.
     fn after(&mut self, at: usize) {
         let runtime = &mut self.runtimes[at];
+        let mut published = Vec::new();
         for action in std::mem::take(&mut runtime.shard.actions) {
             let of = |id: &ConnectionId| self.by_id.get(id).copied();
             match action {
@@ -246,10 +250,20 @@ impl World {
                 let room = ROOMS.iter().position(|room| *room == &**name).expect("a room");
                 self.rings.names.insert((at as u16, *slot), room);
             }
+            if let Up::Publish(publish) = &command {
+                let (number, room) = parse_payload(&publish.payload);
+                let except = publish.except_sender.then(|| self.by_id.get(&publish.from).copied()).flatten();
+                published.push((number, room, except));
+            }
             runtime.up.push_back(command);
         }
-        if runtime.shard.up.is_empty() && runtime.shard.has_waiting_publishers() {
-            runtime.shard.resume_publishers();
+        let waits = runtime.shard.up.is_empty() && runtime.shard.has_waiting_publishers();
+        for (number, room, except) in published {
+            self.own.insert(number);
+            self.note_due(number, room, except);
+        }
+        if waits {
+            self.runtimes[at].shard.resume_publishers();
             self.after(at);
         }
         self.read_all(at);
@@ -471,7 +485,7 @@ impl World {
                     return self.clients[at].unread.extend(ask.bytes());
                 }
                 let room = self.random.below(ROOMS.len());
-                let (number, payload) = self.payload(room);
+                let (_, payload) = self.payload(room);
                 self.clients[at].asked += 1;
                 let head = format!(
                     "POST /publish?room={} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n",
@@ -479,7 +493,6 @@ impl World {
                     payload.len()
                 );
                 self.clients[at].unread.extend(head.bytes().chain(payload));
-                self.clients[at].due.push(number);
             }
             Kind::WebSocket { room, .. } => match self.random.below(20) {
                 0 => {
@@ -555,17 +568,19 @@ impl World {
         self.gather_fates();
     }
 
-    /// What the broker lost or refused is due to nobody.
+    /// What the broker lost is due to nobody, unless it was our own; what it refused is due to nobody.
     fn gather_fates(&mut self) {
-        let lost = std::mem::take(&mut self.broker.lost);
-        let refused = std::mem::take(&mut self.broker.refused);
-        for payload in lost.into_iter().chain(refused) {
+        let lost = std::mem::take(&mut self.broker.lost).into_iter().map(|payload| (payload, false));
+        let refused = std::mem::take(&mut self.broker.refused).into_iter().map(|payload| (payload, true));
+        for (payload, is_refused) in lost.chain(refused) {
             let text = String::from_utf8_lossy(&payload);
             let text = text.split_once("\"data\":\"").map_or(&*text, |(_, data)| data);
             let number = text.strip_prefix('p').and_then(|rest| rest.split(':').next()?.parse().ok());
             let number: usize = number.unwrap_or_else(|| panic!("no number in {text}"));
-            for client in &mut self.clients {
-                client.due.retain(|due| *due != number);
+            if is_refused || !self.own.contains(&number) {
+                for client in &mut self.clients {
+                    client.due.retain(|due| *due != number);
+                }
             }
         }
     }
