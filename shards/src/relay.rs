@@ -7,7 +7,8 @@
 //! Overload is not loss: what a ring has no space for waits in a spill, FIFO behind it; beyond the bound in bytes a room is
 //! *behind* on that shard, its log keeps what comes, and the shard gets it (or a gap) when there is space.
 
-use std::collections::VecDeque;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
 use std::hash::BuildHasher as _;
 use std::sync::Arc;
 
@@ -27,6 +28,8 @@ use crate::setup::Setup;
 use crate::shard::{Micros, ticks_in};
 
 mod own;
+#[cfg(test)]
+mod tests;
 
 use own::Own;
 pub use own::PublishFailure;
@@ -82,7 +85,10 @@ struct LogRoom {
     /// Rare: shards that wait for the source's confirmation, shards that are behind.
     exceptional: Option<Box<Exceptional>>,
     incarnation: u32,
+    /// Tick of the last reader's leaving, or of a publication after it.
     idle_since: u32,
+    /// It is among the idle rooms.
+    listed_idle: bool,
     class: u8,
     /// The broker feeds it.
     has_source: bool,
@@ -146,8 +152,8 @@ pub struct Relay {
     own: Own,
     /// Rooms that wait for a confirmation.
     waiting: Vec<(u32, u16)>,
-    /// Rooms without readers, oldest first.
-    idle: VecDeque<(u32, u32, u16)>,
+    /// Rooms that had no readers, each once, by the tick at which to look whether they still have none.
+    idle: BinaryHeap<Reverse<(u32, u32, u16)>>,
     log_bytes: usize,
     question: Option<Question>,
     questions: u64,
@@ -172,7 +178,7 @@ impl Relay {
             incarnations: 0,
             own: Own::default(),
             waiting: Vec::new(),
-            idle: VecDeque::new(),
+            idle: BinaryHeap::new(),
             log_bytes: 0,
             question: None,
             questions: 0,
@@ -236,7 +242,6 @@ impl Relay {
 
     fn leave(&mut self, interest: Interest, name: &str, now: Micros) {
         let Some(index) = self.find(name) else { return };
-        let Some(generation) = self.rooms.generation(index) else { return };
         let Some(room) = self.rooms.at_mut(index) else { return };
         let before = room.interest.len();
         room.interest.retain(|other| *other != interest);
@@ -247,10 +252,20 @@ impl Relay {
         room.tidy();
         let is_idle = room.is_idle();
         self.release_log(index);
-        if is_idle && let Some(room) = self.rooms.at_mut(index) {
+        if is_idle {
+            self.note_idle(index, now);
+        }
+    }
+
+    /// Has the room forgotten when its time without readers is up.
+    fn note_idle(&mut self, index: u32, now: Micros) {
+        let Some(generation) = self.rooms.generation(index) else { return };
+        let due = now.ticks() + self.linger_ticks(index);
+        if let Some(room) = self.rooms.at_mut(index) {
             room.idle_since = now.ticks();
-            let due = now.ticks() + self.linger_ticks(index);
-            self.idle.push_back((due, index, generation));
+            if !std::mem::replace(&mut room.listed_idle, true) {
+                self.idle.push(Reverse((due, index, generation)));
+            }
         }
     }
 
@@ -265,16 +280,20 @@ impl Relay {
     /// Forgets rooms that nobody reads and whose time is up. Call it every tick or so.
     pub fn sweep(&mut self, outlet: &mut impl Outlet, now: Micros) {
         let tick = now.ticks();
-        while let Some((due, index, generation)) = self.idle.front().copied() {
-            if due > tick {
-                break;
+        while let Some(Reverse((_, index, generation))) =
+            self.idle.peek().copied().filter(|Reverse((due, ..))| *due <= tick)
+        {
+            self.idle.pop();
+            if !self.rooms.holds(index, generation) {
+                continue;
             }
-            self.idle.pop_front();
-            if self.rooms.holds(index, generation)
-                && let Some(room) = self.rooms.at(index)
-                && room.is_idle()
-                && room.idle_since + self.linger_ticks(index) <= tick
-            {
+            let linger = self.linger_ticks(index);
+            let Some(room) = self.rooms.at_mut(index) else { continue };
+            let due = room.idle_since + linger;
+            room.listed_idle = room.is_idle() && due > tick;
+            if room.listed_idle {
+                self.idle.push(Reverse((due, index, generation)));
+            } else if room.is_idle() {
                 self.remove_room(index);
             }
         }
@@ -326,6 +345,7 @@ impl Relay {
             exceptional: None,
             incarnation: self.incarnations,
             idle_since: 0,
+            listed_idle: false,
             class: self.setup.routes.class_of(&name),
             on_demand: source.is_some_and(|source| self.setup.routes.is_on_demand(source)),
             has_source: source.is_some(),
@@ -361,9 +381,7 @@ impl Relay {
             Some(index) => index,
             None if self.setup.routes.class(self.setup.routes.class_of(room)).history.frames > 0 => {
                 let index = self.room_named(room.into());
-                let generation = self.rooms.generation(index).unwrap_or_default();
-                let due = now.ticks() + self.linger_ticks(index);
-                self.idle.push_back((due, index, generation));
+                self.note_idle(index, now);
                 index
             }
             None => {
@@ -382,6 +400,9 @@ impl Relay {
         let Some(room) = rooms.at_mut(index) else { return Outcome::Nobody };
         let offset = room.next;
         room.next += 1;
+        if room.is_idle() {
+            room.idle_since = now.ticks();
+        }
         let epoch = room.epoch(*epoch_seed, *run);
         for at in 0..room.interest.len() {
             let Interest { shard, slot } = room.interest[at];

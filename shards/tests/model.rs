@@ -706,6 +706,27 @@ impl World {
         assert!(missing_by_drop <= dropped, "{missing_by_drop} missing, {dropped} dropped");
     }
 
+    /// The server leaves: whoever can be told is told so.
+    fn drain(&mut self) {
+        self.setup.drain();
+        for at in 0..self.clients.len() {
+            let (id, shard) = (self.clients[at].id, self.clients[at].id.shard as usize);
+            if !self.clients[at].gone {
+                self.runtimes[shard].shard.close(id, CloseReason::GoingAway, &mut self.sockets, self.now);
+                self.after(shard);
+            }
+            for _ in 0..self.random.below(4) {
+                self.act();
+            }
+        }
+        self.settle();
+        for client in self.clients.iter().filter(|client| !client.gone && client.upgraded) {
+            if !self.sockets.all[&client.socket].broken && !client.has_closed {
+                assert!(client.closed_with.is_some(), "drained without a word: {client:?}");
+            }
+        }
+    }
+
     /// Everybody leaves; nothing may stay behind.
     fn check_empty(&mut self) {
         for at in 0..self.clients.len() {
@@ -750,6 +771,9 @@ fn run(seed: u64, reached: &mut Reached) {
         }
         world.settle();
         world.check_quiet();
+    }
+    if world.random.chance(50) {
+        world.drain();
     }
     world.check_empty();
     let metrics = &world.setup.metrics;

@@ -1,0 +1,69 @@
+//! The relay's memory of rooms; the rest of it is held to its word by `tests/model.rs`.
+
+use std::time::Duration;
+
+use super::*;
+use crate::auth::Gate;
+use crate::config::{Config, History, RoomClass};
+use crate::metrics::{Identity, Metrics};
+
+struct Nowhere;
+
+impl Outlet for Nowhere {
+    fn offer(&mut self, _shard: u16, _command: Down) -> Result<(), Down> {
+        Ok(())
+    }
+
+    fn consumed_bytes(&self, _shard: u16) -> u64 {
+        0
+    }
+}
+
+const SECOND: u64 = 1_000_000;
+
+/// Rooms "log-..." keep a log for 60 seconds, others none.
+fn relay() -> Relay {
+    let history = History { frames: 3, age: Duration::from_secs(60), ..History::default() };
+    let log = RoomClass { name: "log-*".to_owned(), history, ..RoomClass::default() };
+    let config = Config { rooms: vec![log, RoomClass::default()], ..Config::default() };
+    let metrics = Arc::new(Metrics::new(1, Identity::default(), false));
+    Relay::new(Arc::new(Setup::new(&config, Gate::new(None, true), metrics)), BrokerState::Local, 0)
+}
+
+fn rooms_at(relay: &mut Relay, seconds: u64) -> u64 {
+    relay.sweep(&mut Nowhere, Micros(seconds * SECOND));
+    relay.metrics().log_rooms.value()
+}
+
+#[test]
+fn a_log_without_readers_lives_until_its_last_publication_is_too_old() {
+    let mut relay = relay();
+    for seconds in [1, 50, 100] {
+        assert!(rooms_at(&mut relay, seconds) <= 1);
+        relay.place("log-a", b"x", None, &mut Nowhere, Micros(seconds * SECOND));
+    }
+    assert_eq!((rooms_at(&mut relay, 159), relay.log_bytes > 0), (1, true));
+    assert_eq!((rooms_at(&mut relay, 161), relay.log_bytes), (0, 0));
+}
+
+#[test]
+fn a_room_is_forgotten_in_its_time_whatever_another_room_waits_for() {
+    let mut relay = relay();
+    for (index, name) in ["log-a", "plain"].into_iter().enumerate() {
+        let slot = RoomSlot { index: index as u32, generation: 0 };
+        relay.handle(0, Up::Join { slot, name: name.into() }, &mut Nowhere, Micros(0));
+        relay.handle(0, Up::Leave { slot, name: name.into() }, &mut Nowhere, Micros(SECOND));
+    }
+    assert_eq!((rooms_at(&mut relay, 5), rooms_at(&mut relay, 7), rooms_at(&mut relay, 62)), (2, 1, 0));
+}
+
+#[test]
+fn a_room_that_is_left_again_and_again_is_noted_once() {
+    let mut relay = relay();
+    for generation in 0..100 {
+        let slot = RoomSlot { index: 0, generation };
+        relay.handle(0, Up::Join { slot, name: "plain".into() }, &mut Nowhere, Micros(0));
+        relay.handle(0, Up::Leave { slot, name: "plain".into() }, &mut Nowhere, Micros(0));
+    }
+    assert_eq!(relay.idle.len(), 1);
+}
