@@ -64,8 +64,8 @@ impl Doorbell {
     pub fn must_ring(&self) -> bool {
         // Pairs with the fence of `before_waiting`: the batch is in the ring before the flag is read.
         fence(Ordering::SeqCst);
-        // The exchange writes only where it found the flag up, so it never stands between two writes of the consumer that
-        // it has not seen.
+        // An exchange and not a swap, for loom's sake: it doesn't know that what a swap wrote over a lowered flag comes
+        // before the consumer's next write, reports a lost wake-up that the memory model rules out, and could prove nothing.
         self.asleep.load(Ordering::Relaxed)
             && self.asleep.compare_exchange(true, false, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
