@@ -313,6 +313,25 @@ mod tests {
     }
 
     #[test]
+    fn a_registered_socket_is_sent_to_and_ends_when_it_is_closed() {
+        both(|mut fanout| {
+            let (ours, mut theirs) = UnixStream::pair().expect("a pair of sockets");
+            fanout.opened(ours.as_raw_fd());
+            let mut batch = Batch::default();
+            batch.push(ours.as_raw_fd(), &[b"x"]);
+            batch.push(ours.as_raw_fd(), &[b"y", b"z"]);
+            let mut taken = Vec::new();
+            fanout.send_batch(&batch, &mut taken);
+            assert_eq!(taken, [1, 2]);
+            fanout.closing(ours.as_raw_fd());
+            drop(ours);
+            let mut all = Vec::new();
+            theirs.read_to_end(&mut all).expect("the end");
+            assert_eq!(all, b"xyz");
+        });
+    }
+
+    #[test]
     fn a_full_a_closed_and_a_bad_socket_are_told_apart_and_hurt_nobody() {
         both(|mut fanout| {
             let full = UnixStream::pair().expect("a pair of sockets");

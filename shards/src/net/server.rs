@@ -3,7 +3,8 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -111,29 +112,16 @@ impl Server {
         let metrics = Arc::new(Metrics::new(cores.len(), identity(config, driver), config.plain_metrics));
         let setup = Arc::new(Setup::new(config, Gate::new(key, loopback_only), metrics));
         let clock = Clock::start();
-        let thread_error = |name: &str| {
-            let name = name.to_owned();
-            move |error| StartError::Thread { name, error }
-        };
         let relay_bell = Bell::new().map_err(thread_error("relay"))?;
         let shards_left = Arc::new(AtomicUsize::new(cores.len()));
-        let failed = Arc::new(AtomicBool::new(false));
-        let (ready_sender, ready) = std::sync::mpsc::channel();
         let mut relay_ends = Vec::new();
         let mut parts = Vec::new();
         for (index, listeners) in sockets.into_iter().enumerate() {
             let bell = Bell::new().map_err(thread_error("shard"))?;
-            let (relay_end, shard_end) = pair(bell.clone(), relay_bell.clone());
+            let (relay_end, ring) = pair(bell.clone(), relay_bell.clone());
             relay_ends.push(relay_end);
-            parts.push(ShardParts {
-                shard: Shard::new(index as u16, setup.clone()),
-                driver,
-                clock,
-                ring: shard_end,
-                bell,
-                listeners,
-                drain: config.drain,
-            });
+            let shard = Shard::new(index as u16, setup.clone());
+            parts.push(ShardParts { shard, driver, clock, ring, bell, listeners, drain: config.drain });
         }
         let relay = RelayParts {
             config: config.clone(),
@@ -143,56 +131,7 @@ impl Server {
             clock,
             shards_left: shards_left.clone(),
         };
-        let mut relay = Some(relay);
-        let mut threads = Vec::new();
-        for (index, parts) in parts.into_iter().enumerate() {
-            let name = format!("shard-{index}");
-            let core = cores[index];
-            let relay_here = if index == 0 && relay_core.is_none() { relay.take() } else { None };
-            let (ready, left, bell) = (ready_sender.clone(), shards_left.clone(), relay_bell.clone());
-            let failed = failed.clone();
-            let thread = thread::Builder::new().name(name.clone()).spawn(move || {
-                pin(core);
-                let told = ready.clone();
-                let result = block_on(driver, async move {
-                    let relay = relay_here.map(|relay| monoio::spawn(relay.run()));
-                    let result = run_shard(parts, || {
-                        let _starter_gone = ready.send(Ok(()));
-                    })
-                    .await;
-                    left.fetch_sub(1, Ordering::Release);
-                    bell.write();
-                    match relay {
-                        Some(relay) => result.and(relay.await),
-                        None => result,
-                    }
-                });
-                let result = result.and_then(|inner| inner);
-                if let Err(error) = &result {
-                    failed.store(true, Ordering::Relaxed);
-                    let _starter_gone = told.send(Err(io::Error::new(error.kind(), error.to_string())));
-                }
-                result
-            });
-            threads.push(thread.map_err(thread_error(&name))?);
-        }
-        if let (Some(relay), Some(core)) = (relay, relay_core) {
-            let thread = thread::Builder::new().name("relay".to_owned()).spawn(move || {
-                pin(core);
-                block_on(driver, relay.run())?
-            });
-            threads.push(thread.map_err(thread_error("relay"))?);
-        }
-        for index in 0..cores.len() {
-            match ready.recv() {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => return Err(StartError::Thread { name: format!("shard-{index}"), error }),
-                Err(_) => {
-                    return Err(thread_error("shard")(io::Error::other("it ended before it was ready")));
-                }
-            }
-        }
-        Ok(Self {
+        let mut server = Self {
             listen,
             admin,
             driver,
@@ -200,10 +139,62 @@ impl Server {
             cores,
             relay_core,
             setup,
-            threads,
+            threads: Vec::new(),
             relay_bell,
             shards_left,
-        })
+        };
+        server.start_threads(parts, relay)?;
+        Ok(server)
+    }
+
+    fn start_threads(&mut self, parts: Vec<ShardParts>, relay: RelayParts) -> Result<(), StartError> {
+        let (ready, is_ready) = mpsc::channel();
+        let shards = parts.len();
+        let mut relay = Some(relay);
+        if let Some(core) = self.relay_core {
+            let (relay, driver) = (relay.take(), self.driver);
+            self.spawn("relay", core, move || match relay {
+                Some(relay) => block_on(driver, relay.run())?,
+                None => Ok(()),
+            })?;
+        }
+        for (index, parts) in parts.into_iter().enumerate() {
+            // Without a core of its own the relay lives on the first shard's thread.
+            let thread = ShardThread {
+                parts,
+                relay: relay.take(),
+                ready: ready.clone(),
+                shards_left: self.shards_left.clone(),
+                relay_bell: self.relay_bell.clone(),
+            };
+            self.spawn(&format!("shard-{index}"), self.cores[index], move || thread.run())?;
+        }
+        drop(ready);
+        for index in 0..shards {
+            let name = format!("shard-{index}");
+            match is_ready.recv() {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return Err(StartError::Thread { name, error }),
+                Err(_) => {
+                    return Err(thread_error("shard")(io::Error::other("it ended before it was ready")));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn spawn(
+        &mut self,
+        name: &str,
+        core: usize,
+        run: impl FnOnce() -> io::Result<()> + Send + 'static,
+    ) -> Result<(), StartError> {
+        let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
+            pin(core);
+            run()
+        });
+        self.threads.push(thread.map_err(thread_error(name))?);
+        Ok(())
     }
 
     /// Begins the drain: not ready, no new connections, existing ones closed at a pace.
@@ -227,6 +218,46 @@ impl Server {
         }
         Ok(())
     }
+}
+
+/// What a shard's thread does.
+struct ShardThread {
+    parts: ShardParts,
+    relay: Option<RelayParts>,
+    /// Told once: that the shard serves, or why not.
+    ready: mpsc::Sender<io::Result<()>>,
+    shards_left: Arc<AtomicUsize>,
+    relay_bell: Arc<Bell>,
+}
+
+impl ShardThread {
+    fn run(self) -> io::Result<()> {
+        let Self { parts, relay, ready, shards_left, relay_bell } = self;
+        let told = ready.clone();
+        let result = block_on(parts.driver, async move {
+            let relay = relay.map(|relay| monoio::spawn(relay.run()));
+            let result = run_shard(parts, || {
+                let _starter_gone = ready.send(Ok(()));
+            })
+            .await;
+            shards_left.fetch_sub(1, Ordering::Release);
+            relay_bell.write();
+            match relay {
+                Some(relay) => result.and(relay.await),
+                None => result,
+            }
+        });
+        let result = result.and_then(|inner| inner);
+        if let Err(error) = &result {
+            let _starter_gone = told.send(Err(io::Error::new(error.kind(), error.to_string())));
+        }
+        result
+    }
+}
+
+fn thread_error(name: &str) -> impl FnOnce(io::Error) -> StartError + use<> {
+    let name = name.to_owned();
+    move |error| StartError::Thread { name, error }
 }
 
 struct RelayParts {
