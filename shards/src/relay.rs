@@ -332,6 +332,12 @@ impl Relay {
         self.find(name).and_then(|index| self.rooms.at(index)).is_some_and(|room| !room.is_idle())
     }
 
+    /// Whether somebody reads the room whose on-demand channel isn't confirmed in the present run.
+    fn has_unconfirmed_readers(&self, name: &str) -> bool {
+        let room = self.find(name).and_then(|index| self.rooms.at(index));
+        room.is_some_and(|room| room.on_demand && !room.confirmed && !room.interest.is_empty())
+    }
+
     fn room_named(&mut self, name: Arc<str>) -> u32 {
         if let Some(index) = self.find(&name) {
             return index;

@@ -78,6 +78,8 @@ pub struct Room {
     pub head: u64,
     /// Position of the members that are not stalled.
     pub passed: u64,
+    /// Members that left during the pass.
+    tombstones: u32,
     /// When the last member left, in ticks of the shard's sweep.
     pub empty_since: u32,
     /// Index of its class.
@@ -103,6 +105,7 @@ impl Room {
             window: None,
             head: 0,
             passed: 0,
+            tombstones: 0,
             empty_since: 0,
             class,
             stage: Stage::Joining,
@@ -115,11 +118,7 @@ impl Room {
 
     /// Members, tombstones left out.
     pub fn members_len(&self) -> usize {
-        if self.in_pass {
-            self.members.iter().filter(|m| m.slot != TOMBSTONE).count()
-        } else {
-            self.members.len()
-        }
+        self.members.len() - self.tombstones as usize
     }
 
     /// Lets a connection in at the head: it gets what is appended from now on. Returns the member's index.
@@ -134,6 +133,7 @@ impl Room {
         let cursor = self.members[index].cursor;
         if self.in_pass {
             self.members[index].slot = TOMBSTONE;
+            self.tombstones += 1;
             return (cursor, None);
         }
         self.members.swap_remove(index);
@@ -157,6 +157,7 @@ impl Room {
             kept += 1;
         }
         self.members.truncate(kept);
+        self.tombstones = 0;
         self.shrink();
     }
 

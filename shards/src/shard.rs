@@ -503,6 +503,10 @@ impl Shard {
         connection.phase = Phase::Closing;
         connection.pending = None;
         self.leave_rooms(id.slot, now);
+        if was == Phase::Joining {
+            // Held back, not stalled: nothing of it is on its way.
+            self.unlist_stalled(id.slot);
+        }
         if let (Phase::Open, Some(code)) = (was, reason.code()) {
             let mut close = Vec::with_capacity(4 + reason.name().len());
             crate::frame::encode_close(code, reason.name(), &mut close);

@@ -111,6 +111,12 @@ impl Relay {
             self.metrics().refused.add(RefuseReason::BrokerBacklog, 1);
             return self.answer_publish(answer_to, Outcome::Busy, outlet);
         }
+        // Until Redis has confirmed the room's channel (again) nothing returns on it.
+        let is_deaf = self.has_unconfirmed_readers(&room);
+        if is_deaf {
+            self.metrics().publishes_local.add(1);
+            self.place(&room, &payload, except, outlet, now);
+        }
         let payload =
             envelope::wrap(setup.routes.deliver(source), plain_name(&room), user.as_deref(), &payload);
         let channel: Box<[u8]> = channel.as_bytes().into();
@@ -125,7 +131,7 @@ impl Relay {
             answer_to,
             answer: None,
             returned: false,
-            delivered: false,
+            delivered: is_deaf,
             after_probe: self.own.probe,
             arrived: now,
         });

@@ -439,6 +439,9 @@ impl Shard {
         if connection.joining > 0 {
             connection.phase = Phase::Joining;
             connection.paused |= PAUSED_BY_ANSWER;
+            if connection.subscriptions.len() > 1 {
+                self.hold_back(id, now);
+            }
             return;
         }
         self.open(id, wire, now);
@@ -455,7 +458,12 @@ impl Shard {
         let spread = (u64::from(id.slot.wrapping_mul(2_654_435_761)) * u64::from(half_interval)) >> 32;
         connection.heard = now.ticks().saturating_sub(spread as u32);
         self.metrics().handshakes.add(1);
+        let was_held_back = self.connection(id).is_some_and(|c| c.stalled.is_some());
         self.send_private(id.slot, pending.reply.into(), wire, now);
+        if was_held_back {
+            // The 101 goes first, then what its rooms got meanwhile.
+            self.go_on(id, wire, now);
+        }
         let mut input = pending.input;
         if !input.is_empty() {
             self.feed(id, &mut input, wire, now);

@@ -87,17 +87,24 @@ enum Sent {
 impl Shard {
     /// Marks a connection as stalled and asks to be told when its socket takes bytes again.
     pub(crate) fn stall(&mut self, id: ConnectionId, now: Micros) {
+        if self.hold_back(id, now) {
+            self.metrics().stalls.add(1);
+            self.actions.push(Action::AwaitWritable(id));
+        }
+    }
+
+    /// Keeps what a connection is owed until its 101 has gone out: one of its rooms is live, another is not yet. Returns
+    /// whether it was not held back before.
+    pub(crate) fn hold_back(&mut self, id: ConnectionId, now: Micros) -> bool {
         let position = self.stalled.len() as u32;
-        let Some(connection) = self.connection(id) else { return };
+        let Some(connection) = self.connection(id) else { return false };
         if connection.stalled.is_some() {
-            return;
+            return false;
         }
         connection.stalled = Some(Box::new(Stalled { since: now.ticks(), position, ..Stalled::default() }));
         self.stalled.push(id.slot);
-        let metrics = self.metrics();
-        metrics.stalls.add(1);
-        metrics.stalled.add(1);
-        self.actions.push(Action::AwaitWritable(id));
+        self.metrics().stalled.add(1);
+        true
     }
 
     /// Answers a ping; behind a full socket the answer replaces the one before it.
@@ -129,7 +136,7 @@ impl Shard {
         self.debug_check();
     }
 
-    fn go_on(&mut self, id: ConnectionId, wire: &mut impl Wire, now: Micros) {
+    pub(crate) fn go_on(&mut self, id: ConnectionId, wire: &mut impl Wire, now: Micros) {
         match self.catch_up(id, wire, now) {
             Sent::Short => self.actions.push(Action::AwaitWritable(id)),
             Sent::Broken => self.close(id, CloseReason::PeerVanished, wire, now),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::auth::Gate;
-use crate::config::{Config, RoomClass, Slow, SlowPolicy};
+use crate::config::{Config, RoomClass, Route, Slow, SlowPolicy};
 use crate::frame::Frame;
 use crate::limits::EngineBounds;
 use crate::metrics::{Identity, Metrics};
@@ -61,7 +61,8 @@ impl Bench {
     }
 
     fn with(class: RoomClass, engine: EngineBounds) -> Self {
-        let config = Config { rooms: vec![class], ..Config::default() };
+        let routes = vec![Route { separator: Some(','), ..Route::default() }];
+        let config = Config { rooms: vec![class], routes, ..Config::default() };
         let metrics = Arc::new(Metrics::new(1, Identity::default(), false));
         let mut setup = Setup::new(&config, Gate::new(None, true), metrics);
         setup.engine = engine;
@@ -81,15 +82,7 @@ impl Bench {
     /// A WebSocket in these rooms, all of them live.
     fn member(&mut self, socket: i32, rooms: &[&str]) -> ConnectionId {
         let id = self.accept(socket);
-        self.receive(id, &handshake(rooms[0]));
-        for room in &rooms[1..] {
-            self.shard.join(id.slot, room);
-            if let Some(connection) = self.shard.connection(id) {
-                // As if all of its rooms had been named in the handshake.
-                connection.phase = Phase::Joining;
-                connection.paused |= PAUSED_BY_ANSWER;
-            }
-        }
+        self.receive(id, &handshake(&rooms.join(",")));
         self.answer_joins();
         assert!(self.wire.text(socket).starts_with("HTTP/1.1 101 "), "{}", self.wire.text(socket));
         self.wire.taken.clear();
@@ -405,6 +398,26 @@ fn the_101_waits_for_joined_and_what_followed_the_handshake_is_read_then() {
     bench.answer_joins();
     assert!(bench.shard.actions.contains(&Action::Resume(id)));
     assert!(bench.wire.text(1).ends_with("\r\n\r\n\u{fffd}\u{5}early"), "{:?}", bench.wire.text(1));
+}
+
+#[test]
+fn what_a_live_room_gets_waits_for_the_101_that_waits_for_another_room() {
+    let mut bench = Bench::new();
+    bench.member(1, &["live"]);
+    let id = bench.accept(2);
+    assert_eq!(bench.receive(id, &handshake("live,new")), Next::Pause);
+    bench.publish("live", "early");
+    bench.pass();
+    assert_eq!(bench.heard(1), ["early"]);
+    assert_eq!(bench.wire.text(2), "");
+    assert!(bench.shard.ledger().balances());
+    bench.answer_joins();
+    assert!(bench.wire.text(2).starts_with("HTTP/1.1 101 "), "{:?}", bench.wire.text(2));
+    assert!(bench.wire.text(2).ends_with("\r\n\r\n\u{fffd}\u{5}early"), "{:?}", bench.wire.text(2));
+    assert!(!bench.shard.actions.contains(&Action::AwaitWritable(id)));
+    let ledger = bench.shard.ledger();
+    assert_eq!((ledger.owed, ledger.delivered, ledger.pending), (2, 2, 0));
+    assert_eq!(bench.shard.metrics().stalled.value(), 0);
 }
 
 #[test]
