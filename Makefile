@@ -23,9 +23,9 @@ build: ## Build the release binary
 test: ## Format, lint, purity, unit tests, loom model, end-to-end tests
 	@exec scripts/test.sh
 
-bench: build ## Measure on this machine (ARGS="flags of corecast-bench")
+bench: build ## Measure what README promises, in about two minutes (ARGS="another command of corecast-bench")
 	cargo build --locked --release -p corecast-bench
-	@exec $${CARGO_TARGET_DIR:-target}/release/corecast-bench $(ARGS)
+	@exec $${CARGO_TARGET_DIR:-target}/release/corecast-bench $(or $(ARGS),table)
 
 image: ## Build the Docker image corecast
 	docker build -t corecast .
