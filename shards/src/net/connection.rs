@@ -140,7 +140,6 @@ impl Core {
 
     /// Takes an accepted socket in. Its read task is to be started.
     pub fn accept(&mut self, socket: Socket, listener: u8) -> (ConnectionId, Rc<Socket>) {
-        self.wire.opened(socket.number());
         let id = self.shard.accept(socket.number(), listener, self.clock.now());
         let (page, at) = place(id);
         while self.sockets.len() <= page {
@@ -170,7 +169,6 @@ impl Core {
         let now = self.clock.now();
         self.shard.release(id, now);
         self.paused.remove(&id.slot);
-        self.wire.closing(socket.number());
         let (page, at) = place(id);
         self.sockets[page][at] = None;
         // A task that waits for the socket to take bytes holds it too, and with it open; this lets it go.

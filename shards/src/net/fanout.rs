@@ -28,8 +28,6 @@ pub struct Fanout {
 /// The fan-out ring and the memory its operations point to, kept so that it is allocated once.
 struct Ring {
     ring: IoUring,
-    /// Which descriptors are in the ring's own table, at their own number; empty where the kernel gave none.
-    registered: Vec<bool>,
     /// Buffers of the operations that have several.
     buffers: Vec<libc::iovec>,
     messages: Vec<libc::msghdr>,
@@ -52,23 +50,6 @@ impl Fanout {
     /// Those of `io_uring_setup`: EPERM where it is forbidden, ENOSYS or EINVAL where the kernel is too old (6.1).
     pub fn ring() -> io::Result<Self> {
         Ok(Self { ring: Some(Ring::new()?), calls: 0, fallbacks: 0 })
-    }
-}
-
-impl Fanout {
-    /// A socket has been accepted: the ring may take it into its table, which spares each send the look-up and the
-    /// reference count of its descriptor (3 to 4 % of a send, measured).
-    pub fn opened(&mut self, socket: i32) {
-        if let Some(ring) = &mut self.ring {
-            ring.register(socket);
-        }
-    }
-
-    /// The socket is about to be closed. Must be told: a registered socket outlives its descriptor.
-    pub fn closing(&mut self, socket: i32) {
-        if let Some(ring) = &mut self.ring {
-            ring.unregister(socket);
-        }
     }
 }
 
@@ -113,26 +94,7 @@ impl Ring {
             .setup_submit_all()
             .setup_cqsize(2 * BATCH_SENDS_MAX as u32)
             .build(BATCH_SENDS_MAX as u32)?;
-        let registered = table_of(&ring);
-        Ok(Self { ring, registered, buffers: Vec::new(), messages: Vec::new(), results: Vec::new() })
-    }
-
-    fn register(&mut self, socket: i32) {
-        let Some(registered) = self.registered.get_mut(socket as usize) else { return };
-        // Refused (out of memory): its sends name the descriptor.
-        *registered = matches!(self.ring.submitter().register_files_update(socket as u32, &[socket]), Ok(1));
-    }
-
-    fn unregister(&mut self, socket: i32) {
-        let Some(registered) = self.registered.get_mut(socket as usize) else { return };
-        if std::mem::take(registered) {
-            const NOBODY: i32 = -1;
-            let emptied = self.ring.submitter().register_files_update(socket as u32, &[NOBODY]);
-            assert!(
-                emptied.is_ok(),
-                "a socket can't be taken out of the ring, and would stay open: {emptied:?}"
-            );
-        }
+        Ok(Self { ring, buffers: Vec::new(), messages: Vec::new(), results: Vec::new() })
     }
 
     /// Sends a batch; appends one result per operation, [`MISSING`] for those that the ring did not take. Returns the
@@ -150,23 +112,14 @@ impl Ring {
             let mut slices = batch.slices(op);
             let entry = match (slices.len(), slices.next()) {
                 (1, Some(bytes)) => {
-                    let (pointer, bytes) = (bytes.as_ptr(), bytes.len() as u32);
-                    match self.is_registered(op.socket) {
-                        true => opcode::Send::new(types::Fixed(op.socket as u32), pointer, bytes),
-                        false => opcode::Send::new(types::Fd(op.socket), pointer, bytes),
-                    }
-                    .flags(FLAGS)
-                    .build()
+                    opcode::Send::new(types::Fd(op.socket), bytes.as_ptr(), bytes.len() as u32)
+                        .flags(FLAGS)
+                        .build()
                 }
                 _ => {
                     message += 1;
                     let message: *const libc::msghdr = &self.messages[message - 1];
-                    match self.is_registered(op.socket) {
-                        true => opcode::SendMsg::new(types::Fixed(op.socket as u32), message),
-                        false => opcode::SendMsg::new(types::Fd(op.socket), message),
-                    }
-                    .flags(FLAGS as u32)
-                    .build()
+                    opcode::SendMsg::new(types::Fd(op.socket), message).flags(FLAGS as u32).build()
                 }
             };
             self.push(&entry.user_data(index as u64));
@@ -204,10 +157,6 @@ impl Ring {
         }
     }
 
-    fn is_registered(&self, socket: i32) -> bool {
-        self.registered.get(socket as usize).copied().unwrap_or(false)
-    }
-
     fn push(&mut self, entry: &squeue::Entry) {
         // SAFETY: the entry points into `batch` (borrowed until `send_batch` returns) or into `self.messages` and
         // `self.buffers` (not changed until then), and `enter` does not return before every operation that was submitted
@@ -232,11 +181,17 @@ impl Ring {
             }
             completed += self.reap();
             if idle == 2 && submitted == completed {
-                // What the kernel does not take goes by `send()`; a new ring forgets it, and knows no socket.
-                let fresh = Ring::new().unwrap_or_else(|error| {
-                    panic!("a shard's fan-out ring takes nothing, and a new one can't be made: {error}")
-                });
-                (self.ring, self.registered) = (fresh.ring, fresh.registered);
+                // What the kernel does not take goes by `send()`; a new ring forgets it.
+                let taken = std::mem::replace(
+                    &mut self.ring,
+                    match Ring::new() {
+                        Ok(fresh) => fresh.ring,
+                        Err(error) => panic!(
+                            "a shard's fan-out ring takes nothing, and a new one can't be made: {error}"
+                        ),
+                    },
+                );
+                drop(taken);
                 return calls;
             }
         }
@@ -257,20 +212,6 @@ impl Ring {
         completions
     }
 }
-
-/// Gives the ring a table with a place for every descriptor that the process may have, up to [`REGISTERED_MAX`].
-fn table_of(ring: &IoUring) -> Vec<bool> {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    let places = limit.map_or(REGISTERED_MAX, |limit| limit.min(REGISTERED_MAX as u64) as usize);
-    match ring.submitter().register_files_sparse(places as u32) {
-        Ok(()) => vec![false; places],
-        Err(_) => Vec::new(),
-    }
-}
-
-/// Places in the ring's table: 131,072 x (8 B in the kernel + 1 B here) = 1.1 MiB at most, and only what is used is
-/// touched. Sockets with larger numbers are named by their descriptor.
-const REGISTERED_MAX: usize = 131_072;
 
 #[cfg(test)]
 mod tests {
@@ -309,25 +250,6 @@ mod tests {
                 theirs.read_exact(&mut bytes).expect("three bytes");
                 assert_eq!(&bytes, b"abc");
             }
-        });
-    }
-
-    #[test]
-    fn a_registered_socket_is_sent_to_and_ends_when_it_is_closed() {
-        both(|mut fanout| {
-            let (ours, mut theirs) = UnixStream::pair().expect("a pair of sockets");
-            fanout.opened(ours.as_raw_fd());
-            let mut batch = Batch::default();
-            batch.push(ours.as_raw_fd(), &[b"x"]);
-            batch.push(ours.as_raw_fd(), &[b"y", b"z"]);
-            let mut taken = Vec::new();
-            fanout.send_batch(&batch, &mut taken);
-            assert_eq!(taken, [1, 2]);
-            fanout.closing(ours.as_raw_fd());
-            drop(ours);
-            let mut all = Vec::new();
-            theirs.read_to_end(&mut all).expect("the end");
-            assert_eq!(all, b"xyz");
         });
     }
 
