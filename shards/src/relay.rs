@@ -406,7 +406,9 @@ impl Relay {
         let Some(room) = rooms.at_mut(index) else { return Outcome::Nobody };
         let offset = room.next;
         room.next += 1;
-        if room.is_idle() {
+        // What a log is kept for is as recent as its last publication. But a channel that is subscribed on demand is fed
+        // for as long as it is subscribed: only readers keep that.
+        if room.is_idle() && !room.subscribed && setup.routes.class(room.class).history.frames > 0 {
             room.idle_since = now.ticks();
         }
         let epoch = room.epoch(*epoch_seed, *run);

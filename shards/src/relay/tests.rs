@@ -23,11 +23,16 @@ const SECOND: u64 = 1_000_000;
 
 /// Rooms "log-..." keep a log for 60 seconds, others none.
 fn relay() -> Relay {
+    relay_with(BrokerState::Local)
+}
+
+/// The same with a broker whose channels are subscribed on demand.
+fn relay_with(broker_state: BrokerState) -> Relay {
     let history = History { frames: 3, age: Duration::from_secs(60), ..History::default() };
     let log = RoomClass { name: "log-*".to_owned(), history, ..RoomClass::default() };
     let config = Config { rooms: vec![log, RoomClass::default()], ..Config::default() };
     let metrics = Arc::new(Metrics::new(1, Identity::default(), false));
-    Relay::new(Arc::new(Setup::new(&config, Gate::new(None, true), metrics)), BrokerState::Local, 0)
+    Relay::new(Arc::new(Setup::new(&config, Gate::new(None, true), metrics)), broker_state, 0)
 }
 
 fn rooms_at(relay: &mut Relay, seconds: u64) -> u64 {
@@ -55,6 +60,27 @@ fn a_room_is_forgotten_in_its_time_whatever_another_room_waits_for() {
         relay.handle(0, Up::Leave { slot, name: name.into() }, &mut Nowhere, Micros(SECOND));
     }
     assert_eq!((rooms_at(&mut relay, 5), rooms_at(&mut relay, 7), rooms_at(&mut relay, 62)), (2, 1, 0));
+}
+
+#[test]
+fn what_a_channel_on_demand_brings_does_not_keep_it_subscribed() {
+    let mut relay = relay_with(BrokerState::Up);
+    for (index, name) in ["log-a", "plain"].into_iter().enumerate() {
+        let slot = RoomSlot { index: index as u32, generation: 0 };
+        relay.handle(0, Up::Join { slot, name: name.into() }, &mut Nowhere, Micros(0));
+        relay.confirmed(format!("room:{name}").as_bytes(), &mut Nowhere);
+        relay.handle(0, Up::Leave { slot, name: name.into() }, &mut Nowhere, Micros(0));
+    }
+    relay.broker.clear();
+    for seconds in 1..=60 {
+        for channel in [&b"room:log-a"[..], b"room:plain"] {
+            relay.message(None, channel, b"x", &mut Nowhere, Micros(seconds * SECOND));
+        }
+        relay.sweep(&mut Nowhere, Micros(seconds * SECOND));
+    }
+    let left =
+        ["room:plain", "room:log-a"].map(|channel| BrokerCommand::Unsubscribe(channel.as_bytes().into()));
+    assert!(relay.broker.iter().eq(&left), "{:?}", relay.broker);
 }
 
 #[test]
