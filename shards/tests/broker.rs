@@ -36,6 +36,7 @@ enum Told {
     Refused(String),
     Message { pattern: Option<String>, channel: String, payload: Vec<u8> },
     Published(u64, Result<u64, PublishError>),
+    ProbeSent(u64),
     Probe(u64),
 }
 
@@ -102,6 +103,9 @@ impl BrokerEvents for Recorder {
     }
     fn published(&mut self, token: u64, result: Result<u64, PublishError>) {
         self.tell(Told::Published(token, result));
+    }
+    fn probe_sent(&mut self, number: u64) {
+        self.tell(Told::ProbeSent(number));
     }
     fn probe_returned(&mut self, number: u64) {
         self.tell(Told::Probe(number));
@@ -267,6 +271,11 @@ fn a_burst_of_publications_keeps_its_order_and_the_probe_is_a_fence() {
             })
             .collect();
         assert!(answers.is_sorted(), "answers are not in order");
+        let numbers =
+            |probe: fn(&Told) -> Option<u64>| recorder.told.iter().filter_map(probe).collect::<Vec<_>>();
+        let sent = numbers(|told| if let Told::ProbeSent(number) = told { Some(*number) } else { None });
+        let returned = numbers(|told| if let Told::Probe(number) = told { Some(*number) } else { None });
+        assert!(sent.is_sorted() && sent.starts_with(&returned), "sent {sent:?}, returned {returned:?}");
     });
 }
 
@@ -570,6 +579,9 @@ impl BrokerEvents for Reentrant {
         if let Some(link) = &self.link {
             link.unsubscribe(b"user:bob");
         }
+    }
+    fn probe_sent(&mut self, _: u64) {
+        self.use_link();
     }
     fn probe_returned(&mut self, _: u64) {
         self.use_link();

@@ -59,6 +59,8 @@ pub trait BrokerEvents {
     fn message(&mut self, pattern: Option<&[u8]>, channel: &[u8], payload: &[u8]);
     /// Redis answered a publication (number of its connections that received it), or never will.
     fn published(&mut self, token: u64, result: Result<u64, PublishError>);
+    /// Probe `number` is on its way, behind every publication accepted before this call and ahead of every later one.
+    fn probe_sent(&mut self, number: u64);
     /// A fence: every PUBLISH that was written before probe `number` has come back, if it ever will.
     fn probe_returned(&mut self, number: u64);
     /// All that one read, or one change of state, brought has been told.
@@ -301,7 +303,7 @@ where
         monoio::spawn(write(Direction::Subscriber, subscriber_write, link.clone())),
         monoio::spawn(write(Direction::Commander, commander_write, link.clone())),
     ];
-    let up_since = watch(link, address).await;
+    let up_since = watch(link, events, address).await;
     for socket in &sockets {
         // Fails only where the other side was faster.
         let _ = socket.shutdown(std::net::Shutdown::Both);
@@ -332,7 +334,7 @@ where
 }
 
 /// Probes and waits until the connections are of no use. Returns since when the link was up.
-async fn watch(link: &Rc<Link>, address: &str) -> Option<Instant> {
+async fn watch<E: BrokerEvents>(link: &Rc<Link>, events: &Rc<RefCell<E>>, address: &str) -> Option<Instant> {
     let handshake_until = Instant::now() + BROKER_HANDSHAKE_TIMEOUT;
     let mut up_since = None;
     while !link.has_ended() {
@@ -342,9 +344,17 @@ async fn watch(link: &Rc<Link>, address: &str) -> Option<Instant> {
             let probed = inner.commander.poll(now);
             (probed, inner.is_up, inner.commander.next_deadline())
         };
-        if let Err(error) = probed {
-            link.end(error);
-            break;
+        match probed {
+            Ok(None) => {}
+            Ok(Some(number)) => {
+                let mut events = events.borrow_mut();
+                events.probe_sent(number);
+                events.batch_end();
+            }
+            Err(error) => {
+                link.end(error);
+                break;
+            }
         }
         link.commander_wake.notify();
         if is_up && up_since.is_none() {

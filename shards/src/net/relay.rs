@@ -131,6 +131,10 @@ impl BrokerEvents for Driver {
         self.relay.published(token, result, &mut self.rings);
     }
 
+    fn probe_sent(&mut self, number: u64) {
+        self.relay.probe_sent(number);
+    }
+
     fn probe_returned(&mut self, number: u64) {
         self.relay.probe_returned(number, &mut self.rings);
     }

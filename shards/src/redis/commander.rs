@@ -183,12 +183,12 @@ impl Commander {
         }
     }
 
-    /// Publishes the probe when it is due.
+    /// Publishes the probe when it is due. Returns its number: it is behind every publication accepted so far.
     ///
     /// # Errors
     /// [`SessionError::ProbeLate`] when one hasn't come back for [`PROBE_TIMEOUT`].
-    pub fn poll(&mut self, now: Instant) -> Result<(), SessionError> {
-        let Some(next_at) = self.probe.next_at else { return Ok(()) };
+    pub fn poll(&mut self, now: Instant) -> Result<Option<u64>, SessionError> {
+        let Some(next_at) = self.probe.next_at else { return Ok(None) };
         let polled_at = self.probe.polled_at.replace(now).unwrap_or(now);
         if now.saturating_duration_since(polled_at) > 2 * PROBE_INTERVAL {
             // It was us who stood still (a stopped process, a suspended host): what came meanwhile is read first.
@@ -200,15 +200,16 @@ impl Commander {
                 return Err(SessionError::ProbeLate { late });
             }
         }
-        if now >= next_at {
-            self.probe.next_at = Some(now + PROBE_INTERVAL);
-            self.probe.sent += 1;
-            self.probe.out.push_back((self.probe.sent, now));
-            self.inflight.push_back(Command::Probe);
-            let payload = probe_payload(self.run, self.probe.sent);
-            self.out.push(&[b"PUBLISH", self.probe_channel.as_bytes(), payload.as_bytes()]);
+        if now < next_at {
+            return Ok(None);
         }
-        Ok(())
+        self.probe.next_at = Some(now + PROBE_INTERVAL);
+        self.probe.sent += 1;
+        self.probe.out.push_back((self.probe.sent, now));
+        self.inflight.push_back(Command::Probe);
+        let payload = probe_payload(self.run, self.probe.sent);
+        self.out.push(&[b"PUBLISH", self.probe_channel.as_bytes(), payload.as_bytes()]);
+        Ok(Some(self.probe.sent))
     }
 
     /// When [`poll`](Self::poll) has something to do; `None` before probing began.
@@ -407,7 +408,8 @@ mod tests {
         assert_eq!(session.next_deadline(), None, "it waits for the subscriber");
         session.start_probing(start);
         assert_eq!(session.next_deadline(), Some(start));
-        session.poll(start).expect("nothing is late");
+        assert_eq!(session.poll(start), Ok(Some(1)));
+        assert_eq!(session.poll(start), Ok(None), "the next is due an interval later");
         assert_eq!(commands(&session.take_output()), ["PUBLISH corecast:probe:node 0000000000000007:1"]);
         assert_eq!(session.next_deadline(), Some(start + PROBE_INTERVAL));
         assert!(session.note_probe_returned(1));
