@@ -145,6 +145,8 @@ pub struct Relay {
     backlogs: Vec<Backlog>,
     broker_state: BrokerState,
     was_up: bool,
+    /// See [`Relay::note_skipped`].
+    skipped: u64,
     run: u64,
     /// High bits of every epoch: tells this process's numbers from those of the one before.
     epoch_seed: u16,
@@ -173,6 +175,7 @@ impl Relay {
             backlogs: (0..shards).map(|_| Backlog::default()).collect(),
             broker_state,
             was_up: false,
+            skipped: 0,
             run: 0,
             epoch_seed,
             incarnations: 0,
@@ -517,6 +520,12 @@ impl Relay {
     }
 
     // ---- the broker
+
+    /// Publications that Redis sent and that were skipped because they are too big, since the start.
+    pub fn note_skipped(&mut self, skipped: u64) {
+        self.metrics().refused.add(RefuseReason::TooBig, skipped - self.skipped);
+        self.skipped = skipped;
+    }
 
     /// What Redis is now; the local broker's state never changes.
     pub fn broker_state(&self) -> BrokerState {

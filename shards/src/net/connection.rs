@@ -90,6 +90,7 @@ impl Core {
             }
             self.shard.handle(command, &mut self.wire, now);
         }
+        self.ring.tell_space();
         self.carry_out();
         commands > 0
     }

@@ -16,8 +16,6 @@ use crate::redis::PublishError;
 use crate::relay::{BrokerCommand, BrokerState, Outlet, PublishFailure, Relay};
 use crate::setup::Setup;
 
-/// How soon what waits behind a full ring is tried again.
-const PUMP_INTERVAL: Duration = Duration::from_millis(1);
 /// How often rooms are looked after.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -64,11 +62,20 @@ impl Driver {
         self.rings.0.iter().any(|ring| !ring.up.is_empty())
     }
 
+    /// Moves what waits behind full rings on, and asks to be told of space for what still waits.
     fn pump(&mut self) {
-        for shard in 0..self.rings.0.len() {
-            self.relay.pump(shard as u16, &mut self.rings);
+        for _ in 0..2 {
+            if !self.relay.has_backlog() {
+                return;
+            }
+            for shard in 0..self.rings.0.len() {
+                self.relay.pump(shard as u16, &mut self.rings);
+            }
+            self.flush();
+            if self.relay.has_backlog() {
+                self.rings.0.iter().for_each(RelayEnd::want_space);
+            }
         }
-        self.flush();
     }
 
     /// Carries out what the relay wants of the broker, and rings the shards.
@@ -141,6 +148,7 @@ impl BrokerEvents for Driver {
 
     fn batch_end(&mut self) {
         self.flush();
+        self.pump();
     }
 }
 
@@ -172,7 +180,9 @@ pub async fn run(
     let sleeper = Sleeper::new(bell)?;
     let yielder = super::ring::Yielder::new()?;
     while !is_over() {
-        if driver.borrow_mut().take_commands() {
+        let worked = driver.borrow_mut().take_commands();
+        driver.borrow_mut().pump();
+        if worked {
             yielder.give_way().await;
             continue;
         }
@@ -186,23 +196,20 @@ pub async fn run(
     Ok(())
 }
 
-/// What is due by the clock: backlogs soon, rooms now and then. Rings the relay's own bell, so that it sees its end.
+/// What is due by the clock. Rings the relay's own bell, so that it sees its end.
 async fn tick(driver: Rc<RefCell<Driver>>, bell: Arc<Bell>) {
-    let mut since_sweep = Duration::ZERO;
     loop {
-        let interval = if driver.borrow().relay.has_backlog() { PUMP_INTERVAL } else { SWEEP_INTERVAL };
-        monoio::time::sleep(interval).await;
-        since_sweep += interval;
+        monoio::time::sleep(SWEEP_INTERVAL).await;
         let mut driver = driver.borrow_mut();
-        driver.pump();
-        if since_sweep >= SWEEP_INTERVAL {
-            since_sweep = Duration::ZERO;
-            let now = driver.clock.now();
-            let Driver { relay, rings, .. } = &mut *driver;
-            relay.sweep(rings, now);
-            driver.flush();
-            bell.ring();
+        let now = driver.clock.now();
+        let Driver { relay, rings, link, .. } = &mut *driver;
+        relay.sweep(rings, now);
+        if let Some(link) = link {
+            relay.note_skipped(link.counters().subscriber.too_big);
         }
+        driver.flush();
+        driver.pump();
+        bell.ring();
     }
 }
 

@@ -7,7 +7,8 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -115,6 +116,8 @@ pub struct RelayEnd {
     /// The shard's bell.
     pub bell: Arc<Bell>,
     consumed_bytes: Arc<AtomicU64>,
+    /// See [`RelayEnd::want_space`].
+    starved: Arc<AtomicBool>,
     /// Something was pushed since the bell was rung.
     pub unrung: bool,
 }
@@ -128,6 +131,7 @@ pub struct ShardEnd {
     /// The relay's bell.
     pub relay_bell: Arc<Bell>,
     consumed_bytes: Arc<AtomicU64>,
+    starved: Arc<AtomicBool>,
 }
 
 /// Both ends of the rings of one shard.
@@ -135,14 +139,16 @@ pub fn pair(shard_bell: Arc<Bell>, relay_bell: Arc<Bell>) -> (RelayEnd, ShardEnd
     let (down_producer, down_consumer) = rtrb::RingBuffer::new(RING_SLOTS);
     let (up_producer, up_consumer) = rtrb::RingBuffer::new(RING_SLOTS);
     let consumed_bytes = Arc::new(AtomicU64::new(0));
+    let starved = Arc::new(AtomicBool::new(false));
     let relay_end = RelayEnd {
         down: down_producer,
         up: up_consumer,
         bell: shard_bell,
         consumed_bytes: consumed_bytes.clone(),
+        starved: starved.clone(),
         unrung: false,
     };
-    (relay_end, ShardEnd { down: down_consumer, up: up_producer, relay_bell, consumed_bytes })
+    (relay_end, ShardEnd { down: down_consumer, up: up_producer, relay_bell, consumed_bytes, starved })
 }
 
 impl RelayEnd {
@@ -151,6 +157,12 @@ impl RelayEnd {
         self.down.push(command).map_err(|rtrb::PushError::Full(command)| command)?;
         self.unrung = true;
         Ok(())
+    }
+
+    /// Something waits for space on the ring: the shard rings the relay's bell when it has taken what is there. Look for
+    /// space once more after this, for the shard may have been through just before.
+    pub fn want_space(&self) {
+        self.starved.store(true, SeqCst);
     }
 
     /// Rings for what was offered.
@@ -178,8 +190,78 @@ impl ShardEnd {
         Some(command)
     }
 
+    /// After taking: rings the relay's bell if it waits for space.
+    pub fn tell_space(&self) {
+        // A plain look first: the exchange is a locked instruction, and nearly always there is nobody to tell.
+        if self.starved.load(SeqCst) && self.starved.swap(false, SeqCst) {
+            self.relay_bell.ring();
+        }
+    }
+
     /// Puts a command on the ring, or gives it back when there is no space.
     pub fn offer(&mut self, command: Up) -> Result<(), Up> {
         self.up.push(command).map_err(|rtrb::PushError::Full(command)| command)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::RoomSlot;
+
+    fn rings() -> (RelayEnd, ShardEnd, Arc<Bell>) {
+        let relay_bell = Bell::new().expect("a descriptor");
+        let (relay_end, shard_end) = pair(Bell::new().expect("a descriptor"), relay_bell.clone());
+        (relay_end, shard_end, relay_bell)
+    }
+
+    /// How often the bell was written since it was last asked.
+    fn rung(bell: &Bell) -> u64 {
+        let mut count = [0; 8];
+        rustix::io::read(&bell.eventfd, &mut count).map_or(0, |_| u64::from_ne_bytes(count))
+    }
+
+    fn command(offset: u64) -> Down {
+        Down::Gap { slot: RoomSlot { index: 0, generation: 0 }, from: offset, to: offset + 1 }
+    }
+
+    #[test]
+    fn a_full_ring_gives_the_command_back_and_keeps_its_order() {
+        let (mut relay, mut shard, _) = rings();
+        for offset in 0..RING_SLOTS as u64 {
+            relay.offer(command(offset)).expect("there is space");
+        }
+        assert_eq!(relay.offer(command(9)), Err(command(9)));
+        for offset in 0..RING_SLOTS as u64 {
+            assert_eq!(shard.take(), Some(command(offset)));
+        }
+        assert_eq!(shard.take(), None);
+    }
+
+    #[test]
+    fn only_a_sleeper_is_rung_for_and_once_for_a_batch() {
+        let (mut relay, _shard, _) = rings();
+        let bell = relay.bell.clone();
+        relay.offer(command(0)).expect("there is space");
+        relay.flush();
+        assert_eq!(rung(&bell), 0, "it is awake");
+        bell.doorbell.before_waiting();
+        relay.offer(command(1)).expect("there is space");
+        relay.offer(command(2)).expect("there is space");
+        relay.flush();
+        relay.flush();
+        assert_eq!(rung(&bell), 1);
+    }
+
+    #[test]
+    fn a_relay_that_waits_for_space_is_told_once() {
+        let (relay, shard, relay_bell) = rings();
+        relay_bell.doorbell.before_waiting();
+        shard.tell_space();
+        assert_eq!(rung(&relay_bell), 0, "nobody asked");
+        relay.want_space();
+        shard.tell_space();
+        shard.tell_space();
+        assert_eq!(rung(&relay_bell), 1);
     }
 }
