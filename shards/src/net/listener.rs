@@ -4,7 +4,7 @@
 //! monoio 0.2.4 leaks the socket of one that is dropped. Options are set on the listener; accepted sockets inherit them.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
@@ -24,9 +24,27 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// Binds and listens. Port 0 takes a free one; the sockets of the other shards then bind the port it got.
 ///
+/// `[::]` means every address of the machine: where the kernel has no IPv6, `0.0.0.0`.
+///
 /// # Errors
 /// EADDRINUSE where somebody listens without SO_REUSEPORT or as another user, EACCES, EADDRNOTAVAIL.
 pub fn bind(address: SocketAddr) -> io::Result<(OwnedFd, SocketAddr)> {
+    let is_every_address = address.ip() == Ipv6Addr::UNSPECIFIED;
+    match bind_exactly(address) {
+        Err(error) if is_every_address && error.raw_os_error().is_some_and(is_lack_of_ipv6) => {
+            bind_exactly(SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())))
+        }
+        bound => bound,
+    }
+}
+
+/// socket(2) says EAFNOSUPPORT where IPv6 is not built or loaded (`ipv6.disable=1`), bind(2) EADDRNOTAVAIL where no
+/// interface has it.
+fn is_lack_of_ipv6(errno: i32) -> bool {
+    matches!(errno, libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)
+}
+
+fn bind_exactly(address: SocketAddr) -> io::Result<(OwnedFd, SocketAddr)> {
     let socket =
         socket2::Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     if address.is_ipv6() {
@@ -158,7 +176,7 @@ fn admit(core: &SharedCore, fd: OwnedFd, listener: u8) {
 mod tests {
     use super::*;
     use std::collections::HashSet;
-    use std::net::{Ipv4Addr, TcpStream};
+    use std::net::TcpStream;
 
     const ANY_PORT: SocketAddr = SocketAddr::V4(std::net::SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0));
 
