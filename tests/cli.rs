@@ -1,16 +1,19 @@
 //! The command line around the server: exit codes, and sentences that help.
 
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
-use crate::support::program::run;
+use crate::support::http;
+use crate::support::program::{self, Finished, run};
 use crate::support::scratch::Scratch;
 use crate::support::server::Server;
 
 #[test]
-fn version_says_name_and_version() {
-    let finished = run(&["version"]);
-    assert_eq!(finished.code(), Some(0), "{finished:?}");
-    assert!(finished.stdout.contains(&format!("corecast {}", env!("CARGO_PKG_VERSION"))), "{finished:?}");
+fn version_and_help_go_to_stdout() {
+    let version = run(&["version"]);
+    let line = format!("corecast {}\n", env!("CARGO_PKG_VERSION"));
+    assert_eq!((version.code(), version.stdout), (Some(0), line));
+    assert!(run(&["version", "--verbose"]).stdout.contains("presets event-fanout"));
+    assert_eq!(run(&["--help"]).code(), Some(0));
 }
 
 #[test]
@@ -19,7 +22,11 @@ fn a_usage_error_is_2_and_names_the_nearest_flag() {
     assert_eq!(finished.code(), Some(2), "{finished:?}");
     assert!(finished.stderr.contains("--shards"), "{finished:?}");
     assert_eq!(run(&["sevre"]).code(), Some(2));
+    assert_eq!(run(&[]).code(), Some(2));
     assert_eq!(run(&["serve", "--driver", "kqueue"]).code(), Some(2));
+    let value = run(&["serve", "--shards", "x"]);
+    assert_eq!(value.code(), Some(2));
+    assert_eq!(value.stderr, "corecast: --shards: found \"x\", due auto or a whole number from 1 to 64\n");
 }
 
 #[test]
@@ -38,6 +45,7 @@ fn help_groups_the_flags_with_variable_and_default() {
         "--drain",
         "--ports-file",
         "--log-format",
+        "--ping-interval <DURATION>",
         "CORECAST_LISTEN",
         "127.0.0.1:8080",
     ] {
@@ -46,22 +54,41 @@ fn help_groups_the_flags_with_variable_and_default() {
 }
 
 #[test]
-fn check_config_says_nothing_bad_about_a_good_file() {
+fn check_config_says_ok_to_a_good_file() {
     let scratch = Scratch::new();
     let file = scratch.write("good.toml", "shards = 2\n\n[[room]]\nname = \"chat:*\"\n");
     let finished = run(&["check-config", "--config", file.to_str().expect("UTF-8")]);
-    assert_eq!(finished.code(), Some(0), "{finished:?}");
+    assert_eq!((finished.code(), finished.stdout.as_str()), (Some(0), "ok\n"), "{}", finished.stderr);
 }
 
 #[test]
-fn check_config_names_line_column_and_nearest_key_of_a_bad_file() {
+fn a_bad_file_is_78_and_each_fault_is_named_with_line_column_and_cure() {
     let scratch = Scratch::new();
-    let file = scratch.write("bad.toml", "shards = 2\n\n[bounds]\n  pign_interval = \"25s\"\n");
-    let finished = run(&["check-config", "--config", file.to_str().expect("UTF-8")]);
-    assert_eq!(finished.code(), Some(78), "{finished:?}");
-    for part in ["bad.toml:4:3", "pign_interval", "ping_interval"] {
-        assert!(finished.stderr.contains(part), "{part} is missing in: {finished:?}");
-    }
+    let file = scratch.write("bad.toml", "lisen = 1\ndrain = 5\n\n[bounds]\n  pign_interval = \"25s\"\n");
+    let name = file.to_str().expect("UTF-8");
+    let checked = run(&["check-config", "--config", name]);
+    assert_eq!(checked.code(), Some(78));
+    assert_eq!(
+        checked.stderr,
+        format!(
+            "corecast: {name}:1:1: lisen: unknown key; did you mean \"listen\"?\n\
+             corecast: {name}:2:9: drain: found the integer 5, due a duration with its unit (ms, s, m, h), for example \
+             \"25s\"\n\
+             corecast: {name}:5:3: pign_interval: unknown key; did you mean \"ping_interval\"?\n"
+        )
+    );
+    assert_eq!(run(&["serve", "--config", name]).code(), Some(78));
+    assert_eq!(run_with(&[("CORECAST_CONFIG", name)], &["check-config"]).code(), Some(78));
+}
+
+#[test]
+fn a_missing_file_and_a_wrong_value_are_78() {
+    let missing = run(&["check-config", "/nonexistent/corecast.toml"]);
+    assert_eq!(missing.code(), Some(78));
+    assert!(missing.stderr.starts_with("corecast: cannot read /nonexistent/corecast.toml: "), "{missing:?}");
+    let level = run(&["check-config", "--log-level", "inof"]);
+    assert_eq!(level.code(), Some(78));
+    assert!(level.stderr.contains("found \"inof\", due error, warn"), "{level:?}");
 }
 
 #[test]
@@ -73,20 +100,43 @@ fn a_server_with_a_bad_config_does_not_start() {
 
 #[test]
 fn config_show_prints_values_and_where_they_come_from() {
-    let finished = run(&["config", "show", "--preset", "event-fanout", "--drain", "3s"]);
+    let args = ["config", "show", "--preset", "event-fanout", "--drain", "3s", "--shards", "2"];
+    let finished = run_with(&[("ADDR", ":9000")], &args);
     assert_eq!(finished.code(), Some(0), "{finished:?}");
-    let line = |key: &str| {
-        let found = finished.stdout.lines().find(|line| line.trim_start().starts_with(key));
-        found.unwrap_or_else(|| panic!("no line for {key}: {}", finished.stdout)).to_owned()
+    let line = |start: &str| {
+        let found = finished.stdout.lines().find(|line| line.trim_start().starts_with(start));
+        found.unwrap_or_else(|| panic!("no line for {start}: {}", finished.stdout)).to_owned()
     };
-    assert!(
-        line("listen").contains(":8081") && line("listen").contains("event-fanout"),
-        "{}",
-        line("listen")
-    );
+    for (start, from) in [
+        ("listen = \":9000\"", "# variable ADDR"),
+        ("drain = \"3s\"", "# flag --drain"),
+        ("shards = 2", "# flag --shards"),
+        ("ping_interval = \"30s\"", "# preset event-fanout"),
+        ("health = \"broker\"", "# preset event-fanout"),
+        ("node_id = ", "# random"),
+    ] {
+        assert!(line(start).ends_with(from), "{}", line(start));
+    }
     assert!(line("redis").contains("localhost:6379"), "{}", line("redis"));
-    assert!(line("drain").contains("3s") && line("drain").contains("--drain"), "{}", line("drain"));
-    assert!(line("ping_interval").contains("30s"), "{}", line("ping_interval"));
+    let unsaid = run(&["config", "show", "--preset", "event-fanout"]).stdout;
+    let listen = unsaid.lines().find(|line| line.starts_with("listen = \":8081\""));
+    assert!(listen.is_some_and(|line| line.ends_with("# preset event-fanout")), "{unsaid}");
+}
+
+#[test]
+fn what_config_show_prints_is_a_file_that_check_config_takes() {
+    let shown = run(&["config", "show", "--preset", "event-fanout"]);
+    let scratch = Scratch::new();
+    let file = scratch.write("shown.toml", &shown.stdout);
+    let name = file.to_str().expect("UTF-8");
+    let checked = run(&["check-config", name]);
+    assert_eq!((checked.code(), checked.stdout.as_str()), (Some(0), "ok\n"), "{}", checked.stderr);
+    let again = run(&["config", "show", "--config", name]);
+    let values = |text: &str| {
+        let value = |line: &str| line.split("  #").next().unwrap_or_default().trim().to_owned();
+        text.lines().map(value).collect::<Vec<_>>()
+    };
+    assert_eq!(values(&again.stdout), values(&shown.stdout));
 }
 
 #[test]
@@ -94,6 +144,13 @@ fn config_show_hides_the_password_of_redis() {
     let finished = run(&["config", "show", "--redis", "redis://cast:sesame@localhost:6379"]);
     assert_eq!(finished.code(), Some(0), "{finished:?}");
     assert!(!finished.stdout.contains("sesame"), "{finished:?}");
+}
+
+#[test]
+fn variables_that_disagree_are_warned_of_on_stderr() {
+    let checked = run_with(&[("ADDR", ":1"), ("PORT", "2")], &["check-config"]);
+    assert_eq!(checked.code(), Some(0));
+    assert_eq!(checked.stderr, "corecast: warning: ADDR (\":1\") wins over PORT (\":2\"): unset one\n");
 }
 
 #[test]
@@ -106,15 +163,34 @@ fn a_port_in_use_is_73_and_named() {
 }
 
 #[test]
+fn every_address_means_those_of_ipv4_where_there_is_no_ipv6() {
+    let every_address = "[::]:0".parse().expect("an address");
+    for has_ipv6 in [true, false] {
+        let server = Server::builder().preset("event-fanout").listen(every_address);
+        let server = if has_ipv6 { server } else { server.without_ipv6() }.start();
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, server.address().port()));
+        let answer = http::request(address, "GET", "/livez", &[]).expect("127.0.0.1 is one of them");
+        assert_eq!(answer.status, 200, "with IPv6: {has_ipv6}");
+    }
+}
+
+#[test]
 fn logs_are_json_on_request_and_the_first_line_says_what_runs_where() {
     let server = Server::builder().arg("--log-format").arg("json").start();
-    let log = server.log();
-    let lines: Vec<serde_json::Value> = log
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error} in {line:?}")))
-        .collect();
-    let first = lines.first().expect("the server logs").to_string();
     let port = server.address().port().to_string();
-    assert!(log.contains(&port), "the port {port} is not logged: {log}");
-    assert!(first.contains("shards") && first.contains("driver"), "{first}");
+    let first = server.wait_log("a first line", |_| true);
+    assert!(first.contains(&port) && first.contains("shards") && first.contains("driver"), "{first}");
+    server.wait_log("all lines are JSON, to the one with curl", |line| {
+        let parsed: Result<serde_json::Value, _> = serde_json::from_str(line);
+        parsed.unwrap_or_else(|error| panic!("{error} in {line:?}"));
+        line.contains("curl")
+    });
+}
+
+/// Runs the binary to its end in an environment with `variables`.
+#[track_caller]
+fn run_with(variables: &[(&str, &str)], args: &[&str]) -> Finished {
+    let mut command = program::command();
+    command.args(args).envs(variables.iter().copied());
+    program::finish(command, Default::default())
 }

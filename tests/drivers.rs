@@ -14,16 +14,15 @@ fn the_driver_in_use_is_in_metrics_stats_and_log() {
         assert_eq!(told, 1.0, "{driver:?}: {}", page.show("corecast_driver_info"));
         let stats = server.stats().to_string();
         assert!(stats.contains(&format!("\"{name}\"")), "{driver:?} is not in /stats: {stats}");
-        assert!(server.log().contains(name), "{driver:?} is not in the log: {}", server.log());
+        server.wait_log(&format!("{driver:?} is in the log"), |line| line.contains(name));
     }
 }
 
 #[test]
 fn where_io_uring_is_denied_auto_falls_back_to_epoll_and_says_why_and_what_to_do() {
     let server = Server::builder().driver(Driver::AutoDenied).start();
-    let log = server.log();
-    let line = log.lines().find(|line| line.contains("WARN") && line.contains("io_uring"));
-    let line = line.unwrap_or_else(|| panic!("no warning names io_uring: {log}"));
+    let is_warning = |line: &str| line.contains("WARN") && line.contains("io_uring");
+    let line = server.wait_log("a warning names io_uring", is_warning);
     assert!(line.contains("seccomp"), "the cure is missing: {line}");
     let mut client = Client::join(&server, "lobby");
     server.publish("lobby", b"works all the same");

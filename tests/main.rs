@@ -8,7 +8,6 @@ mod support;
 
 mod cli;
 mod clients;
-mod command_line;
 mod deploy;
 mod descriptors;
 mod docs;

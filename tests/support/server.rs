@@ -83,6 +83,12 @@ impl ServerBuilder {
         self
     }
 
+    /// Under a filter that answers to IPv6 as a kernel without it does.
+    pub fn without_ipv6(mut self) -> Self {
+        self.confinement.filter = Some(seccomp::without_ipv6());
+        self
+    }
+
     pub fn shards(mut self, shards: usize) -> Self {
         self.shards = Some(shards);
         self
@@ -235,9 +241,19 @@ impl Server {
         self.child.pid()
     }
 
-    /// All it has logged.
+    /// All that has been logged; the log's own thread may be behind what the server does, and in the middle of a line.
     pub fn log(&self) -> String {
         program::text(&self.log)
+    }
+
+    /// Waits for the first whole line of the log that is `wanted`.
+    #[track_caller]
+    pub fn wait_log(&self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
+        eventually_ok(SOON, what, || {
+            let log = self.log();
+            let mut lines = log.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
+            lines.find(|line| wanted(line)).map(str::to_owned).ok_or(log)
+        })
     }
 
     #[track_caller]
