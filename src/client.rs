@@ -156,22 +156,13 @@ pub fn percent_encode(text: &str) -> String {
     })
 }
 
-/// Reads `250ms`, `10s`, `5m`, `1h` (a fraction is fine).
+/// A duration as the configuration writes it: `10s`, `250ms`.
 ///
 /// # Errors
-/// A sentence with the forms that are known, for clap to print.
+/// A sentence.
 pub fn duration(text: &str) -> Result<Duration, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let unit_seconds = match unit {
-        "ms" => 0.001,
-        "s" => 1.0,
-        "m" => 60.0,
-        "h" => 3600.0,
-        _ => return Err(format!("found the unit {unit:?} where ms, s, m or h was due: write 10s or 250ms")),
-    };
-    let number: f64 = number.parse().map_err(|_| format!("{number:?} is no number: write 10s or 250ms"))?;
-    Duration::try_from_secs_f64(number * unit_seconds).map_err(|_| format!("{text} is too long"))
+    shards::config::parse_duration(text)
+        .ok_or_else(|| format!("found {text:?}, due a duration such as 10s or 250ms"))
 }
 
 /// The addresses that one of the presets brings, as its users' own programs default to them.
@@ -276,7 +267,7 @@ mod tests {
         assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
         assert_eq!(duration("1.5s"), Ok(Duration::from_millis(1500)));
         assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
-        for text in ["5", "s", "1d", "-1s", "1..2s", "99999999999999999999h"] {
+        for text in ["5", "s", "1y", "-1s", "1..2s", "99999999999999999999h"] {
             assert!(duration(text).is_err(), "{text}");
         }
     }

@@ -20,7 +20,7 @@ use crate::client::{
     ANSWER_TIMEOUT, CONNECT_TIMEOUT, EXIT_FAILED, EXIT_NO_PERMISSION, EXIT_UNAVAILABLE, Failure, Preset,
     Target,
 };
-use crate::redis::{self, RedisPublisher};
+use crate::redis::RedisPublisher;
 
 /// Publishes to a room and prints the server's answer, one JSON object a line.
 #[derive(Debug, Args)]
@@ -292,7 +292,9 @@ fn enveloped(room: &str, message: &[u8]) -> Vec<u8> {
 fn redis_target(asked: Option<&str>) -> Result<RedisTarget, Failure> {
     let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let text = asked.map(str::to_owned).or_else(|| set("REDIS_URL")).or_else(|| set("REDIS_ADDR"));
-    let mut target = redis::parse_target(text.as_deref().unwrap_or("localhost:6379"))?;
+    let text = text.as_deref().unwrap_or("localhost:6379");
+    let mut target: RedisTarget =
+        text.parse().map_err(|error| Failure::usage(format!("the Redis address: {error}")))?;
     target.password = target.password.or_else(|| set("REDIS_PASSWORD"));
     Ok(target)
 }

@@ -6,7 +6,6 @@
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 
 use redis_protocol::resp2::types::{OwnedFrame, Resp2Frame};
 use redis_protocol::resp2::{decode, encode};
@@ -14,68 +13,10 @@ use shards::config::{RedisAddress, RedisTarget};
 
 use crate::client::{
     ANSWER_TIMEOUT, CONNECT_TIMEOUT, EXIT_FAILED, EXIT_NO_PERMISSION, EXIT_UNAVAILABLE, Failure,
-    host_and_port,
 };
 
 /// Bytes of one answer: `+OK`, `:3` or an error line. A server that sends more is no Redis.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
-
-/// Reads the forms of [`RedisTarget`]: `redis://[user[:password]@]host[:port][/database]`, `unix:///path.sock`, `HOST:PORT`.
-///
-/// # Errors
-/// Exit code 2 with the forms that are known. The text is not repeated: it may hold a password.
-pub fn parse_target(text: &str) -> Result<RedisTarget, Failure> {
-    let unknown = || {
-        Failure::usage(
-            "the Redis address is of no known form: write redis://[USER[:PASSWORD]@]HOST[:PORT][/DB], \
-             unix:///PATH.sock or HOST:PORT",
-        )
-    };
-    let plain = |address| RedisTarget { address, username: None, password: None, database: 0 };
-    let (scheme, rest) = text.split_once("://").unwrap_or(("", text));
-    match scheme {
-        "unix" | "redis+unix" => {
-            let path = rest.split('?').next().unwrap_or_default();
-            if path.is_empty() { Err(unknown()) } else { Ok(plain(RedisAddress::Unix(PathBuf::from(path)))) }
-        }
-        "" | "redis" => {
-            let rest = rest.split(['?', '#']).next().unwrap_or_default();
-            let (rest, database) = rest.split_once('/').unwrap_or((rest, ""));
-            let (user, authority) = match rest.rsplit_once('@') {
-                Some((user, authority)) => (Some(user), authority),
-                None => (None, rest),
-            };
-            let (host, port) = host_and_port(authority, 6379).ok_or_else(unknown)?;
-            let (username, password) = match user.map(|user| user.split_once(':').unwrap_or((user, ""))) {
-                Some((username, password)) => (percent_decode(username), percent_decode(password)),
-                None => (None, None),
-            };
-            let database = if database.is_empty() { 0 } else { database.parse().map_err(|_| unknown())? };
-            Ok(RedisTarget { address: RedisAddress::Tcp { host, port }, username, password, database })
-        }
-        _ => Err(unknown()),
-    }
-}
-
-/// Decodes `%40` and the like; `None` for an empty text. What is no escape stays.
-fn percent_decode(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, tail @ ..] = rest {
-        let escape = tail.get(..2).and_then(|pair| std::str::from_utf8(pair).ok());
-        match escape.and_then(|pair| u8::from_str_radix(pair, 16).ok()) {
-            Some(byte) if *first == b'%' => {
-                bytes.push(byte);
-                rest = &tail[2..];
-            }
-            _ => {
-                bytes.push(*first);
-                rest = tail;
-            }
-        }
-    }
-    (!bytes.is_empty()).then(|| String::from_utf8_lossy(&bytes).into_owned())
-}
 
 /// An open, authenticated connection.
 pub struct RedisPublisher {
@@ -240,39 +181,6 @@ fn open(address: &RedisAddress) -> io::Result<Box<dyn Stream>> {
                 }
             }
             Err(last)
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn tcp(host: &str, port: u16) -> RedisAddress {
-        RedisAddress::Tcp { host: host.to_owned(), port }
-    }
-
-    #[test]
-    fn every_form_of_a_redis_address_is_read() {
-        for (text, address, user, password, database) in [
-            ("localhost:6379", tcp("localhost", 6379), None, None, 0),
-            ("redis://h", tcp("h", 6379), None, None, 0),
-            ("redis://:secret@h:1/2", tcp("h", 1), None, Some("secret"), 2),
-            ("redis://u:p%40ss@[::1]:7", tcp("::1", 7), Some("u"), Some("p@ss"), 0),
-            ("unix:///run/r.sock?db=1", RedisAddress::Unix("/run/r.sock".into()), None, None, 0),
-        ] {
-            let target = parse_target(text).unwrap();
-            assert_eq!(target.address, address, "{text}");
-            let found = (target.username.as_deref(), target.password.as_deref(), target.database);
-            assert_eq!(found, (user, password, database), "{text}");
-        }
-    }
-
-    #[test]
-    fn a_refused_address_never_shows_its_password() {
-        for text in ["rediss://u:secret@h", "redis://u:secret@h:port", "redis://u:secret@h/x", "unix://"] {
-            let failure = parse_target(text).expect_err(text);
-            assert!(!failure.sentence.contains("secret"), "{failure}");
         }
     }
 }
