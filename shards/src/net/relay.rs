@@ -58,8 +58,10 @@ impl Driver {
         any
     }
 
-    fn has_commands(&self) -> bool {
-        self.rings.0.iter().any(|ring| !ring.up.is_empty())
+    /// Whether there is something to do now: a command, or space for what waits.
+    fn has_work(&self) -> bool {
+        let has_backlog = self.relay.has_backlog();
+        self.rings.0.iter().any(|ring| !ring.up.is_empty() || (has_backlog && ring.was_told_of_space()))
     }
 
     /// Moves what waits behind full rings on, and asks to be told of space for what still waits.
@@ -186,7 +188,7 @@ pub async fn run(
             yielder.give_way().await;
             continue;
         }
-        sleeper.wait(|| driver.borrow().has_commands() || is_over()).await;
+        sleeper.wait(|| driver.borrow().has_work() || is_over()).await;
     }
     let link = driver.borrow().link.clone();
     if let Some(link) = link {

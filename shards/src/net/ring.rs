@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, fence};
 
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -162,7 +162,15 @@ impl RelayEnd {
     /// Something waits for space on the ring: the shard rings the relay's bell when it has taken what is there. Look for
     /// space once more after this, for the shard may have been through just before.
     pub fn want_space(&self) {
-        self.starved.store(true, SeqCst);
+        self.starved.store(true, Relaxed);
+        // Pairs with the fence of `tell_space`: the flag is up before the ring is looked at.
+        fence(SeqCst);
+    }
+
+    /// Whether the shard has answered [`want_space`](Self::want_space). It may have found the relay awake and not rung, so
+    /// whoever waits for space looks here before it sleeps.
+    pub fn was_told_of_space(&self) -> bool {
+        !self.starved.load(Relaxed)
     }
 
     /// Rings for what was offered.
@@ -192,8 +200,10 @@ impl ShardEnd {
 
     /// After taking: rings the relay's bell if it waits for space.
     pub fn tell_space(&self) {
-        // A plain look first: the exchange is a locked instruction, and nearly always there is nobody to tell.
-        if self.starved.load(SeqCst) && self.starved.swap(false, SeqCst) {
+        // Pairs with the fence of `want_space`: what was taken is off the ring before the flag is read. Without it both sides
+        // may miss each other, as in a doorbell.
+        fence(SeqCst);
+        if self.starved.load(Relaxed) && self.starved.swap(false, Relaxed) {
             self.relay_bell.ring();
         }
     }
@@ -263,5 +273,15 @@ mod tests {
         shard.tell_space();
         shard.tell_space();
         assert_eq!(rung(&relay_bell), 1);
+    }
+
+    #[test]
+    fn a_relay_that_was_told_while_awake_sees_it_before_it_sleeps() {
+        let (relay, shard, relay_bell) = rings();
+        relay.want_space();
+        assert!(!relay.was_told_of_space());
+        shard.tell_space();
+        assert_eq!(rung(&relay_bell), 0, "it is awake");
+        assert!(relay.was_told_of_space());
     }
 }
