@@ -1,15 +1,22 @@
 //! A shard that cannot keep up: what it misses is declared, and neither its members nor its siblings pay for it.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
 
+use crate::support::client::RawClient;
 use crate::support::deadline::{LONG, eventually};
 use crate::support::payload::payload;
 use crate::support::redis::Redis;
 use crate::support::server::{Driver, Server};
 use crate::support::swarm::Swarm;
-use crate::support::{heavy, on_both_drivers};
+use crate::support::{heavy, on_both_drivers, wire};
 
-on_both_drivers!(a_shard_that_stands_still_misses_a_counted_gap_and_nobody_is_closed);
+on_both_drivers!(
+    a_shard_that_stands_still_misses_a_counted_gap_and_nobody_is_closed,
+    whoever_sends_without_end_keeps_nobody_waiting,
+);
 
 fn a_shard_that_stands_still_misses_a_counted_gap_and_nobody_is_closed(driver: Driver) {
     let _alone = heavy();
@@ -42,6 +49,33 @@ fn a_shard_that_stands_still_misses_a_counted_gap_and_nobody_is_closed(driver: D
     let counted = page.labelled("corecast_gaps_total", "reason", "shard_overload");
     assert_eq!(counted, missing.into_iter().sum::<u64>() as f64, "{}", page.show("corecast_gaps_total"));
     assert!(page.sum("corecast_ring_full_total") >= 1.0);
+}
+
+fn whoever_sends_without_end_keeps_nobody_waiting(driver: Driver) {
+    let _alone = heavy();
+    let server = Server::builder().driver(driver).shards(1).start();
+    let is_over = AtomicBool::new(false);
+    let unasked = wire::masked(wire::PONG, &[b'x'; 100]).repeat(1000);
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                let mut flood = RawClient::upgraded(server.address(), "/ws?room=flood");
+                while !is_over.load(Relaxed) {
+                    flood.send(&unasked);
+                }
+            });
+        }
+        let mut other = RawClient::upgraded(server.address(), "/ws?room=lobby");
+        let slowest = (0..50).map(|_| {
+            let began = Instant::now();
+            other.send(&wire::masked(wire::PING, b"x"));
+            assert_eq!(other.next(), wire::Frame::Pong(b"x".to_vec()));
+            began.elapsed()
+        });
+        let slowest = slowest.max();
+        is_over.store(true, Relaxed);
+        assert!(slowest < Some(Duration::from_secs(1)), "an answer took {slowest:?}");
+    });
 }
 
 /// 2^-15 that all of them are on one shard.

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use rustix::net::{Shutdown, SocketFlags, accept_with};
 use socket2::{Domain, Protocol, SockAddr, Type};
 
-use super::connection::{SharedCore, read};
+use super::connection::{REST, SharedCore, read, read_on_epoll};
 use super::socket::Socket;
 use crate::limits::{LISTEN_BACKLOG, NOTSENT_LOWAT_BYTES};
 
@@ -126,8 +126,10 @@ impl Listener {
 pub async fn accept_all(core: SharedCore, listener: Rc<Listener>) {
     let mut exhausted = false;
     loop {
-        // An error is the socket's; accept names it.
-        let _named_below = listener.socket.readable().await;
+        // On epoll more of a queue that a batch did not empty is there at once: everybody else has a turn first.
+        if listener.socket.readable_at_once().await {
+            monoio::time::sleep(REST).await;
+        }
         for _ in 0..ACCEPT_BATCH_MAX {
             if is_full(&core) {
                 core.borrow().shard.metrics().accept_pauses.add(1);
@@ -166,7 +168,11 @@ fn admit(core: &SharedCore, fd: OwnedFd, listener: u8) {
     match Socket::new(fd) {
         Ok(socket) => {
             let (id, socket) = core.borrow_mut().accept(socket, listener);
-            monoio::spawn(read(core.clone(), id, socket));
+            if monoio::utils::is_legacy() {
+                monoio::spawn(read_on_epoll(core.clone(), id, socket));
+            } else {
+                monoio::spawn(read(core.clone(), id, socket));
+            }
         }
         Err(error) => tracing::warn!(%error, "an accepted socket could not be registered and was closed"),
     }

@@ -4,11 +4,14 @@
 //! on, and the `asleep` flag that keeps the producer from writing it for nobody. Full means that the producer keeps the
 //! command (the relay spills, the shard waits); nobody ever waits for space on a thread.
 
+use std::future::poll_fn;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64, fence};
+use std::task::Poll;
 
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -100,8 +103,14 @@ impl Yielder {
 
     /// See the type.
     pub async fn give_way(&self) {
+        // The wait begins before the eventfd is written: on epoll the runtime remembers that a descriptor was readable,
+        // and a wait for one that still is returns at once, with nothing looked at.
+        let mut readable = pin!(self.socket.readable());
+        let waits = poll_fn(|context| Poll::Ready(readable.as_mut().poll(context).is_pending())).await;
         let _full_is_rung = rustix::io::write(self.socket.fd(), &1u64.to_ne_bytes());
-        let _going_down = self.socket.readable().await;
+        if waits {
+            let _going_down = readable.await;
+        }
         let mut count = [0; 8];
         let _nothing = rustix::io::read(self.socket.fd(), &mut count);
     }
@@ -216,8 +225,14 @@ impl ShardEnd {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+    use std::rc::Rc;
+
     use super::*;
     use crate::command::RoomSlot;
+    use crate::net::runtime::{Driver, block_on};
 
     fn rings() -> (RelayEnd, ShardEnd, Arc<Bell>) {
         let relay_bell = Bell::new().expect("a descriptor");
@@ -283,5 +298,38 @@ mod tests {
         shard.tell_space();
         assert_eq!(rung(&relay_bell), 0, "it is awake");
         assert!(relay.was_told_of_space());
+    }
+
+    #[test]
+    fn giving_way_lets_others_run_every_time_on_either_driver() {
+        for driver in [Driver::Epoll, Driver::IoUring] {
+            let ran = Rc::new(Cell::new(0));
+            let (theirs, ours) = (ran.clone(), ran.clone());
+            let result = block_on(driver, async move {
+                let (waker, waited) = UnixStream::pair().expect("a pair of sockets");
+                waited.set_nonblocking(true).expect("an option");
+                let waited = Socket::new(waited.into()).expect("the driver takes it");
+                monoio::spawn(async move {
+                    loop {
+                        let _going_down = waited.readable().await;
+                        waited.receive(&mut [0; 8]).expect("a byte");
+                        theirs.set(theirs.get() + 1);
+                    }
+                });
+                let yielder = Yielder::new().expect("a descriptor");
+                yielder.give_way().await;
+                for round in 1..=100 {
+                    (&waker).write_all(b"x").expect("the other end lives");
+                    // The first park sees the byte, the second at the latest has run whom it woke.
+                    yielder.give_way().await;
+                    yielder.give_way().await;
+                    assert_eq!(ours.get(), round, "{driver:?}: somebody who has work was not run");
+                }
+            });
+            match result {
+                Ok(()) => assert_eq!(ran.get(), 100),
+                Err(error) => println!("{driver:?} is not to be had here: {error}"),
+            }
+        }
     }
 }

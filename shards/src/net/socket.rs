@@ -6,9 +6,11 @@
 
 #![allow(unsafe_code)]
 
+use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
+use std::pin::pin;
 
 use monoio::net::UnixStream;
 use rustix::io::Errno;
@@ -37,6 +39,19 @@ impl Socket {
     // Not `async`: a future around a future costs each waiting connection 16 B.
     pub fn readable(&self) -> impl Future<Output = io::Result<()>> + '_ {
         self.stream.readable(false)
+    }
+
+    /// As [`readable`](Self::readable). True if it was so already and nothing else on the thread has run meanwhile: on
+    /// epoll, where the runtime remembers that a descriptor was readable. On io_uring every wait gives way.
+    pub async fn readable_at_once(&self) -> bool {
+        let mut polls = 0u32;
+        let mut readable = pin!(self.readable());
+        poll_fn(|context| {
+            polls = polls.saturating_add(1);
+            // An error is the socket's; the next call on it names it.
+            readable.as_mut().poll(context).map(|_named_by_the_next_call| polls == 1)
+        })
+        .await
     }
 
     /// Completes when the socket takes bytes or is broken.
