@@ -183,8 +183,12 @@ pub struct Shard {
     pub(crate) window_bytes: u64,
     pub(crate) scratch: Vec<u8>,
     swept_to: u32,
-    /// Publishing connections that wait for space in `up`.
+    /// Publishing connections that wait for space in `up` since they were read.
     pub(crate) waiting_up: Vec<ConnectionId>,
+    /// Those that were not read for want of it, longest waiting first.
+    pub(crate) unread_up: VecDeque<ConnectionId>,
+    /// Those of them that were resumed last, and how many of these found the space taken and are first in line again.
+    pub(crate) resumed_up: (Vec<ConnectionId>, usize),
     /// Taken by the runtime after each call.
     pub actions: Vec<Action>,
     /// Taken by the runtime after each call; what the ring has no space for stays.
@@ -216,6 +220,8 @@ impl Shard {
             scratch: Vec::new(),
             swept_to: 0,
             waiting_up: Vec::new(),
+            unread_up: VecDeque::new(),
+            resumed_up: (Vec::new(), 0),
             actions: Vec::new(),
             up: VecDeque::new(),
         }

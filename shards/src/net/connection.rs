@@ -152,6 +152,10 @@ impl Core {
     }
 
     fn read(&mut self, id: ConnectionId, socket: &Socket) -> Next {
+        if !self.shard.may_be_read(id) {
+            self.carry_out();
+            return Next::Pause;
+        }
         let next = match socket.receive(&mut self.input) {
             Ok(0) => None,
             Ok(bytes) => {
@@ -185,6 +189,7 @@ impl Core {
 
     /// Does what the shard asked for, and passes on what it has for the relay.
     fn carry_out(&mut self) {
+        let mut resumed = false;
         loop {
             for action in std::mem::take(&mut self.shard.actions) {
                 match action {
@@ -210,10 +215,11 @@ impl Core {
                 }
             }
             self.pass_up();
-            if self.shard.up.len() > UP_BACKLOG_MAX / 2 || !self.shard.has_waiting_publishers() {
+            if resumed || self.shard.up.len() > UP_BACKLOG_MAX / 2 || !self.shard.has_waiting_publishers() {
                 return;
             }
             self.shard.resume_publishers();
+            resumed = true;
         }
     }
 

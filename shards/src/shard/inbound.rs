@@ -101,6 +101,30 @@ impl Shard {
             && self.connections.at(id.slot).is_some_and(|c| c.paused != 0)
     }
 
+    /// Whether a connection may be read now. One that publishes may not while there is no space on the way to the relay: what
+    /// one `recv` brings can be ten thousand messages, and everybody may have sent some.
+    pub fn may_be_read(&mut self, id: ConnectionId) -> bool {
+        if self.up.len() <= self.setup.engine.up_backlog_max {
+            return true;
+        }
+        let Some(connection) = self.connection(id) else { return true };
+        if connection.phase != Phase::Open || connection.publish == config::Publish::None || connection.echo {
+            return true;
+        }
+        if connection.paused & PAUSED_BY_UP == 0 {
+            connection.paused |= PAUSED_BY_UP;
+            let (resumed, again) = &mut self.resumed_up;
+            if resumed.contains(&id) {
+                self.unread_up.insert((*again).min(self.unread_up.len()), id);
+                *again += 1;
+            } else {
+                self.unread_up.push_back(id);
+            }
+            self.metrics().reads_paused.add(1);
+        }
+        false
+    }
+
     /// Takes what one `recv` brought. `input` is the shard's own buffer and is changed.
     pub fn receive(&mut self, id: ConnectionId, input: &mut [u8], wire: &mut impl Wire, now: Micros) -> Next {
         self.metrics().received_bytes.add(input.len() as u64);
@@ -650,18 +674,26 @@ impl Shard {
         self.up.push_back(Up::Publish(Box::new(publish)));
     }
 
-    /// There is space on the way to the relay again: reads who waited for it.
+    /// There is space on the way to the relay again: reads who waited for it, a batch of them at a time. Who was not read
+    /// has something to say, so that the next call will come.
     pub fn resume_publishers(&mut self) {
-        for id in std::mem::take(&mut self.waiting_up) {
+        let batch = self.unread_up.len().min(RESUMED_PUBLISHERS_MAX);
+        let resumed: Vec<ConnectionId> = self.unread_up.drain(..batch).collect();
+        // Behind the others: who was read last time doesn't take their place.
+        for id in resumed.iter().copied().chain(std::mem::take(&mut self.waiting_up)) {
             self.resume(id, PAUSED_BY_UP);
         }
+        self.resumed_up = (resumed, 0);
     }
 
     /// Whether connections wait for space on the way to the relay.
     pub fn has_waiting_publishers(&self) -> bool {
-        !self.waiting_up.is_empty()
+        !self.waiting_up.is_empty() || !self.unread_up.is_empty()
     }
 }
+
+/// Connections that are resumed at once: most of them find the space taken by the first.
+const RESUMED_PUBLISHERS_MAX: usize = 64;
 
 /// An epoch on the wire: short and opaque.
 pub(crate) fn epoch_text(epoch: u64) -> String {

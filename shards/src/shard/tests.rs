@@ -509,3 +509,30 @@ fn requests_behind_a_full_socket_wait() {
     assert_eq!(bench.wire.text(1).matches("HTTP/1.1 200 OK").count(), 100);
     assert!(!bench.shard.is_paused(id));
 }
+
+#[test]
+fn publishers_are_not_read_while_the_way_to_the_relay_is_full_and_take_turns_afterwards() {
+    let engine = EngineBounds { up_backlog_max: 10, ..EngineBounds::default() };
+    let mut bench = Bench::with(RoomClass::default(), engine);
+    let ids: Vec<ConnectionId> = (1..=200).map(|socket| bench.member(socket, &["r"])).collect();
+    let mut reads = vec![0; ids.len()];
+    // All of them always have a buffer full of messages, and are run in the order in which they are woken.
+    let burst = masked(1, b"x").repeat(100);
+    let mut woken = ids.clone();
+    for _ in 0..8 * ids.len() {
+        for id in std::mem::take(&mut woken) {
+            if bench.shard.may_be_read(id) {
+                reads[ids.iter().position(|other| *other == id).expect("one of them")] += 1;
+                assert_eq!(bench.receive(id, &burst), Next::Pause);
+            }
+        }
+        let waiting = bench.shard.up.len();
+        assert!(waiting <= 110, "{waiting} wait: the bound and what one read brings were due");
+        bench.shard.up.clear();
+        bench.shard.resume_publishers();
+        let resumed = std::mem::take(&mut bench.shard.actions).into_iter();
+        woken = resumed.filter_map(|a| if let Action::Resume(id) = a { Some(id) } else { None }).collect();
+    }
+    let (least, most) = (reads.iter().min(), reads.iter().max());
+    assert!(least >= Some(&4), "somebody was read {least:?} times, another {most:?} times");
+}
