@@ -103,9 +103,10 @@ impl Core {
         progress
     }
 
-    /// Whether the ring holds commands.
-    pub fn has_commands(&self) -> bool {
-        !self.ring.down.is_empty() || self.shard.has_dirty_rooms()
+    /// Whether a turn would have something to do: commands, a pass, or space for what waits to go up.
+    pub fn has_work(&self) -> bool {
+        let can_go_up = !self.shard.up.is_empty() && !self.ring.up.is_full();
+        !self.ring.down.is_empty() || self.shard.has_dirty_rooms() || can_go_up
     }
 
     /// The length of a turn that began at `since`.

@@ -46,6 +46,7 @@ impl Driver {
         let now = self.clock.now();
         let mut any = false;
         for shard in 0..self.rings.0.len() {
+            self.rings.0[shard].unrung |= self.rings.0[shard].is_crowded();
             for _ in 0..TURN_COMMANDS_MAX {
                 let Ok(command) = self.rings.0[shard].up.pop() else { break };
                 any = true;

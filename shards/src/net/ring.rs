@@ -18,7 +18,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use super::socket::Socket;
 use crate::command::{Down, Up};
 use crate::doorbell::Doorbell;
-use crate::limits::RING_SLOTS;
+use crate::limits::{RING_SLOTS, TURN_COMMANDS_MAX};
 
 /// A doorbell and its eventfd; shared by its consumer and all its producers.
 pub struct Bell {
@@ -127,7 +127,7 @@ pub struct RelayEnd {
     consumed_bytes: Arc<AtomicU64>,
     /// See [`RelayEnd::want_space`].
     starved: Arc<AtomicBool>,
-    /// Something was pushed since the bell was rung.
+    /// Something was pushed since the bell was rung, or space was made that the shard waits for.
     pub unrung: bool,
 }
 
@@ -182,6 +182,12 @@ impl RelayEnd {
         !self.starved.load(Relaxed)
     }
 
+    /// Whether the shard may have found its ring up full since the last time that a batch of
+    /// [`TURN_COMMANDS_MAX`] was taken: then it waits to be rung when there is space.
+    pub fn is_crowded(&self) -> bool {
+        self.up.slots() + TURN_COMMANDS_MAX >= RING_SLOTS
+    }
+
     /// Rings for what was offered.
     pub fn flush(&mut self) {
         if std::mem::take(&mut self.unrung) {
@@ -231,7 +237,7 @@ mod tests {
     use std::rc::Rc;
 
     use super::*;
-    use crate::command::RoomSlot;
+    use crate::command::{ConnectionId, RoomSlot};
     use crate::net::runtime::{Driver, block_on};
 
     fn rings() -> (RelayEnd, ShardEnd, Arc<Bell>) {
@@ -298,6 +304,23 @@ mod tests {
         shard.tell_space();
         assert_eq!(rung(&relay_bell), 0, "it is awake");
         assert!(relay.was_told_of_space());
+    }
+
+    #[test]
+    fn a_ring_that_a_shard_found_full_is_crowded_when_the_relay_next_looks() {
+        let (mut relay, mut shard, _) = rings();
+        let mut offered = 0;
+        while shard.offer(Up::Ask { from: ConnectionId { shard: 0, generation: 0, slot: 0 } }).is_ok() {
+            offered += 1;
+        }
+        assert_eq!(offered, RING_SLOTS);
+        // The relay was in the middle of a batch.
+        for _ in 0..TURN_COMMANDS_MAX {
+            relay.up.pop().expect("it is full");
+        }
+        assert!(relay.is_crowded());
+        relay.up.pop().expect("there is more");
+        assert!(!relay.is_crowded());
     }
 
     #[test]

@@ -145,12 +145,12 @@ async fn turns(core: SharedCore, sleeper: Sleeper, yielder: Yielder) {
         }
         if worked {
             core.borrow_mut().turn_ended(began);
-            if core.borrow().has_commands() {
+            if core.borrow().has_work() {
                 yielder.give_way().await;
                 continue;
             }
         }
-        sleeper.wait(|| core.borrow().has_commands()).await;
+        sleeper.wait(|| core.borrow().has_work()).await;
     }
 }
 
