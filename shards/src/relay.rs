@@ -141,7 +141,8 @@ pub struct Relay {
     shards: u16,
     rooms: Arena<LogRoom>,
     names: HashTable<u32>,
-    hasher: foldhash::fast::FixedState,
+    /// Of its own in each process: clients choose the names, and could choose those that collide under a known one.
+    hasher: foldhash::fast::RandomState,
     backlogs: Vec<Backlog>,
     broker_state: BrokerState,
     was_up: bool,
@@ -171,7 +172,7 @@ impl Relay {
             shards,
             rooms: Arena::default(),
             names: HashTable::new(),
-            hasher: foldhash::fast::FixedState::default(),
+            hasher: foldhash::fast::RandomState::default(),
             backlogs: (0..shards).map(|_| Backlog::default()).collect(),
             broker_state,
             was_up: false,

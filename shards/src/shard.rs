@@ -163,7 +163,8 @@ pub struct Shard {
     pub(crate) connections: Arena<Connection>,
     pub(crate) rooms: Arena<Room>,
     names: HashTable<u32>,
-    hasher: foldhash::fast::FixedState,
+    /// Of its own in each process: clients choose the names, and could choose those that collide under a known one.
+    hasher: foldhash::fast::RandomState,
     /// Rooms with entries that no pass has visited.
     pub(crate) dirty: Vec<u32>,
     pub(crate) pass: turn::Pass,
@@ -207,7 +208,7 @@ impl Shard {
             connections: Arena::default(),
             rooms: Arena::default(),
             names: HashTable::new(),
-            hasher: foldhash::fast::FixedState::default(),
+            hasher: foldhash::fast::RandomState::default(),
             dirty: Vec::new(),
             pass: turn::Pass::default(),
             stalled: Vec::new(),
