@@ -641,6 +641,7 @@ impl Shard {
             return;
         }
         let taken = wire.send(connection.socket, &bytes);
+        self.metrics().sends.add(1);
         if taken == bytes.len() as isize {
             self.metrics().sent_bytes.add(bytes.len() as u64);
             return;

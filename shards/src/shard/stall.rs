@@ -198,13 +198,14 @@ impl Shard {
             budget = budget.saturating_sub(self.scratch.len());
             let taken = match self.scratch.len() {
                 0 => 0,
-                _ => wire.send(socket, &self.scratch),
+                _ => {
+                    self.metrics().sends.add(1);
+                    wire.send(socket, &self.scratch)
+                }
             };
             if taken < 0 {
                 return Sent::Broken;
             }
-            self.metrics().sends.add(1);
-            self.metrics().send_calls.add(1);
             let complete = taken as usize == self.scratch.len();
             if !complete {
                 self.stall(id, now);
@@ -250,6 +251,7 @@ impl Shard {
                 self.resume(id, PAUSED_BY_LANE);
             }
             let metrics = self.metrics();
+            metrics.sends.add(1);
             metrics.sent_bytes.add(taken as u64);
             metrics.deliveries.add(u64::from(delivered));
             if !through {
