@@ -32,6 +32,8 @@ struct Ring {
     buffers: Vec<libc::iovec>,
     messages: Vec<libc::msghdr>,
     results: Vec<isize>,
+    /// The kernel takes nothing more, and something stands in its queue.
+    is_stuck: bool,
 }
 
 /// A result that has not come.
@@ -61,8 +63,17 @@ impl Wire for Fanout {
 
     fn send_batch(&mut self, batch: &Batch, taken: &mut Vec<isize>) {
         let from = taken.len();
+        let had_ring = self.ring.is_some();
         if let Some(ring) = &mut self.ring {
             self.calls += ring.send_batch(batch, taken);
+            if ring.is_stuck {
+                // A new ring forgets what the old one did not take. Out of descriptors: from now on without.
+                self.ring = Ring::new()
+                    .inspect_err(
+                        |error| tracing::warn!(%error, "the fan-out ring is lost; sends go by send()"),
+                    )
+                    .ok();
+            }
         } else {
             taken.resize(from + batch.ops().len(), MISSING);
         }
@@ -70,7 +81,7 @@ impl Wire for Fanout {
             if *result == MISSING {
                 *result = send_op(batch, op);
                 self.calls += 1;
-                self.fallbacks += u64::from(self.ring.is_some());
+                self.fallbacks += u64::from(had_ring);
             }
         }
     }
@@ -94,7 +105,7 @@ impl Ring {
             .setup_submit_all()
             .setup_cqsize(2 * BATCH_SENDS_MAX as u32)
             .build(BATCH_SENDS_MAX as u32)?;
-        Ok(Self { ring, buffers: Vec::new(), messages: Vec::new(), results: Vec::new() })
+        Ok(Self { ring, buffers: Vec::new(), messages: Vec::new(), results: Vec::new(), is_stuck: false })
     }
 
     /// Sends a batch; appends one result per operation, [`MISSING`] for those that the ring did not take. Returns the
@@ -180,18 +191,8 @@ impl Ring {
                 _ => idle += 1,
             }
             completed += self.reap();
-            if idle == 2 && submitted == completed {
-                // What the kernel does not take goes by `send()`; a new ring forgets it.
-                let taken = std::mem::replace(
-                    &mut self.ring,
-                    match Ring::new() {
-                        Ok(fresh) => fresh.ring,
-                        Err(error) => panic!(
-                            "a shard's fan-out ring takes nothing, and a new one can't be made: {error}"
-                        ),
-                    },
-                );
-                drop(taken);
+            if idle >= 2 && submitted == completed {
+                self.is_stuck = true;
                 return calls;
             }
         }

@@ -109,10 +109,10 @@ pub fn send_vectored(socket: i32, buffers: &[io::IoSlice<'_>]) -> isize {
 
 /// What an error of a send means: the socket is full (it will take more later), or broken.
 ///
-/// ENOBUFS and ENOMEM are the kernel's own shortage: later, not never.
+/// ENOBUFS and ENOMEM are the kernel's own shortage: later, not never. EINTR comes from a ring only, which can't try again.
 pub fn refused(error: Errno) -> isize {
     match error {
-        Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM => 0,
+        Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM | Errno::INTR => 0,
         _ => -1,
     }
 }
