@@ -253,9 +253,14 @@ impl Shard {
         self.connections.len()
     }
 
-    /// Connections that a drain has to close: not those that wait for an answer, nor those that are ending.
-    pub fn open_ids(&self) -> Vec<ConnectionId> {
-        let open = self.connections.iter().filter(|(_, c)| matches!(c.phase, Phase::Open | Phase::Head));
+    /// Connections that a drain has to close: not those that wait for an answer, nor those that are ending, nor, for
+    /// [`CLOSE_LINGER`], those that have just come or been answered: what they ask is on its way and will be answered.
+    pub fn open_ids(&self, now: Micros) -> Vec<ConnectionId> {
+        let open = self.connections.iter().filter(|(_, c)| match c.phase {
+            Phase::Open => true,
+            Phase::Head => now.ticks().saturating_sub(c.heard) >= ticks_in(CLOSE_LINGER),
+            Phase::Joining | Phase::Answering | Phase::Closing => false,
+        });
         open.filter_map(|(slot, _)| self.id_of(slot)).collect()
     }
 

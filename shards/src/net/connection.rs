@@ -131,6 +131,11 @@ impl Core {
         self.carry_out();
     }
 
+    /// See [`Shard::open_ids`].
+    pub fn open_ids(&self) -> Vec<ConnectionId> {
+        self.shard.open_ids(self.clock.now())
+    }
+
     /// Ends a connection with a reason.
     pub fn close(&mut self, id: ConnectionId, reason: crate::close::CloseReason) {
         let now = self.clock.now();

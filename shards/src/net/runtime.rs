@@ -185,7 +185,7 @@ async fn sweep_and_drain(core: SharedCore, listeners: Vec<Rc<Listener>>, drain: 
 
 /// Closes as many connections as must go in this tick for all of them to be gone in `ticks`.
 fn close_share(core: &SharedCore, ticks: usize) {
-    let ids = core.borrow().shard.open_ids();
+    let ids = core.borrow().open_ids();
     let share = ids.len().div_ceil(ticks);
     for id in ids.into_iter().take(share) {
         enter(core, |core| core.close(id, CloseReason::GoingAway));

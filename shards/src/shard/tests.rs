@@ -536,3 +536,13 @@ fn publishers_are_not_read_while_the_way_to_the_relay_is_full_and_take_turns_aft
     let (least, most) = (reads.iter().min(), reads.iter().max());
     assert!(least >= Some(&4), "somebody was read {least:?} times, another {most:?} times");
 }
+
+#[test]
+fn a_drain_lets_those_who_have_just_come_ask() {
+    let mut bench = Bench::new();
+    let member = bench.member(1, &["r"]);
+    let newcomer = bench.accept(2);
+    assert_eq!(bench.shard.open_ids(bench.now), [member]);
+    let later = Micros(bench.now.0 + CLOSE_LINGER.as_micros() as u64);
+    assert_eq!(bench.shard.open_ids(later), [member, newcomer]);
+}
