@@ -1,14 +1,19 @@
-//! Out of descriptors: accepting pauses, nothing spins, and it goes on when there are some again.
+//! No more connections, for want of descriptors or by the operator's bound: accepting pauses, nothing spins, and it goes on
+//! when somebody leaves.
 
 use std::time::{Duration, Instant};
 
 use crate::support::deadline::{LONG, eventually};
+use crate::support::metrics::Metrics;
 use crate::support::on_both_drivers;
 use crate::support::payload::payload;
 use crate::support::server::{Driver, Server};
 use crate::support::swarm::{Member, Swarm};
 
-on_both_drivers!(without_descriptors_accepting_pauses_without_spinning_and_recovers);
+on_both_drivers!(
+    without_descriptors_accepting_pauses_without_spinning_and_recovers,
+    at_the_bound_of_connections_newcomers_wait_until_somebody_leaves,
+);
 
 fn without_descriptors_accepting_pauses_without_spinning_and_recovers(driver: Driver) {
     let server =
@@ -41,6 +46,26 @@ fn without_descriptors_accepting_pauses_without_spinning_and_recovers(driver: Dr
     assert!(page.sum("corecast_accept_pauses_total") >= 1.0);
 }
 
+fn at_the_bound_of_connections_newcomers_wait_until_somebody_leaves(driver: Driver) {
+    let bound = format!("[bounds]\nconnections_max = {BOUND}\n");
+    let server = Server::builder().driver(driver).shards(1).admin().config(&bound).start();
+    let swarm = Swarm::new();
+    swarm.add_many(server.address(), "/ws?room=lobby", 2 * BOUND);
+    let open = || swarm.count(Member::is_open);
+    let has_paused = |page: &Metrics| page.sum("corecast_accept_pauses_total") >= 1.0;
+    server.wait_metrics("accepting pauses, and the admin address says so", has_paused);
+    eventually(LONG, "as many as the bound allows are open", || open() == BOUND);
+    let used = cpu_used_over(&server, Duration::from_secs(1));
+    assert!(used < Duration::from_millis(250), "waiting at the bound took {used:?} of CPU in a second");
+    assert_eq!(open(), BOUND);
+
+    // Whoever leaves is followed by one who waits, to the last of them.
+    for _ in 0..BOUND {
+        swarm.vanish(first_open(&swarm));
+        eventually(LONG, "who waited gets in", || open() == BOUND);
+    }
+}
+
 fn first_open(swarm: &Swarm) -> usize {
     swarm.map(Member::is_open).iter().position(|open| *open).expect("somebody is open")
 }
@@ -67,3 +92,5 @@ fn cpu_used_over(server: &Server, span: Duration) -> Duration {
 /// What the process itself needs, and some clients.
 const DESCRIPTORS: u64 = 96;
 const CLIENTS: usize = 160;
+/// Of connections, in the story of that bound.
+const BOUND: usize = 8;

@@ -17,6 +17,7 @@ on_both_drivers!(
     a_close_is_answered_with_its_own_code,
     fragments_are_put_together_and_pings_between_them_answered,
     text_and_binary_of_every_length_come_back_unchanged,
+    echo_returns_each_message_as_it_was_once_the_flag_is_set,
     a_flood_of_pings_is_answered_by_its_last_and_costs_no_memory,
     who_answers_no_ping_is_closed_and_who_answers_stays,
     messages_within_and_beyond_the_bound_are_told_apart_by_their_header,
@@ -179,6 +180,21 @@ fn text_and_binary_of_every_length_come_back_unchanged(driver: Driver) {
             "binary of {bytes} bytes"
         );
     }
+}
+
+fn echo_returns_each_message_as_it_was_once_the_flag_is_set(driver: Driver) {
+    let server = Server::builder().driver(driver).arg("--echo").start();
+    let mut client = Client::connect(server.address(), "/echo");
+    for bytes in [0, 1, 125, 126, 65_535, 65_536, 1 << 20, 16 << 20] {
+        // Text in binary stays binary: a suite of conformance tests looks.
+        for message in [Message::text("a".repeat(bytes)), Message::binary(vec![b'a'; bytes])] {
+            client.send(message.clone());
+            assert!(client.next() == message, "{bytes} bytes came back changed");
+        }
+    }
+    assert_eq!(server.metrics().sum("corecast_publications_received_total"), 0.0);
+    let plain = Server::builder().driver(driver).start();
+    assert_eq!(plain.get("/echo").status, 404);
 }
 
 fn a_flood_of_pings_is_answered_by_its_last_and_costs_no_memory(driver: Driver) {

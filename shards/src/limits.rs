@@ -9,7 +9,7 @@ use std::time::Duration;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bounds {
     /// Connections per process, handshakes included. At the bound accepting pauses and the kernel's backlog holds
-    /// newcomers; counter `corecast_accept_pauses_total`. Default 1,000,000: the descriptor limit binds first.
+    /// newcomers, but for those of the admin address; counter `corecast_accept_pauses_total`. Default 1,000,000: the descriptor limit binds first.
     pub connections_max: usize,
     /// Bytes of one message from a client, over all its fragments; judged from the frame header. Close 1009, counter
     /// `corecast_connections_closed_total{reason="message_too_big"}`.

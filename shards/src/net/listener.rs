@@ -16,6 +16,7 @@ use socket2::{Domain, Protocol, SockAddr, Type};
 use super::connection::{REST, SharedCore, read, read_on_epoll};
 use super::socket::Socket;
 use crate::limits::{LISTEN_BACKLOG, NOTSENT_LOWAT_BYTES};
+use crate::shard::ADMIN;
 
 /// Connections accepted before others on the thread have their turn.
 const ACCEPT_BATCH_MAX: usize = 64;
@@ -131,7 +132,7 @@ pub async fn accept_all(core: SharedCore, listener: Rc<Listener>) {
             monoio::time::sleep(REST).await;
         }
         for _ in 0..ACCEPT_BATCH_MAX {
-            if is_full(&core) {
+            if listener.index != ADMIN && is_full(&core) {
                 core.borrow().shard.metrics().accept_pauses.add(1);
                 monoio::time::sleep(PAUSE).await;
                 continue;
@@ -157,7 +158,8 @@ pub async fn accept_all(core: SharedCore, listener: Rc<Listener>) {
     }
 }
 
-/// At the bound of connections the kernel's queue holds newcomers. The bound is the process's, split evenly.
+/// At the bound of connections the kernel's queue holds newcomers. The bound is the process's, split evenly. The admin
+/// address is not held to it, so that a full server can still be asked how it is.
 fn is_full(core: &SharedCore) -> bool {
     let core = core.borrow();
     let shards = core.shard.shards_len();
