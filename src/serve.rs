@@ -188,7 +188,14 @@ fn update_process_metrics(metrics: &Arc<Metrics>) {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let resident =
         status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok());
-    process.resident_bytes.set(resident.unwrap_or(0u64) * 1024);
-    process.open_fds.set(fs::read_dir("/proc/self/fd").map_or(0, |entries| entries.count() as u64));
-    process.max_fds.set(descriptor_limit().unwrap_or(0));
+    if let Some(kib) = resident {
+        let kib: u64 = kib;
+        process.resident_bytes.set(kib * 1024);
+    }
+    if let Ok(entries) = fs::read_dir("/proc/self/fd") {
+        process.open_fds.set(entries.count() as u64);
+    }
+    if let Some(limit) = descriptor_limit() {
+        process.max_fds.set(limit);
+    }
 }
