@@ -155,19 +155,22 @@ impl BrokerEvents for Driver {
     }
 }
 
-/// Runs the relay on this thread's runtime until `is_over`.
+/// Makes the relay on this thread's runtime, with every descriptor it needs but those to Redis. The future runs it until
+/// `is_over`.
 ///
 /// # Errors
 /// Out of descriptors.
-pub async fn run(
+pub fn start<F: Fn() -> bool>(
     config: &Config,
     setup: Arc<Setup>,
     rings: Vec<RelayEnd>,
     bell: Arc<Bell>,
     clock: Clock,
     epoch_seed: u16,
-    is_over: impl Fn() -> bool,
-) -> io::Result<()> {
+    is_over: F,
+) -> io::Result<impl Future<Output = ()> + use<F>> {
+    let sleeper = Sleeper::new(bell.clone())?;
+    let yielder = super::ring::Yielder::new()?;
     let state = match config.broker {
         BrokerChoice::Local => BrokerState::Local,
         BrokerChoice::Redis(_) => BrokerState::Down,
@@ -179,9 +182,16 @@ pub async fn run(
         let link = broker::start(target.clone(), &config.node_id, &patterns, &channels, driver.clone());
         driver.borrow_mut().link = Some(link);
     }
-    monoio::spawn(tick(driver.clone(), bell.clone()));
-    let sleeper = Sleeper::new(bell)?;
-    let yielder = super::ring::Yielder::new()?;
+    monoio::spawn(tick(driver.clone(), bell));
+    Ok(run(driver, sleeper, yielder, is_over))
+}
+
+async fn run(
+    driver: Rc<RefCell<Driver>>,
+    sleeper: Sleeper,
+    yielder: super::ring::Yielder,
+    is_over: impl Fn() -> bool,
+) {
     while !is_over() {
         let worked = driver.borrow_mut().take_commands();
         driver.borrow_mut().pump();
@@ -196,7 +206,6 @@ pub async fn run(
         link.shutdown();
         link.stopped().await;
     }
-    Ok(())
 }
 
 /// What is due by the clock. Rings the relay's own bell, so that it sees its end.

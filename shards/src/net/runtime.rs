@@ -112,9 +112,12 @@ pub struct ShardParts {
 
 /// A shard from its first connection to the end of its drain.
 ///
+/// `may_serve` is called once, before anything is accepted, when the shard holds every descriptor it needs; it blocks until
+/// all threads do, and says whether to go on.
+///
 /// # Errors
 /// Out of descriptors or memory at the start.
-pub async fn run_shard(parts: ShardParts, on_ready: impl FnOnce()) -> io::Result<()> {
+pub async fn run_shard(parts: ShardParts, may_serve: impl FnOnce() -> bool) -> io::Result<()> {
     let fanout = match parts.driver {
         Driver::IoUring => Fanout::ring()?,
         Driver::Epoll => Fanout::plain(),
@@ -122,12 +125,16 @@ pub async fn run_shard(parts: ShardParts, on_ready: impl FnOnce()) -> io::Result
     let core = Rc::new(std::cell::RefCell::new(Core::new(parts.shard, fanout, parts.clock, parts.ring)));
     let mut listeners = Vec::new();
     for (fd, index) in parts.listeners {
-        let listener = Listener::new(fd, index)?;
-        monoio::spawn(accept_all(core.clone(), listener.clone()));
-        listeners.push(listener);
+        listeners.push(Listener::new(fd, index)?);
     }
-    monoio::spawn(turns(core.clone(), Sleeper::new(parts.bell)?, Yielder::new()?));
-    on_ready();
+    let (sleeper, yielder) = (Sleeper::new(parts.bell)?, Yielder::new()?);
+    if !may_serve() {
+        return Ok(());
+    }
+    for listener in &listeners {
+        monoio::spawn(accept_all(core.clone(), listener.clone()));
+    }
+    monoio::spawn(turns(core.clone(), sleeper, yielder));
     sweep_and_drain(core, listeners, parts.drain).await;
     Ok(())
 }

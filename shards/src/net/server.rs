@@ -147,38 +147,42 @@ impl Server {
         Ok(server)
     }
 
+    /// Nothing is accepted before every thread has its descriptors: clients that rush in may take all that are left.
     fn start_threads(&mut self, parts: Vec<ShardParts>, relay: RelayParts) -> Result<(), StartError> {
         let (ready, is_ready) = mpsc::channel();
-        let shards = parts.len();
+        let mut permits = Vec::new();
+        let mut start_of = |name: &str| {
+            let (permit, may_serve) = mpsc::channel();
+            permits.push(permit);
+            Start { name: name.to_owned(), ready: Some(ready.clone()), may_serve }
+        };
         let mut relay = Some(relay);
-        if let Some(core) = self.relay_core {
-            let (relay, driver) = (relay.take(), self.driver);
-            self.spawn("relay", core, move || match relay {
-                Some(relay) => block_on(driver, relay.run())?,
-                None => Ok(()),
-            })?;
+        if let Some(core) = self.relay_core
+            && let Some(relay) = relay.take()
+        {
+            let (start, driver) = (start_of("relay"), self.driver);
+            self.spawn("relay", core, move || relay.run(driver, start))?;
         }
         for (index, parts) in parts.into_iter().enumerate() {
+            let name = format!("shard-{index}");
             // Without a core of its own the relay lives on the first shard's thread.
             let thread = ShardThread {
                 parts,
                 relay: relay.take(),
-                ready: ready.clone(),
+                start: start_of(&name),
                 shards_left: self.shards_left.clone(),
                 relay_bell: self.relay_bell.clone(),
             };
-            self.spawn(&format!("shard-{index}"), self.cores[index], move || thread.run())?;
+            self.spawn(&name, self.cores[index], move || thread.run())?;
         }
         drop(ready);
-        for index in 0..shards {
-            let name = format!("shard-{index}");
-            match is_ready.recv() {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => return Err(StartError::Thread { name, error }),
-                Err(_) => {
-                    return Err(thread_error("shard")(io::Error::other("it ended before it was ready")));
-                }
-            }
+        for (name, result) in is_ready {
+            result.map_err(thread_error(&name))?;
+        }
+        for permit in permits {
+            permit
+                .send(())
+                .map_err(|_| thread_error("shard")(io::Error::other("it ended before it served")))?;
         }
         Ok(())
     }
@@ -220,38 +224,69 @@ impl Server {
     }
 }
 
+/// A thread's start: it tells that it holds every descriptor it needs, or why not, and waits for the others.
+struct Start {
+    name: String,
+    /// Told once.
+    ready: Option<mpsc::Sender<(String, io::Result<()>)>>,
+    may_serve: mpsc::Receiver<()>,
+}
+
+impl Start {
+    fn tell(&mut self, result: io::Result<()>) {
+        if let Some(ready) = self.ready.take() {
+            let _starter_gone = ready.send((std::mem::take(&mut self.name), result));
+        }
+    }
+
+    /// Blocks until all threads are ready. False where one of them can't be: then this one is to end.
+    fn may_serve(&mut self) -> bool {
+        self.tell(Ok(()));
+        self.may_serve.recv().is_ok()
+    }
+
+    /// Passes the result of a thread on, and tells of an error that came before it was ready.
+    fn end(mut self, result: io::Result<()>) -> io::Result<()> {
+        if let Err(error) = &result {
+            self.tell(Err(io::Error::new(error.kind(), error.to_string())));
+        }
+        result
+    }
+}
+
+impl Drop for Start {
+    /// Of a thread that panicked.
+    fn drop(&mut self) {
+        self.tell(Err(io::Error::other("it ended before it was ready")));
+    }
+}
+
 /// What a shard's thread does.
 struct ShardThread {
     parts: ShardParts,
     relay: Option<RelayParts>,
-    /// Told once: that the shard serves, or why not.
-    ready: mpsc::Sender<io::Result<()>>,
+    start: Start,
     shards_left: Arc<AtomicUsize>,
     relay_bell: Arc<Bell>,
 }
 
 impl ShardThread {
     fn run(self) -> io::Result<()> {
-        let Self { parts, relay, ready, shards_left, relay_bell } = self;
-        let told = ready.clone();
-        let result = block_on(parts.driver, async move {
-            let relay = relay.map(|relay| monoio::spawn(relay.run()));
-            let result = run_shard(parts, || {
-                let _starter_gone = ready.send(Ok(()));
-            })
-            .await;
+        let Self { parts, relay, mut start, shards_left, relay_bell } = self;
+        let result = block_on(parts.driver, async {
+            let relay = match relay {
+                Some(relay) => Some(monoio::spawn(relay.start()?)),
+                None => None,
+            };
+            let result = run_shard(parts, || start.may_serve()).await;
             shards_left.fetch_sub(1, Ordering::Release);
             relay_bell.write();
-            match relay {
-                Some(relay) => result.and(relay.await),
-                None => result,
+            if let Some(relay) = relay {
+                relay.await;
             }
+            result
         });
-        let result = result.and_then(|inner| inner);
-        if let Err(error) = &result {
-            let _starter_gone = told.send(Err(io::Error::new(error.kind(), error.to_string())));
-        }
-        result
+        start.end(result.and_then(|inner| inner))
     }
 }
 
@@ -270,12 +305,24 @@ struct RelayParts {
 }
 
 impl RelayParts {
-    async fn run(self) -> io::Result<()> {
+    /// On a thread of its own.
+    fn run(self, driver: Driver, mut start: Start) -> io::Result<()> {
+        let result = block_on(driver, async {
+            let relay = self.start()?;
+            if start.may_serve() {
+                relay.await;
+            }
+            Ok(())
+        });
+        start.end(result.and_then(|inner| inner))
+    }
+
+    fn start(self) -> io::Result<impl Future<Output = ()>> {
         let Self { config, setup, rings, bell, clock, shards_left } = self;
         let seed =
             SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).subsec_nanos() as u16;
-        let is_over = || shards_left.load(Ordering::Acquire) == 0;
-        super::relay::run(&config, setup, rings, bell, clock, seed, is_over).await
+        let is_over = move || shards_left.load(Ordering::Acquire) == 0;
+        super::relay::start(&config, setup, rings, bell, clock, seed, is_over)
     }
 }
 
