@@ -264,6 +264,7 @@ table! {
         gaps: By<GapReason>, "counter", "corecast_gaps_total", "Publications (broker: rooms touched by a break) that members missed, by reason.";
         log_rooms: Number, "gauge", "corecast_log_rooms", "Rooms with a log of record.";
         log_bytes: Number, "gauge", "corecast_log_bytes", "Bytes in logs of record.";
+        ring_depth: Number, "gauge", "corecast_ring_depth", "Commands on the rings to the shards, looked at each tenth of a second.";
         ring_full: Number, "counter", "corecast_ring_full_total", "Times a ring to a shard was full and its spill began.";
         spill_items: Number, "gauge", "corecast_spill_items", "Items in the spills behind the rings.";
         broker_up: Number, "gauge", "corecast_broker_up", "1 while the broker's subscription is proved alive; always 1 with the local broker.";

@@ -522,6 +522,11 @@ impl Relay {
 
     // ---- the broker
 
+    /// Commands on the rings to all shards, as its driver sees them.
+    pub fn note_ring_depth(&mut self, commands: usize) {
+        self.metrics().ring_depth.set(commands as u64);
+    }
+
     /// Publications that Redis sent and that were skipped because they are too big, since the start.
     pub fn note_skipped(&mut self, skipped: u64) {
         self.metrics().refused.add(RefuseReason::TooBig, skipped - self.skipped);

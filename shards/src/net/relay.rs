@@ -216,6 +216,7 @@ async fn tick(driver: Rc<RefCell<Driver>>, bell: Arc<Bell>) {
         let now = driver.clock.now();
         let Driver { relay, rings, link, .. } = &mut *driver;
         relay.sweep(rings, now);
+        relay.note_ring_depth(rings.0.iter().map(RelayEnd::depth).sum());
         if let Some(link) = link {
             relay.note_skipped(link.counters().subscriber.too_big);
         }

@@ -195,6 +195,11 @@ impl RelayEnd {
         }
     }
 
+    /// Commands on the ring to the shard.
+    pub fn depth(&self) -> usize {
+        RING_SLOTS - self.down.slots()
+    }
+
     /// Bytes of publications that the shard has taken.
     pub fn consumed_bytes(&self) -> u64 {
         self.consumed_bytes.load(Relaxed)
