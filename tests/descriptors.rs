@@ -12,7 +12,6 @@ use crate::support::swarm::{Member, Swarm};
 
 on_both_drivers!(
     without_descriptors_accepting_pauses_without_spinning_and_recovers,
-    a_server_that_is_ready_holds_every_descriptor_it_needs,
     at_the_bound_of_connections_newcomers_wait_until_somebody_leaves,
 );
 
@@ -45,22 +44,6 @@ fn without_descriptors_accepting_pauses_without_spinning_and_recovers(driver: Dr
         server.wait_metrics("everybody has left", |page| page.sum("corecast_subscriptions") == 0.0);
     assert_eq!(page.sum("corecast_handshakes_total"), CLIENTS as f64);
     assert!(page.sum("corecast_accept_pauses_total") >= 1.0);
-}
-
-fn a_server_that_is_ready_holds_every_descriptor_it_needs(driver: Driver) {
-    // Its own ring and doorbell for each thread: what a thread has not taken by now, clients may take first.
-    for shards in [1, 2] {
-        let server = Server::builder().driver(driver).shards(shards).start();
-        let at_first = server.descriptors();
-        let began = Instant::now();
-        let mut fewest = usize::MAX;
-        eventually(LONG, "time passes", || {
-            // Files that are read now and then count for a moment.
-            fewest = fewest.min(server.descriptors());
-            began.elapsed() >= Duration::from_millis(300)
-        });
-        assert!(fewest <= at_first, "{at_first} when it was ready, {fewest} a little later");
-    }
 }
 
 fn at_the_bound_of_connections_newcomers_wait_until_somebody_leaves(driver: Driver) {

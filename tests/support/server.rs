@@ -334,11 +334,6 @@ impl Server {
         kib.unwrap_or_else(|| panic!("no RssAnon in {status:?}")) * 1024
     }
 
-    /// Descriptors it holds.
-    pub fn descriptors(&self) -> usize {
-        std::fs::read_dir(self.proc("fd")).expect("a running process lists its descriptors").count()
-    }
-
     /// CPU time used so far, user and system.
     pub fn cpu_time(&self) -> Duration {
         let stat = program::text(&self.proc("stat"));
