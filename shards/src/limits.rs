@@ -144,8 +144,6 @@ pub const CATCHUP_BYTES_MAX: usize = 256 * KIB;
 pub const NOTSENT_LOWAT_BYTES: u32 = 16 * KIB as u32;
 /// `listen()` backlog; the kernel cuts it to `net.core.somaxconn`.
 pub const LISTEN_BACKLOG: i32 = 65_535;
-/// Accept tasks per listener (the design: 8 to 16; a dropped accept future leaks its socket, so they are never raced).
-pub const ACCEPT_TASKS: usize = 8;
 
 /// After our Close frame input is discarded until the peer ends or this has passed; then the socket is closed.
 pub const CLOSE_LINGER: Duration = Duration::from_secs(1);
