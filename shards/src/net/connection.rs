@@ -99,6 +99,8 @@ impl Core {
     pub fn step(&mut self) -> Progress {
         let now = self.clock.now();
         let progress = self.shard.step(&mut self.wire, now);
+        let length = self.clock.now().0.saturating_sub(now.0);
+        self.shard.note_batch(Duration::from_micros(length));
         self.carry_out();
         progress
     }

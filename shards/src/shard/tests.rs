@@ -546,3 +546,30 @@ fn a_drain_lets_those_who_have_just_come_ask() {
     let later = Micros(bench.now.0 + CLOSE_LINGER.as_micros() as u64);
     assert_eq!(bench.shard.open_ids(later), [member, newcomer]);
 }
+
+#[test]
+fn batches_that_take_too_long_become_smaller_and_grow_again() {
+    let mut bench = Bench::new();
+    for socket in 0..200 {
+        bench.member(socket, &["a"]);
+    }
+    let steps = |bench: &mut Bench| {
+        bench.publish("a", "x");
+        let mut steps = 1;
+        while bench.step() == Progress::More {
+            steps += 1;
+        }
+        steps
+    };
+    assert_eq!(steps(&mut bench), 1);
+    bench.shard.note_batch(Duration::from_millis(3));
+    assert_eq!(steps(&mut bench), 2, "128 a batch");
+    for _ in 0..9 {
+        bench.shard.note_batch(Duration::from_millis(3));
+    }
+    assert_eq!(steps(&mut bench), 13, "16 a batch, and no smaller");
+    for _ in 0..9 {
+        bench.shard.note_batch(Duration::from_micros(100));
+    }
+    assert_eq!(steps(&mut bench), 1);
+}

@@ -14,7 +14,11 @@ use bytes::Bytes;
 use super::{Micros, Shard, Wire};
 use crate::close::CloseReason;
 use crate::command::ConnectionId;
+use crate::limits::PASS_SLICE;
 use crate::room::TOMBSTONE;
+
+/// 256 >> 4: sixteen sends are still one system call for sixteen.
+const HALVINGS_MAX: u32 = 4;
 
 /// Whether a pass is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,6 +140,8 @@ pub(crate) struct Pass {
     batch: Batch,
     taken: Vec<isize>,
     under_way: bool,
+    /// Halvings of the batch, so that one takes no longer than [`PASS_SLICE`].
+    halvings: u32,
 }
 
 impl Pass {
@@ -166,6 +172,22 @@ impl Shard {
         !self.dirty.is_empty() || self.pass.under_way
     }
 
+    /// Sends in the next batch.
+    fn batch_sends(&self) -> usize {
+        (self.setup.engine.batch_sends_max >> self.pass.halvings).max(1)
+    }
+
+    /// Tells how long the last batch took: large frames are sent in smaller batches, so that others on the thread wait no
+    /// longer than [`PASS_SLICE`] (256 sends of 128 B take 1 ms, of 16 KiB several).
+    pub fn note_batch(&mut self, length: std::time::Duration) {
+        let pass = &mut self.pass;
+        if length > PASS_SLICE {
+            pass.halvings = (pass.halvings + 1).min(HALVINGS_MAX);
+        } else if length < PASS_SLICE / 3 {
+            pass.halvings = pass.halvings.saturating_sub(1);
+        }
+    }
+
     /// Sends one batch. Begins a pass if none is under way.
     pub fn step(&mut self, wire: &mut impl Wire, now: Micros) -> Progress {
         if !self.pass.under_way {
@@ -174,7 +196,7 @@ impl Shard {
             self.pass.under_way = true;
         }
         self.fill_from_rooms(wire, now);
-        if self.pass.batch.ops.len() < self.setup.engine.batch_sends_max {
+        if self.pass.batch.ops.len() < self.batch_sends() {
             self.fill_from_collected();
         }
         self.flush(wire, now);
@@ -195,7 +217,7 @@ impl Shard {
                 None => self.enter_room(room_index),
             };
             loop {
-                if self.pass.batch.ops.len() == self.setup.engine.batch_sends_max {
+                if self.pass.batch.ops.len() >= self.batch_sends() {
                     return;
                 }
                 let Some(room) = self.rooms.at_mut(room_index) else { break };
@@ -299,7 +321,7 @@ impl Shard {
 
     fn fill_from_collected(&mut self) {
         while self.pass.collected_at < self.pass.collected.len()
-            && self.pass.batch.ops.len() < self.setup.engine.batch_sends_max
+            && self.pass.batch.ops.len() < self.batch_sends()
         {
             let Collected { id, first, .. } = self.pass.collected[self.pass.collected_at];
             self.pass.collected_at += 1;
