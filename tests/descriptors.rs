@@ -7,13 +7,32 @@ use crate::support::deadline::{LONG, eventually};
 use crate::support::metrics::Metrics;
 use crate::support::on_both_drivers;
 use crate::support::payload::payload;
+use crate::support::redis::Redis;
 use crate::support::server::{Driver, Server};
 use crate::support::swarm::{Member, Swarm};
 
 on_both_drivers!(
     without_descriptors_accepting_pauses_without_spinning_and_recovers,
     at_the_bound_of_connections_newcomers_wait_until_somebody_leaves,
+    clients_that_take_every_place_leave_redis_its_own,
 );
+
+fn clients_that_take_every_place_leave_redis_its_own(driver: Driver) {
+    let mut redis = Redis::start();
+    let server = Server::event_fanout(&redis, driver).shards(1).descriptors(DESCRIPTORS).start();
+    let swarm = Swarm::new();
+    swarm.add_many(server.address(), "/ws?room=lobby", CLIENTS);
+    let open = || swarm.count(Member::is_open);
+    wait_steady(open);
+    let inside = open();
+    redis.kill9();
+    redis.restart();
+    eventually(LONG, "those inside hear Redis again", || {
+        redis.publish("room:lobby", payload('P', 1, 32));
+        swarm.count(|m| m.tally('P').received >= 1) >= inside
+    });
+    assert_eq!(open(), inside);
+}
 
 fn without_descriptors_accepting_pauses_without_spinning_and_recovers(driver: Driver) {
     let server =

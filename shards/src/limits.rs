@@ -9,7 +9,8 @@ use std::time::Duration;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bounds {
     /// Connections per process, handshakes included. At the bound accepting pauses and the kernel's backlog holds
-    /// newcomers, but for those of the admin address; counter `corecast_accept_pauses_total`. Default 1,000,000: the descriptor limit binds first.
+    /// newcomers, but for those of the admin address; counter `corecast_accept_pauses_total`. Default 1,000,000; never more
+    /// than the descriptor limit leaves beside [`DESCRIPTORS_RESERVED`].
     pub connections_max: usize,
     /// Bytes of one message from a client, over all its fragments; judged from the frame header. Close 1009, counter
     /// `corecast_connections_closed_total{reason="message_too_big"}`.
@@ -77,6 +78,12 @@ impl Default for EngineBounds {
 pub const KIB: usize = 1024;
 /// 1,048,576 bytes.
 pub const MIB: usize = 1024 * KIB;
+
+/// Descriptors of the process that clients don't get: standard streams, logs, the Redis link and its next connection
+/// (a link that lost its descriptors to clients would never come back).
+pub const DESCRIPTORS_RESERVED: usize = 24;
+/// The same for each shard: runtime, fan-out ring, doorbells, yields, listeners.
+pub const DESCRIPTORS_RESERVED_PER_SHARD: usize = 16;
 
 /// Shards in one process: the width of a room's interest mask.
 pub const SHARDS_MAX: usize = 64;

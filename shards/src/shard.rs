@@ -233,14 +233,11 @@ impl Shard {
         &self.setup.metrics.shards[self.index as usize]
     }
 
-    /// Shards of the process.
-    pub fn shards_len(&self) -> usize {
-        self.setup.metrics.shards.len()
-    }
-
-    /// The bounds in force.
-    pub fn bounds(&self) -> &crate::limits::Bounds {
-        &self.setup.bounds
+    /// Whether the shards of the process have as many connections as it may have. What another shard accepts at this moment
+    /// may go over it.
+    pub fn is_process_full(&self) -> bool {
+        let connections = self.setup.metrics.sum(|shard| shard.connections.value());
+        connections >= self.setup.bounds.connections_max as u64
     }
 
     /// Whether the server is leaving.

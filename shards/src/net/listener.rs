@@ -134,6 +134,11 @@ pub async fn accept_all(core: SharedCore, listener: Rc<Listener>) {
         for _ in 0..ACCEPT_BATCH_MAX {
             if listener.index != ADMIN && is_full(&core) {
                 core.borrow().shard.metrics().accept_pauses.add(1);
+                if !std::mem::replace(&mut exhausted, true) {
+                    tracing::warn!(
+                        "accepting pauses: the bound of connections is reached; raise connections_max or the descriptor limit (LimitNOFILE, ulimit -n)"
+                    );
+                }
                 monoio::time::sleep(PAUSE).await;
                 continue;
             }
@@ -158,12 +163,11 @@ pub async fn accept_all(core: SharedCore, listener: Rc<Listener>) {
     }
 }
 
-/// At the bound of connections the kernel's queue holds newcomers. The bound is the process's, split evenly. The admin
-/// address is not held to it, so that a full server can still be asked how it is.
+/// At the bound of connections the kernel's queue holds newcomers. The bound is the process's; its shards look at each
+/// other's numbers, because SO_REUSEPORT doesn't spread evenly. The admin address is not held to it, so that a full server
+/// can still be asked how it is.
 fn is_full(core: &SharedCore) -> bool {
-    let core = core.borrow();
-    let shards = core.shard.shards_len();
-    core.shard.connections_len() >= core.shard.bounds().connections_max.div_ceil(shards)
+    core.borrow().shard.is_process_full()
 }
 
 fn admit(core: &SharedCore, fd: OwnedFd, listener: u8) {

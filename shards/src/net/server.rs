@@ -9,6 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use core_affinity::CoreId;
+use rustix::process::{Resource, getrlimit};
 
 use super::connection::Clock;
 use super::listener::bind;
@@ -16,7 +17,7 @@ use super::ring::{Bell, RelayEnd, pair};
 use super::runtime::{Driver, NoIoUring, ShardParts, block_on, choose, run_shard};
 use crate::auth::Gate;
 use crate::config::{Config, ShardCount};
-use crate::limits::SHARDS_MAX;
+use crate::limits::{DESCRIPTORS_RESERVED, DESCRIPTORS_RESERVED_PER_SHARD, SHARDS_MAX};
 use crate::metrics::{Identity, Metrics};
 use crate::setup::Setup;
 use crate::shard::{ADMIN, Shard};
@@ -76,6 +77,12 @@ pub struct Server {
     shards_left: Arc<AtomicUsize>,
 }
 
+/// Connections that the descriptor limit leaves space for.
+fn connections_that_fit(shards: usize) -> usize {
+    let limit = getrlimit(Resource::Nofile).current.map_or(usize::MAX, |limit| limit as usize);
+    limit.saturating_sub(DESCRIPTORS_RESERVED + shards * DESCRIPTORS_RESERVED_PER_SHARD).max(1)
+}
+
 /// Cores for the shards and, where one is left, for the relay.
 fn plan_cores(config: &Config) -> Result<(Vec<usize>, Option<usize>), StartError> {
     let usable: Vec<usize> =
@@ -110,7 +117,9 @@ impl Server {
         let (listen, admin, sockets) = bind_all(config, cores.len())?;
         let loopback_only = listen.iter().chain(&admin).all(|address| address.ip().is_loopback());
         let metrics = Arc::new(Metrics::new(cores.len(), identity(config, driver), config.plain_metrics));
-        let setup = Arc::new(Setup::new(config, Gate::new(key, loopback_only), metrics));
+        let mut setup = Setup::new(config, Gate::new(key, loopback_only), metrics);
+        setup.bounds.connections_max = setup.bounds.connections_max.min(connections_that_fit(cores.len()));
+        let setup = Arc::new(setup);
         let clock = Clock::start();
         let relay_bell = Bell::new().map_err(thread_error("relay"))?;
         let shards_left = Arc::new(AtomicUsize::new(cores.len()));
