@@ -192,8 +192,15 @@ fn update_process_metrics(metrics: &Arc<Metrics>) {
         let kib: u64 = kib;
         process.resident_bytes.set(kib * 1024);
     }
-    if let Ok(entries) = fs::read_dir("/proc/self/fd") {
-        process.open_fds.set(entries.count() as u64);
+    // The directory's size is their number from Linux 6.2 on, and 0 before. Counting looks at every socket: tens of
+    // milliseconds of each second at 100,000 connections.
+    match fs::metadata("/proc/self/fd").map_or(0, |directory| directory.len()) {
+        0 => {
+            if let Ok(entries) = fs::read_dir("/proc/self/fd") {
+                process.open_fds.set(entries.count() as u64);
+            }
+        }
+        descriptors => process.open_fds.set(descriptors),
     }
     if let Some(limit) = descriptor_limit() {
         process.max_fds.set(limit);
