@@ -88,6 +88,10 @@ pub const DESCRIPTORS_RESERVED_PER_SHARD: usize = 16;
 /// Shards in one process: the width of a room's interest mask.
 pub const SHARDS_MAX: usize = 64;
 
+/// The most that `rooms_per_connection_max` may be: a gathered send has a buffer for each dirty room of its connection, and
+/// the kernel takes 1,024 (`UIO_MAXIOV`; above, sendmsg says EMSGSIZE and the connection would be taken for broken).
+pub const ROOMS_PER_CONNECTION_LIMIT: usize = 1024;
+
 /// Bytes of a request head (request line and fields). Above: 431. FIELD: head at most 16 KiB.
 pub const HEAD_BYTES_MAX: usize = 16 * KIB;
 /// Header fields of a request. Above: 431.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::input::{Input, Wrong, address_text, parse_address};
 use super::units::{DURATION_MAX, duration_text, size_text};
 use super::{BrokerChoice, Config, DriverChoice, Health, LogFormat, Origins, RedisTarget, ShardCount};
-use crate::limits::{PAYLOAD_BYTES_MAX, SHARDS_MAX};
+use crate::limits::{PAYLOAD_BYTES_MAX, ROOMS_PER_CONNECTION_LIMIT, SHARDS_MAX};
 
 /// One row of [`SETTINGS`].
 pub struct Setting {
@@ -374,7 +374,10 @@ pub const SETTINGS: &[Setting] = &[
         name: "rooms_per_connection_max",
         help: "Rooms one connection may be in; above: the join is refused",
         apply: |draft, input| {
-            set(&mut draft.config.bounds.rooms_per_connection_max, input.count(1..=usize::MAX))
+            set(
+                &mut draft.config.bounds.rooms_per_connection_max,
+                input.count(1..=ROOMS_PER_CONNECTION_LIMIT),
+            )
         },
         toml: |config| Some(config.bounds.rooms_per_connection_max.to_string()),
         ..BOUND_COUNT
