@@ -613,7 +613,10 @@ impl Shard {
         let Some(connection) = self.connections.at_mut(slot) else { return };
         let silent = now.ticks().saturating_sub(connection.heard);
         match connection.phase {
-            Phase::Head if silent >= handshake => self.close(id, CloseReason::HandshakeTimeout, wire, now),
+            // A broker that lives and never confirms a channel must not hold a socket for ever.
+            Phase::Head | Phase::Joining if silent >= handshake => {
+                self.close(id, CloseReason::HandshakeTimeout, wire, now)
+            }
             Phase::Open if connection.ping > 0 && silent >= pong => {
                 self.close(id, CloseReason::PongTimeout, wire, now)
             }

@@ -16,6 +16,9 @@ use crate::redis::PublishError;
 use crate::relay::{BrokerCommand, BrokerState, Outlet, PublishFailure, Relay};
 use crate::setup::Setup;
 
+/// How often, and how many times, Redis is waited for with the last publications of a drain: half a second in all.
+const LAST_ANSWERS_POLL: Duration = Duration::from_millis(20);
+const LAST_ANSWERS_POLLS: u32 = 25;
 /// How often rooms are looked after.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -201,8 +204,16 @@ async fn run(
         }
         sleeper.wait(|| driver.borrow().has_work() || is_over()).await;
     }
+    // What the shards said last still goes out, and is waited for a little.
+    while driver.borrow_mut().take_commands() {}
     let link = driver.borrow().link.clone();
     if let Some(link) = link {
+        for _ in 0..LAST_ANSWERS_POLLS {
+            if link.publishes_inflight() == 0 {
+                break;
+            }
+            monoio::time::sleep(LAST_ANSWERS_POLL).await;
+        }
         link.shutdown();
         link.stopped().await;
     }

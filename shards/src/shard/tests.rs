@@ -573,3 +573,15 @@ fn batches_that_take_too_long_become_smaller_and_grow_again() {
     }
     assert_eq!(steps(&mut bench), 1);
 }
+
+#[test]
+fn who_waits_too_long_for_a_room_is_given_up() {
+    let mut bench = Bench::new();
+    let id = bench.accept(1);
+    assert_eq!(bench.receive(id, &handshake("a")), Next::Pause);
+    bench.sweep_after(Duration::from_secs(5));
+    assert!(bench.shard.connection(id).is_some_and(|c| c.reason.is_none()));
+    bench.sweep_after(Duration::from_secs(6));
+    assert_eq!(bench.shard.connection(id).and_then(|c| c.reason), Some(CloseReason::HandshakeTimeout));
+    assert!(bench.shard.actions.contains(&Action::Resume(id)), "its reading goes on, to its end");
+}
