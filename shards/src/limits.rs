@@ -58,6 +58,8 @@ pub struct EngineBounds {
     pub backlog_bytes_max: usize,
     /// See [`SPILL_ITEMS_MAX`].
     pub spill_items_max: usize,
+    /// See [`LOG_ROOMS_MAX`].
+    pub log_rooms_max: usize,
 }
 
 impl Default for EngineBounds {
@@ -70,6 +72,7 @@ impl Default for EngineBounds {
             window_bytes_max: SHARD_WINDOW_BYTES_MAX,
             backlog_bytes_max: SHARD_BACKLOG_BYTES_MAX,
             spill_items_max: SPILL_ITEMS_MAX,
+            log_rooms_max: LOG_ROOMS_MAX,
         }
     }
 }
@@ -173,6 +176,9 @@ pub const ROOM_LINGER: Duration = Duration::from_secs(5);
 
 /// Bytes of all windows of a shard. Over it the connection furthest behind goes first: `slow_shard_budget`.
 pub const SHARD_WINDOW_BYTES_MAX: usize = 64 * MIB;
+/// Rooms of a node that exist only for their history. Over it a publication for a room that nobody is in is not kept and
+/// counts as unrouted. 262,144 rooms x about 250 B = 64 MiB beside the frames, which [`NODE_LOG_BYTES_MAX`] bounds.
+pub const LOG_ROOMS_MAX: usize = 262_144;
 /// Bytes of all logs of record of a node. Over it every log loses its oldest eighth.
 pub const NODE_LOG_BYTES_MAX: usize = 256 * MIB;
 

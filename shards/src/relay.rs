@@ -374,6 +374,12 @@ impl Relay {
 
     // ---- publications
 
+    /// Whether a room that nobody is in gets a log.
+    fn keeps_history_of(&self, room: &str) -> bool {
+        let class = self.setup.routes.class(self.setup.routes.class_of(room));
+        class.history.frames > 0 && self.rooms.len() < self.setup.engine.log_rooms_max
+    }
+
     /// Gives a publication its place and sends it to every interested shard.
     pub fn place(
         &mut self,
@@ -389,7 +395,7 @@ impl Relay {
         }
         let index = match self.find(room) {
             Some(index) => index,
-            None if self.setup.routes.class(self.setup.routes.class_of(room)).history.frames > 0 => {
+            None if self.keeps_history_of(room) => {
                 let index = self.room_named(room.into());
                 self.note_idle(index, now);
                 index

@@ -168,6 +168,7 @@ fn setup(random: &mut Random, local: bool, pattern: bool, shards: usize) -> Arc<
         window_bytes_max: if random.chance(50) { 150 } else { 1 << 20 },
         backlog_bytes_max: 60 + random.below(300),
         spill_items_max: 3 + random.below(6),
+        ..EngineBounds::default()
     };
     Arc::new(setup)
 }

@@ -32,7 +32,9 @@ fn relay_with(broker_state: BrokerState) -> Relay {
     let log = RoomClass { name: "log-*".to_owned(), history, ..RoomClass::default() };
     let config = Config { rooms: vec![log, RoomClass::default()], ..Config::default() };
     let metrics = Arc::new(Metrics::new(1, Identity::default(), false));
-    Relay::new(Arc::new(Setup::new(&config, Gate::new(None, true), metrics)), broker_state, 0)
+    let mut setup = Setup::new(&config, Gate::new(None, true), metrics);
+    setup.engine.log_rooms_max = 3;
+    Relay::new(Arc::new(setup), broker_state, 0)
 }
 
 fn rooms_at(relay: &mut Relay, seconds: u64) -> u64 {
@@ -49,6 +51,17 @@ fn a_log_without_readers_lives_until_its_last_publication_is_too_old() {
     }
     assert_eq!((rooms_at(&mut relay, 159), relay.log_bytes > 0), (1, true));
     assert_eq!((rooms_at(&mut relay, 161), relay.log_bytes), (0, 0));
+}
+
+#[test]
+fn publications_to_ever_new_names_make_no_more_rooms_than_the_bound() {
+    let mut relay = relay();
+    for name in 0..9 {
+        relay.place(&format!("log-{name}"), b"x", None, &mut Nowhere, Micros(SECOND));
+    }
+    assert_eq!(rooms_at(&mut relay, 2), 3);
+    assert_eq!(relay.metrics().publications_unrouted.value(), 6);
+    assert!(matches!(relay.place("log-0", b"x", None, &mut Nowhere, Micros(SECOND)), Outcome::Placed { .. }));
 }
 
 #[test]
