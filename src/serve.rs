@@ -131,6 +131,7 @@ fn write_ports_file(path: &Path, server: &Server) -> anyhow::Result<()> {
     let content = serde_json::json!({
         "pid": std::process::id(),
         "listen": server.listen.first().map(ToString::to_string),
+        "listeners": server.listen.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "admin": server.admin.map(|address| address.to_string()),
     });
     let beside = path.with_extension(format!("{}.new", std::process::id()));

@@ -58,7 +58,7 @@ pub struct Config {
     pub driver: DriverChoice,
     /// How long a drain may take. Default 10 s.
     pub drain: Duration,
-    /// Written whole, as JSON `{"pid","listen","admin"}`, when the server is ready.
+    /// Written whole, as JSON `{"pid","listen","listeners","admin"}`, `listen` being the first of `listeners`, when the server is ready.
     pub ports_file: Option<PathBuf>,
     /// Form of the log lines.
     pub log_format: LogFormat,
@@ -72,6 +72,17 @@ pub struct Config {
     pub echo_route: bool,
     /// Name of this node in envelopes and service channels. Default: random, 16 hex digits.
     pub node_id: String,
+    /// Every so often one info line says what happened since the last: publications, deliveries, drops, connections, rooms.
+    /// Default 0: never. A line in which nothing moved is left out.
+    pub report_interval: Duration,
+    /// Log each WebSocket's coming and going at info, with user, room, remote address and how many of the room remain on its
+    /// shard; otherwise at debug. Costs a line per connect and leave. Default false.
+    pub log_connections: bool,
+    /// Domains that judge what ingestors send: `trading`, `chat`, `common`. Default none: any JSON object with a `type` and a
+    /// `room` is an event.
+    pub domains: Vec<String>,
+    /// JSON files, each a domain made of a schema.
+    pub domain_files: Vec<PathBuf>,
     /// What `/healthz` says.
     pub health: Health,
     /// Add event-fanout's `rooms`, `clients` and `dropped_messages` to `/metrics`. Default false.
@@ -191,6 +202,10 @@ impl Default for Config {
             origins: Origins::SameHost,
             echo_route: false,
             node_id: "0000000000000000".to_owned(),
+            report_interval: Duration::ZERO,
+            log_connections: false,
+            domains: Vec::new(),
+            domain_files: Vec::new(),
             health: Health::Alive,
             plain_metrics: false,
             bounds: Bounds::default(),
@@ -209,7 +224,7 @@ pub struct Route {
     pub path: String,
     /// The route applies only to requests that carry this query parameter.
     pub when_query: Option<String>,
-    /// Room to join, out of the request.
+    /// Room to join, out of the request. Empty where the route has none: such connections join by message.
     pub room: Template,
     /// The room's text is a list with this between its members, and the connection joins all of them (at most
     /// [`Bounds::rooms_per_connection_max`]). On the raw dialect nothing tells the rooms of what arrives apart, and such a
@@ -220,8 +235,15 @@ pub struct Route {
     pub space: String,
     /// Name of the user, out of the request; absent parameters leave it empty.
     pub user: Option<Template>,
+    /// Characters that neither the room's nor the user's text may hold: 400. For users whose names become part of a
+    /// channel in which these characters separate.
+    pub forbid: Option<String>,
     /// Who may publish through the connection.
     pub publish: Publish,
+    /// What the connection is there for; the JSON dialect only.
+    pub role: Role,
+    /// The handshake needs the key of [`Config::api_key_file`], where one is configured: 401 without.
+    pub key: bool,
     /// How entries look on the wire.
     pub dialect: Dialect,
     /// Whether a connection hears what it published itself. Default true.
@@ -244,7 +266,10 @@ impl Default for Route {
             separator: None,
             space: String::new(),
             user: None,
+            forbid: None,
             publish: Publish::Any,
+            role: Role::Consumer,
+            key: false,
             dialect: Dialect::Raw,
             hear_self: true,
             missing: None,
@@ -256,9 +281,9 @@ impl Default for Route {
 
 /// A text with places, for example `user:{query.username}`.
 ///
-/// Places: `{query.x} {path.x} {1} {json.x} {claim.x} {node_id}`; of these `path`, `json` and `claim` are refused, by name,
-/// until something implements them.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Places: `{query.x} {path.x} {1} {json.x} {claim.x} {node_id}`; of these `path` and `claim` are refused, by name, until
+/// something implements them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Template {
     /// Literal and place in turn.
     pub parts: Vec<TemplatePart>,
@@ -273,6 +298,8 @@ pub enum TemplatePart {
     Query(String),
     /// `{1}`: what the pattern's `*` matched in a channel's name.
     Wildcard,
+    /// `{json.x}`: the string member `x` of the JSON object that arrived.
+    Json(String),
     /// `{node_id}`.
     NodeId,
 }
@@ -282,6 +309,8 @@ pub enum TemplatePart {
 pub enum Publish {
     /// Nobody: a data frame closes the connection with 1008.
     None,
+    /// Nobody: a data frame is thrown away and counted. For systems whose clients may say what they like.
+    Ignore,
     /// Members, to the rooms they are in.
     Member,
     /// Anybody who got in.
@@ -293,8 +322,19 @@ pub enum Publish {
 pub enum Dialect {
     /// The payload and nothing else.
     Raw,
+    /// `{"type","room","data"}` both ways; connections join and leave by message.
+    Json,
     /// The debug route `/echo`: no room, each message comes back.
     Echo,
+}
+
+/// See [`Route::role`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Joins rooms, hears them, and may send a `message` to those it is in.
+    Consumer,
+    /// Sends events of the domains and never joins.
+    Ingestor,
 }
 
 /// How much is kept of the rooms of a name, and what slowness means in them (table `[[room]]`).
@@ -370,12 +410,18 @@ pub enum SlowPolicy {
 pub struct Source {
     /// How the channels are subscribed.
     pub subscribe: Subscribe,
+    /// Variable that, where it is set, names the channel instead; only for one fixed channel.
+    pub variable: Option<String>,
     /// Room of a channel, for example `{1}`.
     pub room: Template,
     /// Name space of the room, as in [`Route::space`].
     pub space: String,
     /// What a member receives of a payload.
     pub deliver: Deliver,
+    /// How this node's own publications come to its members.
+    pub own: Own,
+    /// The newest event of each room that a domain marks so, kept in Redis for newcomers.
+    pub last_value: Option<LastValue>,
 }
 
 impl Default for Source {
@@ -383,11 +429,35 @@ impl Default for Source {
     fn default() -> Self {
         Self {
             subscribe: Subscribe::OnDemand { prefix: "room:".to_owned(), suffix: String::new() },
+            variable: None,
             room: Template { parts: vec![TemplatePart::Wildcard] },
             space: String::new(),
             deliver: Deliver::Raw,
+            own: Own::Echo,
+            last_value: None,
         }
     }
+}
+
+/// See [`Source::own`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Own {
+    /// When Redis returns them: one order on all nodes. While the subscription is broken, here and once.
+    Echo,
+    /// At once, before Redis has them; what Redis returns names its origin and is ignored.
+    Origin,
+}
+
+/// See [`Source::last_value`]. Written when an event is ingested and at no other time; read for each newcomer, and only from
+/// Redis, so that its end means something.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LastValue {
+    /// Key in Redis: the room's plain name follows it.
+    pub prefix: String,
+    /// How long Redis keeps it. Default 30 s.
+    pub ttl: Duration,
+    /// A write that Redis hasn't been sent within this time is given up, and counted. Default 50 ms.
+    pub timeout: Duration,
 }
 
 /// See [`Source::subscribe`]. A client's text never becomes part of a pattern.
@@ -411,6 +481,10 @@ pub enum Deliver {
     Field(String),
     /// `{"room":..,"data":..}` around the payload.
     Wrap,
+    /// A JSON object `{"room","type","data","origin","instance_id"}`: members get `data`, and dialects with an envelope also
+    /// `type`. Anything else as it is. Own publications leave in this form, their `origin` and `instance_id` this node's
+    /// name.
+    Event,
 }
 
 impl std::fmt::Debug for RedisTarget {

@@ -12,7 +12,7 @@ use crate::config::Deliver;
 /// What members receive of `payload`. Anything that is not the expected envelope goes out as it is.
 pub fn unwrap<'a>(deliver: &Deliver, room: &str, payload: &'a [u8]) -> Cow<'a, [u8]> {
     match deliver {
-        Deliver::Raw => Cow::Borrowed(payload),
+        Deliver::Raw | Deliver::Event => Cow::Borrowed(payload),
         Deliver::Field(name) => match string_field(payload, name) {
             Some(Cow::Borrowed(text)) => Cow::Borrowed(text.as_bytes()),
             Some(Cow::Owned(text)) => Cow::Owned(text.into_bytes()),

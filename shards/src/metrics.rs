@@ -234,6 +234,7 @@ table! {
         http_requests: Number, "counter", "corecast_http_requests_total", "Plain HTTP requests answered, errors included.";
         http_errors: Number, "counter", "corecast_http_errors_total", "Requests answered with a status of 400 or more.";
         messages_received: Number, "counter", "corecast_messages_received_total", "Data messages from clients.";
+        messages_ignored: Number, "counter", "corecast_messages_ignored_total", "Data messages from clients whose route ignores what they say.";
         received_bytes: Number, "counter", "corecast_received_bytes_total", "Bytes read from clients.";
         reads_paused: Number, "counter", "corecast_reads_paused_total", "Times a connection was not read for a while because its control lane or the ring to the relay was full.";
         publications: Number, "counter", "corecast_shard_publications_total", "Publications that shards took from their rings.";

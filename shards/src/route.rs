@@ -12,7 +12,7 @@
 use std::borrow::Cow;
 
 use crate::config::{
-    Config, Deliver, Dialect, Publish, RoomClass, Route, Source, Subscribe, Template, TemplatePart,
+    Config, Deliver, Dialect, Publish, Role, RoomClass, Route, Source, Subscribe, Template, TemplatePart,
 };
 use crate::limits::{ROOM_NAME_BYTES_MAX, TABLES_MAX, USER_NAME_BYTES_MAX};
 
@@ -40,7 +40,7 @@ pub struct Routes {
 pub struct Resolved {
     /// Index into [`Config::routes`]; its length for `/echo`.
     pub route_index: usize,
-    /// Full names of the rooms, each once; none only under [`Dialect::Echo`].
+    /// Full names of the rooms, each once; none under [`Dialect::Echo`], and where the route leaves joining to messages.
     pub rooms: Vec<String>,
     /// Name of the user, empty where the route or the request names none.
     pub user: String,
@@ -48,6 +48,12 @@ pub struct Resolved {
     pub publish: Publish,
     /// See [`Route::dialect`].
     pub dialect: Dialect,
+    /// See [`Route::role`].
+    pub role: Role,
+    /// See [`Route::key`].
+    pub key: bool,
+    /// See [`Route::space`].
+    pub space: String,
     /// See [`Route::hear_self`].
     pub hear_self: bool,
     /// See [`Route::ping`]: `None` is [`Bounds::ping_interval`](crate::limits::Bounds::ping_interval).
@@ -84,6 +90,12 @@ pub enum RouteError<E> {
         found: usize,
         /// [`Bounds::rooms_per_connection_max`](crate::limits::Bounds::rooms_per_connection_max).
         due: usize,
+    },
+    /// 400: a name holds what [`Route::forbid`] names.
+    #[error("found {found:?} in a name, which may not hold it here")]
+    Forbidden {
+        /// The character.
+        found: char,
     },
     /// 400: the user's name is too long or holds control characters.
     #[error(
@@ -209,10 +221,11 @@ impl Routes {
         query: impl Fn(&str) -> Result<Option<Cow<'q, str>>, RouteError<E>>,
     ) -> Result<Resolved, RouteError<E>> {
         let mut rooms = Vec::new();
-        if route.dialect != Dialect::Echo {
+        if !route.room.parts.is_empty() {
             let parameter =
                 |name: &str| query(name)?.ok_or_else(|| RouteError::Missing(missing_parameter(name)));
             let text = self.filled(&route.room, parameter)?;
+            not_forbidden(route, &text)?;
             rooms = self.listed(route, &text)?;
         }
         let user = match &route.user {
@@ -222,12 +235,16 @@ impl Routes {
         if user.len() > USER_NAME_BYTES_MAX || user.chars().any(char::is_control) {
             return Err(RouteError::User { bytes: user.len() });
         }
+        not_forbidden(route, &user)?;
         Ok(Resolved {
             route_index,
             rooms,
             user,
             publish: route.publish,
             dialect: route.dialect,
+            role: route.role,
+            key: route.key,
+            space: route.space.clone(),
             hear_self: route.hear_self,
             ping: route.ping,
         })
@@ -266,8 +283,8 @@ impl Routes {
                 TemplatePart::Literal(literal) => text.push_str(literal),
                 TemplatePart::Query(name) => text.push_str(&parameter(name)?),
                 TemplatePart::NodeId => text.push_str(&self.node_id),
-                // Only sources' templates hold it.
-                TemplatePart::Wildcard => {}
+                // Only sources' templates hold them.
+                TemplatePart::Wildcard | TemplatePart::Json(_) => {}
             }
         }
         Ok(text)
@@ -344,7 +361,7 @@ impl CompiledSource {
                 TemplatePart::Literal(literal) => text.push_str(literal),
                 TemplatePart::NodeId => text.push_str(node_id),
                 // Only routes' templates hold it.
-                TemplatePart::Query(_) => {}
+                TemplatePart::Query(_) | TemplatePart::Json(_) => {}
             }
         }
         texts.push(text);
@@ -447,6 +464,14 @@ fn joined<'a>(prefix: &str, middle: &'a str, suffix: &str) -> Cow<'a, str> {
     Cow::Owned([prefix, middle, suffix].concat())
 }
 
+fn not_forbidden<E>(route: &Route, text: &str) -> Result<(), RouteError<E>> {
+    let forbidden = route.forbid.as_deref().unwrap_or_default();
+    match text.chars().find(|c| forbidden.contains(*c)) {
+        Some(found) => Err(RouteError::Forbidden { found }),
+        None => Ok(()),
+    }
+}
+
 fn missing_sentence(route: &Route) -> String {
     match (&route.missing, &route.when_query) {
         (Some(sentence), _) => sentence.clone(),
@@ -463,6 +488,7 @@ fn echo_route() -> Route {
     Route {
         path: ECHO_PATH.to_owned(),
         when_query: None,
+        room: Template::default(),
         publish: Publish::Any,
         dialect: Dialect::Echo,
         ..Route::default()

@@ -36,6 +36,9 @@ pub fn page(setup: &Setup, ledger: &Ledger) -> String {
             "stalled": metrics.sum(|s| s.stalled.value()),
             "closed": totals(|value| metrics.sum(|s| s.closed.value(value))),
         },
+        // The two numbers that the broadcaster's users look for, under their names.
+        "clients": metrics.sum(|s| s.connections.value()),
+        "events": relay.publications_received.value() + relay.publications_unrouted.value(),
         "rooms": metrics.sum(|s| s.rooms.value()),
         "subscriptions": metrics.sum(|s| s.subscriptions.value()),
         "ledger": {

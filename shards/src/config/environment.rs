@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use super::RedisTarget;
-use super::input::{Input, parse_address};
+use super::input::{Input, parse_listener};
 use super::layers::{ConfigError, Layer, Origin, Warning};
 use super::nearest::nearest;
 use super::settings::{SETTINGS, Setting};
@@ -88,8 +88,8 @@ impl Candidate {
         match self.setting {
             "redis" => self.text.parse::<RedisTarget>().ok().map(|target| target.to_string()),
             _ => {
-                let addresses: Result<Vec<SocketAddr>, _> =
-                    self.text.split(',').map(|text| parse_address(text.trim())).collect();
+                let addresses: Result<Vec<_>, _> =
+                    self.text.split(',').map(|text| parse_listener(text.trim())).collect();
                 addresses.ok().map(|_| self.text.clone())
             }
         }
@@ -103,8 +103,8 @@ impl Candidate {
                 target(&self.text) == target(&other.text)
             }
             _ => {
-                let addresses = |text: &str| -> Option<Vec<SocketAddr>> {
-                    text.split(',').map(|text| parse_address(text.trim()).ok()).collect()
+                let addresses = |text: &str| -> Option<Vec<(SocketAddr, Option<String>)>> {
+                    text.split(',').map(|text| parse_listener(text.trim()).ok()).collect()
                 };
                 addresses(&self.text) == addresses(&other.text)
             }

@@ -15,11 +15,12 @@ use super::nearest::{hint, nearest};
 use super::settings::{SETTINGS, Setting, Table};
 use super::template::Places;
 use super::{
-    Deliver, Dialect, History, Publish, RoomClass, Route, Slow, SlowPolicy, Source, Subscribe, Template,
-    TemplatePart,
+    Deliver, Dialect, History, LastValue, Own, Publish, Role, RoomClass, Route, Slow, SlowPolicy, Source,
+    Subscribe, Template, TemplatePart,
 };
 use crate::limits::{
-    MISSING_BYTES_MAX, NODE_LOG_BYTES_MAX, ROOM_NAME_BYTES_MAX, SHARD_WINDOW_BYTES_MAX, SPACE_BYTES_MAX,
+    CHANNEL_BYTES_MAX, MISSING_BYTES_MAX, NODE_LOG_BYTES_MAX, ROOM_NAME_BYTES_MAX, SHARD_WINDOW_BYTES_MAX,
+    SPACE_BYTES_MAX,
 };
 use crate::route::is_name;
 
@@ -29,8 +30,11 @@ const ROUTE_KEYS: &[&str] = &[
     "room",
     "space",
     "user",
+    "forbid",
     "publish",
     "dialect",
+    "role",
+    "key",
     "hear_self",
     "separator",
     "missing",
@@ -38,7 +42,14 @@ const ROUTE_KEYS: &[&str] = &[
     "preset",
 ];
 const ROOM_KEYS: &[&str] = &["name", "space", "history", "slow"];
-const SOURCE_KEYS: &[&str] = &["redis", "room", "space", "deliver", "own"];
+const SOURCE_KEYS: &[&str] = &["redis", "variable", "room", "space", "deliver", "own", "last_value"];
+const LAST_VALUE_KEYS: &[&str] = &["prefix", "ttl", "timeout"];
+const PUBLISHES: &[(&str, Publish)] = &[
+    ("none", Publish::None),
+    ("ignore", Publish::Ignore),
+    ("member", Publish::Member),
+    ("any", Publish::Any),
+];
 const HISTORY_KEYS: &[&str] = &["frames", "bytes", "age"];
 const SLOW_KEYS: &[&str] = &["policy", "disconnect_after", "frames", "bytes", "age"];
 
@@ -168,7 +179,14 @@ impl Reader<'_> {
         let when_query = self.optional(fields, "when_query", |input| {
             input.line("the name of a query parameter").map(str::to_owned)
         });
-        let room = self.required(fields, "room", |input| room_template(input, Places::Request));
+        let dialect = self.optional(fields, "dialect", dialect).unwrap_or(Dialect::Raw);
+        let is_json = dialect == Dialect::Json;
+        let room = |input: &Input| room_template(input, Places::Request);
+        // Connections of the JSON dialect may join by message instead.
+        let room = match is_json && !fields.values.contains_key("room") {
+            true => Some(Template::default()),
+            false => self.required(fields, "room", room),
+        };
         let separator = self.optional(fields, "separator", |input| {
             let due = "one character that separates the rooms of a list, for example \",\"";
             let mut characters = input.line(due)?.chars();
@@ -179,10 +197,19 @@ impl Reader<'_> {
         });
         let space = self.optional(fields, "space", space);
         let user = self.optional(fields, "user", |input| template(input, Places::Request));
-        let publish = self.optional(fields, "publish", |input| {
-            input.one_of(&[("none", Publish::None), ("member", Publish::Member), ("any", Publish::Any)])
+        let forbid = self.optional(fields, "forbid", |input| {
+            let due = "characters that a name may not hold, for example \":\"";
+            input.line(due).map(str::to_owned)
         });
-        let dialect = self.optional(fields, "dialect", dialect);
+        let publish = self.optional(fields, "publish", |input| input.one_of(PUBLISHES));
+        let role = self.optional(fields, "role", |input| {
+            if !is_json {
+                let sentence = "only the JSON dialect knows roles: add dialect = \"json\", or leave role out";
+                return Err(Wrong::Sentence(sentence.to_owned()));
+            }
+            input.one_of(&[("consumer", Role::Consumer), ("ingestor", Role::Ingestor)])
+        });
+        let key = self.optional(fields, "key", Input::boolean);
         let hear_self = self.optional(fields, "hear_self", Input::boolean);
         let missing = self.optional(fields, "missing", |input| {
             let due = format!("one line of at most {MISSING_BYTES_MAX} bytes");
@@ -200,9 +227,12 @@ impl Reader<'_> {
             separator,
             space: space.unwrap_or_default(),
             user,
+            forbid,
             // Who forgets to say who may publish has not said that anybody may.
             publish: publish.unwrap_or(Publish::None),
-            dialect: dialect.unwrap_or(Dialect::Raw),
+            role: role.unwrap_or(Role::Consumer),
+            key: key.unwrap_or(false),
+            dialect,
             hear_self: hear_self.unwrap_or(true),
             missing,
             ping,
@@ -276,21 +306,56 @@ impl Reader<'_> {
             }
         });
         let space = self.optional(fields, "space", space);
-        let deliver = self.optional(fields, "deliver", |input| Deliver::parse(input.text("\"raw\"")?));
-        self.optional(fields, "own", |input| match input.text("\"echo\"")? {
-            "echo" => Ok(()),
-            "origin" => Err(Wrong::Sentence(
-                "own = \"origin\" is not there yet: leave it out, and own publications are delivered when Redis returns \
-                 them"
-                    .to_owned(),
-            )),
-            _ => Err(input.wrong("\"echo\"")),
+        let variable = self.optional(fields, "variable", |input| {
+            let due = "the name of a variable that may name the channel instead";
+            match &subscribe {
+                Some(Subscribe::Channel(_)) | None => input.line(due).map(str::to_owned),
+                _ => Err(Wrong::Sentence(
+                    "a variable can only name the channel of \"subscribe CHANNEL\"".to_owned(),
+                )),
+            }
         });
+        let deliver = self.optional(fields, "deliver", |input| Deliver::parse(input.text("\"raw\"")?));
+        let deliver = deliver.unwrap_or(Deliver::Raw);
+        let own = self.optional(fields, "own", |input| {
+            if input.text("\"echo\"")? == "origin" {
+                let sentence = "own = \"origin\" is not there yet: leave it out, and own publications are delivered when \
+                                Redis returns them";
+                return Err(Wrong::Sentence(sentence.to_owned()));
+            }
+            let own = input.one_of(&[("echo", Own::Echo), ("origin", Own::Origin)])?;
+            if own == Own::Origin && deliver != Deliver::Event {
+                let sentence = "own = \"origin\" needs a payload that names its origin: add deliver = \"event\", or leave \
+                                own out";
+                return Err(Wrong::Sentence(sentence.to_owned()));
+            }
+            Ok(own)
+        });
+        let last_value = self.inner(fields, "last_value", LAST_VALUE_KEYS);
+        let last_value = last_value.and_then(|mut fields| self.last_value(&mut fields));
         Some(Source {
             subscribe: subscribe?,
+            variable,
             room: room?,
             space: space.unwrap_or_default(),
-            deliver: deliver.unwrap_or(Deliver::Raw),
+            deliver,
+            own: own.unwrap_or(Own::Echo),
+            last_value,
+        })
+    }
+
+    fn last_value(&mut self, fields: &mut Fields<'_>) -> Option<LastValue> {
+        let prefix = self.required(fields, "prefix", |input| {
+            let due = "what stands before the room's name in the key, for example \"last_price:\"";
+            let text = input.line(due)?;
+            if text.len() > CHANNEL_BYTES_MAX { Err(input.wrong(due)) } else { Ok(text.to_owned()) }
+        });
+        let ttl = self.optional(fields, "ttl", positive);
+        let timeout = self.optional(fields, "timeout", positive);
+        Some(LastValue {
+            prefix: prefix?,
+            ttl: ttl.unwrap_or(Duration::from_secs(30)),
+            timeout: timeout.unwrap_or(Duration::from_millis(50)),
         })
     }
 
@@ -386,6 +451,7 @@ impl<'t> Fields<'t> {
     fn title(&self) -> String {
         match self.name {
             "history" | "slow" => format!("{:?} of a [[room]]", self.name),
+            "last_value" => format!("{:?} of a [[source]]", self.name),
             name => format!("[[{name}]]"),
         }
     }

@@ -150,6 +150,14 @@ impl Input {
     }
 }
 
+/// Reads an address as [`parse_address`] does, perhaps behind the name of the preset whose own it is: `star=:8090`.
+pub fn parse_listener(text: &str) -> Result<(SocketAddr, Option<String>), Wrong> {
+    match text.split_once('=') {
+        Some((preset, address)) => Ok((parse_address(address)?, Some(preset.to_owned()))),
+        None => Ok((parse_address(text)?, None)),
+    }
+}
+
 /// Reads `127.0.0.1:8080`, `[::1]:8080`, `localhost:8080`, and `:8080` for every interface (see
 /// [`Config::listen`](super::Config::listen)).
 pub fn parse_address(text: &str) -> Result<SocketAddr, Wrong> {

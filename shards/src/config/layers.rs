@@ -10,7 +10,7 @@ use super::nearest::hint;
 use super::preset::{PRESETS, Preset, preset_layers};
 use super::settings::{BrokerKind, Combine, Draft, SETTINGS, Setting};
 use super::validate::validate;
-use super::{BrokerChoice, Config, RedisAddress, RedisTarget, RoomClass, Route, Source};
+use super::{BrokerChoice, Config, RedisAddress, RedisTarget, RoomClass, Route, Source, Subscribe};
 
 /// All that decides a configuration, as text.
 #[derive(Debug, Default)]
@@ -158,7 +158,13 @@ pub(super) fn load_with(presets: &[Preset], inputs: &Inputs<'_>) -> Result<Loade
     choose_broker(&mut draft, environment.redis_password, &mut provenance, &mut warnings);
     let mut config = draft.config;
     config.listen_presets = listen_presets(&config, &preset_layers, &presets);
+    check_listeners(&config, &presets, &provenance, &mut errors);
     config.presets = presets;
+    let mut file = file;
+    let mut preset_layers = preset_layers;
+    for layer in preset_layers.iter_mut().chain([&mut file]) {
+        name_channels(layer, &inputs.environment, &mut errors);
+    }
     merge_tables(file, preset_layers, &mut config, &mut provenance, &mut errors, &mut warnings);
     validate(&config, &provenance, &mut errors, &mut warnings);
     if errors.is_empty() {
@@ -290,7 +296,21 @@ fn choose_broker(
     }
 }
 
-/// For each address the preset whose own port it has.
+/// An address can only be the own one of a preset that is there.
+fn check_listeners(
+    config: &Config,
+    presets: &[String],
+    provenance: &Provenance,
+    errors: &mut Vec<ConfigError>,
+) {
+    for preset in config.listen_presets.iter().flatten().filter(|preset| !presets.contains(preset)) {
+        let origin = provenance.settings.get("listen").cloned().unwrap_or_default();
+        let message = format!("found the preset {preset:?}, which is not in use: name it in --preset too");
+        errors.push(origin.error("listen", message));
+    }
+}
+
+/// For each address the preset that it was given to, or else the one whose own port it has.
 fn listen_presets(config: &Config, layers: &[Layer], names: &[String]) -> Vec<Option<String>> {
     let ports: Vec<(u16, &String)> = layers
         .iter()
@@ -308,7 +328,25 @@ fn listen_presets(config: &Config, layers: &[Layer], names: &[String]) -> Vec<Op
         })
         .collect();
     let owner = |port| ports.iter().find(|(own, _)| *own == port).map(|(_, name)| (*name).clone());
-    config.listen.iter().map(|address| owner(address.port())).collect()
+    let listeners = config.listen.iter().zip(&config.listen_presets);
+    listeners.map(|(address, given)| given.clone().or_else(|| owner(address.port()))).collect()
+}
+
+/// Gives the sources whose channel a variable may name the channel that it names.
+fn name_channels(layer: &mut Layer, variables: &BTreeMap<String, String>, errors: &mut Vec<ConfigError>) {
+    for (source, origin) in &mut layer.sources {
+        let Some(variable) = &source.variable else { continue };
+        let Some(channel) = variables.get(variable).filter(|channel| !channel.is_empty()) else { continue };
+        *origin = Origin::Variable(variable.clone());
+        match Subscribe::parse(&format!("subscribe {channel}")) {
+            Ok(subscribe @ Subscribe::Channel(_)) => source.subscribe = subscribe,
+            Ok(_) => errors.push(origin.error(
+                variable,
+                format!("found {channel:?}, due the name of one channel, without a place {{1}}"),
+            )),
+            Err(wrong) => errors.push(origin.error(variable, wrong.to_string())),
+        }
+    }
 }
 
 fn merge_tables(

@@ -2,8 +2,10 @@
 //!
 //! A preset is text of the same form as a configuration file, in `presets/NAME.toml`, and one row of [`PRESETS`]. What its
 //! tables get on top: every route is also served below `/NAME`, and the tables of all but the first preset named live in
-//! a name space of the preset's name, so that rooms of different presets never meet.
+//! a name space of the preset's name, so that rooms of different presets never meet. A space that a preset's own tables
+//! name becomes a part of that one.
 
+use super::RoomClass;
 use super::file::parse_layer;
 use super::layers::{ConfigError, Layer, Origin};
 use super::nearest::hint;
@@ -11,7 +13,12 @@ use super::nearest::hint;
 /// Name and text.
 pub(super) type Preset = (&'static str, &'static str);
 
-pub(super) const PRESETS: &[Preset] = &[("event-fanout", include_str!("presets/event-fanout.toml"))];
+pub(super) const PRESETS: &[Preset] = &[
+    ("event-fanout", include_str!("presets/event-fanout.toml")),
+    ("workflow", include_str!("presets/workflow.toml")),
+    ("broadcaster", include_str!("presets/broadcaster.toml")),
+    ("star", include_str!("presets/star.toml")),
+];
 
 /// Every preset there is.
 pub fn preset_names() -> impl Iterator<Item = &'static str> + Clone {
@@ -60,11 +67,31 @@ fn preset_layer(name: &str, text: &str, is_first: bool, errors: &mut Vec<ConfigE
         route.preset = Some(name.to_owned());
     }
     if !is_first {
-        layer.routes.iter_mut().for_each(|(route, _)| route.space = name.to_owned());
-        layer.rooms.iter_mut().for_each(|(class, _)| class.space = Some(name.to_owned()));
-        layer.sources.iter_mut().for_each(|(source, _)| source.space = name.to_owned());
+        move_inside(&mut layer, name);
     }
     layer
+}
+
+/// Puts a layer's tables into the space `name`.
+fn move_inside(layer: &mut Layer, name: &str) {
+    let inside = |space: &str| match space {
+        "" => name.to_owned(),
+        space => format!("{name}.{space}"),
+    };
+    layer.routes.iter_mut().for_each(|(route, _)| route.space = inside(&route.space));
+    layer.sources.iter_mut().for_each(|(source, _)| source.space = inside(&source.space));
+    // A class for every space becomes one for each that the preset has.
+    let mut spaces: Vec<String> = layer.routes.iter().map(|(route, _)| route.space.clone()).collect();
+    spaces.sort();
+    spaces.dedup();
+    for (class, origin) in std::mem::take(&mut layer.rooms) {
+        let of_class = match &class.space {
+            Some(space) => vec![inside(space)],
+            None => spaces.clone(),
+        };
+        let copies = of_class.into_iter().map(|space| RoomClass { space: Some(space), ..class.clone() });
+        layer.rooms.extend(copies.map(|class| (class, origin.clone())));
+    }
 }
 
 #[cfg(test)]

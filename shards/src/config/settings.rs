@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::input::{Input, Wrong, address_text, parse_address};
+use super::input::{Input, Wrong, address_text, parse_address, parse_listener};
 use super::units::{DURATION_MAX, duration_text, size_text};
 use super::{BrokerChoice, Config, DriverChoice, Health, LogFormat, Origins, RedisTarget, ShardCount};
 use crate::limits::{PAYLOAD_BYTES_MAX, ROOMS_PER_CONNECTION_LIMIT, SHARDS_MAX};
@@ -98,6 +98,7 @@ const LISTENING: &str = "Listening";
 const BROKER: &str = "Broker";
 const THREADS: &str = "Threads";
 const ACCESS: &str = "Access";
+const DOMAINS: &str = "Domains";
 const PAGES: &str = "HTTP pages";
 const RUNNING: &str = "Logs and stopping";
 const BOUNDS: &str = "Bounds";
@@ -108,18 +109,31 @@ pub const SETTINGS: &[Setting] = &[
         name: "listen",
         heading: LISTENING,
         form: "ADDR:PORT,...",
-        help: "Where clients connect; \":8081\" is every interface, port 0 a free port",
+        help: "Where clients connect; \":8081\" is every interface, port 0 a free port, PRESET=ADDR:PORT that preset's own",
         apply: |draft, input| {
-            let due = "one or more ADDR:PORT, for example \"127.0.0.1:8080\" or [\":8081\", \":8084\"]";
+            let due = "one or more ADDR:PORT, for example \"127.0.0.1:8080\" or [\":8081\", \"star=:8084\"]";
             let texts = input.list(due)?;
-            draft.config.listen = texts.iter().map(|text| parse_address(text)).collect::<Result<_, _>>()?;
-            if texts.is_empty() { Err(input.wrong(due)) } else { Ok(()) }
+            let listeners: Vec<_> =
+                texts.iter().map(|text| parse_listener(text)).collect::<Result<_, _>>()?;
+            if texts.is_empty() {
+                return Err(input.wrong(due));
+            }
+            (draft.config.listen, draft.config.listen_presets) = listeners.into_iter().unzip();
+            Ok(())
         },
-        toml: |config| Some(list_toml(config.listen.iter().map(address_text))),
+        toml: |config| {
+            let listeners = config.listen.iter().zip(&config.listen_presets);
+            Some(list_toml(listeners.map(|(address, preset)| match preset {
+                // With one preset there is nobody else whose it could be.
+                Some(preset) if config.presets.len() > 1 => format!("{preset}={}", address_text(address)),
+                _ => address_text(address),
+            })))
+        },
         combine: Combine::Join(|kept, added| {
-            for address in &added.listen {
+            for (address, preset) in added.listen.iter().zip(&added.listen_presets) {
                 if !kept.listen.contains(address) {
                     kept.listen.push(*address);
+                    kept.listen_presets.push(preset.clone());
                 }
             }
         }),
@@ -284,6 +298,42 @@ pub const SETTINGS: &[Setting] = &[
         ..EMPTY
     },
     Setting {
+        name: "domains",
+        heading: DOMAINS,
+        form: "NAME,...",
+        help: "Domains that judge what ingestors send: trading, chat, common",
+        apply: |draft, input| {
+            let due = "domains' names, for example [\"trading\", \"chat\"]";
+            draft.config.domains = input.list(due)?.into_iter().map(|name| name.into_owned()).collect();
+            Ok(())
+        },
+        toml: |config| Some(array_toml(config.domains.iter().cloned())),
+        combine: Combine::Join(|kept, added| {
+            for name in &added.domains {
+                if !kept.domains.contains(name) {
+                    kept.domains.push(name.clone());
+                }
+            }
+        }),
+        ..EMPTY
+    },
+    Setting {
+        name: "domain_files",
+        heading: DOMAINS,
+        form: "PATH,...",
+        help: "JSON files, each a domain made of a schema",
+        apply: |draft, input| {
+            let due = "paths, for example [\"sensors.json\"]";
+            let paths = input.list(due)?;
+            draft.config.domain_files = paths.into_iter().map(|path| path.into_owned().into()).collect();
+            Ok(())
+        },
+        toml: |config| {
+            Some(array_toml(config.domain_files.iter().map(|path| path.to_string_lossy().into_owned())))
+        },
+        ..EMPTY
+    },
+    Setting {
         name: "echo_route",
         flag_alias: Some("echo"),
         heading: PAGES,
@@ -330,6 +380,28 @@ pub const SETTINGS: &[Setting] = &[
             Ok(())
         },
         toml: |config| Some(quoted(&config.log_level)),
+        ..EMPTY
+    },
+    Setting {
+        name: "log_connections",
+        heading: RUNNING,
+        form: "BOOL",
+        help: "Log each WebSocket's coming and going at info, with user and counts; else at debug",
+        apply: |draft, input| set(&mut draft.config.log_connections, input.boolean()),
+        toml: |config| Some(config.log_connections.to_string()),
+        combine: Combine::Join(|kept, added| kept.log_connections |= added.log_connections),
+        ..EMPTY
+    },
+    Setting {
+        name: "report_interval",
+        heading: RUNNING,
+        form: "DURATION",
+        help: "One info line this often with what was received, delivered and dropped; 0s: never",
+        apply: |draft, input| {
+            set(&mut draft.config.report_interval, input.duration(Duration::ZERO..=DURATION_MAX))
+        },
+        toml: |config| Some(quoted(&duration_text(config.report_interval))),
+        combine: Combine::Smallest(|config| config.report_interval.as_nanos()),
         ..EMPTY
     },
     Setting {
@@ -455,6 +527,12 @@ pub(super) fn quoted(text: &str) -> String {
 pub(super) fn list_toml(texts: impl Iterator<Item = String>) -> String {
     let texts: Vec<String> = texts.map(|text| quoted(&text)).collect();
     if let [text] = texts.as_slice() { text.clone() } else { format!("[{}]", texts.join(", ")) }
+}
+
+/// Texts as an array, also none and one.
+fn array_toml(texts: impl Iterator<Item = String>) -> String {
+    let texts: Vec<String> = texts.map(|text| quoted(&text)).collect();
+    format!("[{}]", texts.join(", "))
 }
 
 fn word_toml<T: PartialEq>(words: &[(&str, T)], value: T) -> Option<String> {

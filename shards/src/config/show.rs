@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::layers::{Loaded, Origin};
 use super::settings::{SETTINGS, Table, list_toml, quoted};
 use super::units::{duration_text, size_text};
-use super::{Dialect, Publish, RoomClass, Route, SlowPolicy, Source};
+use super::{Dialect, LastValue, Own, Publish, Role, RoomClass, Route, SlowPolicy, Source};
 
 /// Writes `loaded` as a file: reading it back gives the same [`Config`](super::Config), but for the password to Redis, which is `***`.
 pub fn show(loaded: &Loaded) -> String {
@@ -51,12 +51,17 @@ impl Lines {
         self.heading("[[route]]", &origin.to_string());
         self.text("path", &route.path);
         self.maybe("when_query", route.when_query.as_deref());
-        self.text("room", &route.room.to_string());
+        self.maybe("room", Some(route.room.to_string()).filter(|room| !room.is_empty()).as_deref());
         self.maybe("separator", route.separator.map(String::from).as_deref());
         self.maybe("space", Some(route.space.as_str()).filter(|space| !space.is_empty()));
         self.maybe("user", route.user.as_ref().map(ToString::to_string).as_deref());
+        self.maybe("forbid", route.forbid.as_deref());
         self.text("publish", publish_text(route.publish));
         self.text("dialect", dialect_text(route.dialect));
+        if route.dialect == Dialect::Json {
+            self.text("role", role_text(route.role));
+        }
+        self.key("key", &route.key.to_string(), "");
         self.key("hear_self", &route.hear_self.to_string(), "");
         self.maybe("missing", route.missing.as_deref());
         self.maybe("ping", route.ping.map(duration_text).as_deref());
@@ -88,9 +93,17 @@ impl Lines {
     fn source(&mut self, source: &Source, origin: &Origin) {
         self.heading("[[source]]", &origin.to_string());
         self.text("redis", &source.subscribe.to_string());
+        self.maybe("variable", source.variable.as_deref());
         self.text("room", &source.room.to_string());
         self.maybe("space", Some(source.space.as_str()).filter(|space| !space.is_empty()));
         self.text("deliver", &source.deliver.to_string());
+        self.text("own", own_text(source.own));
+        if let Some(LastValue { prefix, ttl, timeout }) = &source.last_value {
+            let (prefix, ttl) = (quoted(prefix), quoted(&duration_text(*ttl)));
+            let timeout = quoted(&duration_text(*timeout));
+            let table = format!("{{ prefix = {prefix}, ttl = {ttl}, timeout = {timeout} }}");
+            self.key("last_value", &table, "");
+        }
     }
 
     fn heading(&mut self, heading: &str, origin: &str) {
@@ -128,6 +141,7 @@ impl Lines {
 fn publish_text(publish: Publish) -> &'static str {
     match publish {
         Publish::None => "none",
+        Publish::Ignore => "ignore",
         Publish::Member => "member",
         Publish::Any => "any",
     }
@@ -136,6 +150,21 @@ fn publish_text(publish: Publish) -> &'static str {
 fn dialect_text(dialect: Dialect) -> &'static str {
     match dialect {
         Dialect::Raw => "raw",
+        Dialect::Json => "json",
         Dialect::Echo => "echo",
+    }
+}
+
+fn role_text(role: Role) -> &'static str {
+    match role {
+        Role::Consumer => "consumer",
+        Role::Ingestor => "ingestor",
+    }
+}
+
+fn own_text(own: Own) -> &'static str {
+    match own {
+        Own::Echo => "echo",
+        Own::Origin => "origin",
     }
 }

@@ -95,6 +95,7 @@ impl fmt::Display for Deliver {
             Self::Raw => f.write_str("raw"),
             Self::Field(name) => write!(f, "field:{name}"),
             Self::Wrap => f.write_str("wrap"),
+            Self::Event => f.write_str("event"),
         }
     }
 }
@@ -133,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn the_three_deliveries_are_read_and_shown() {
+    fn the_deliveries_are_read_and_shown() {
         for text in ["raw", "wrap", "field:data"] {
             assert_eq!(Deliver::parse(text).unwrap().to_string(), text);
         }

@@ -10,7 +10,7 @@ use super::{Template, TemplatePart};
 pub enum Places {
     /// A request: `{query.x}` and `{node_id}`.
     Request,
-    /// A channel's name: `{1}` and `{node_id}`.
+    /// What arrived on a channel: `{1}`, `{json.x}` and `{node_id}`.
     Channel,
 }
 
@@ -60,6 +60,11 @@ impl Template {
         literal(self.parts.last())
     }
 
+    /// Whether it holds a `{json.x}`.
+    pub fn asks_payload(&self) -> bool {
+        self.parts.iter().any(|part| matches!(part, TemplatePart::Json(_)))
+    }
+
     /// The text of a template without places.
     pub fn constant(&self) -> Option<&str> {
         match self.parts.as_slice() {
@@ -88,7 +93,13 @@ fn parse_place(name: &str, places: Places) -> Result<TemplatePart, Wrong> {
         (Some(("query", name)), _, Places::Request) if parameter(name) => {
             Ok(TemplatePart::Query(name.to_owned()))
         }
-        (Some((kind @ ("path" | "json" | "claim"), _)), _, _) => sentence(format!(
+        (Some(("json", name)), _, Places::Channel) if parameter(name) => {
+            Ok(TemplatePart::Json(name.to_owned()))
+        }
+        (Some(("json", _)), _, Places::Request) => sentence(format!(
+            "found {{{name}}}, which only sources know: a route's room comes from the request, as {{query.x}}"
+        )),
+        (Some((kind @ ("path" | "claim"), _)), _, _) => sentence(format!(
             "found {{{name}}}, but nothing fills {{{kind}.x}} yet: use {{query.x}} in routes, {{1}} in sources"
         )),
         (_, "1", Places::Request) => sentence(
@@ -108,6 +119,7 @@ impl fmt::Display for Template {
             TemplatePart::Literal(text) => f.write_str(text),
             TemplatePart::Query(name) => write!(f, "{{query.{name}}}"),
             TemplatePart::Wildcard => f.write_str("{1}"),
+            TemplatePart::Json(name) => write!(f, "{{json.{name}}}"),
             TemplatePart::NodeId => f.write_str("{node_id}"),
         })
     }
@@ -135,7 +147,7 @@ mod tests {
 
     #[test]
     fn what_nothing_fills_yet_is_refused_by_name() {
-        for place in ["path.id", "json.room", "claim.sub"] {
+        for place in ["path.id", "claim.sub"] {
             let message = Template::parse(&format!("{{{place}}}"), Places::Request).unwrap_err().to_string();
             assert!(message.contains(place) && message.contains("nothing fills"), "{message}");
         }
@@ -145,6 +157,7 @@ mod tests {
     fn a_place_of_the_other_table_says_where_it_belongs() {
         let message = |text, places| Template::parse(text, places).unwrap_err().to_string();
         assert!(message("{1}", Places::Request).contains("only sources know"));
+        assert!(message("{json.room}", Places::Request).contains("only sources know"));
         assert!(message("{query.room}", Places::Channel).contains("only routes know"));
         assert!(message("{user}", Places::Request).contains("due {query.NAME} or {node_id}"));
         assert!(message("{query.}", Places::Request).contains("due {query.NAME}"));

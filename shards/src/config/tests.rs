@@ -422,12 +422,39 @@ fn presets_are_named_by_flag_before_variable_before_file() {
 }
 
 #[test]
+fn each_of_several_presets_can_be_given_an_address_of_its_own() {
+    let given =
+        || given().preset("workflow,star").flag("listen", "star=127.0.0.1:0,workflow=127.0.0.1:0,:8090");
+    let config = given().config();
+    let owners: Vec<Option<&str>> = config.listen_presets.iter().map(Option::as_deref).collect();
+    assert_eq!(owners, [Some("star"), Some("workflow"), Some("star")], "8090 is star's own port");
+    let refused = given().flag("listen", "nosuch=127.0.0.1:0").refused();
+    assert!(refused.contains("the preset \"nosuch\", which is not in use"), "{refused}");
+}
+
+#[test]
+fn a_variable_names_the_channel_of_the_source_that_asks_for_it() {
+    let config = given().preset("star").variable("CHANNEL_NAME", "events.prod").config();
+    assert_eq!(config.sources[0].subscribe, Subscribe::Channel("events.prod".to_owned()));
+    let refused = given().preset("star").variable("CHANNEL_NAME", "a b").refused();
+    assert!(refused.starts_with("CHANNEL_NAME: ") && refused.contains("without spaces"), "{refused}");
+    let refused = given().preset("star").variable("CHANNEL_NAME", "x:{1}").refused();
+    assert!(refused.contains("due the name of one channel"), "{refused}");
+    let untouched = given().preset("workflow").variable("CHANNEL_NAME", "events.prod").config();
+    assert_eq!(untouched.sources.len(), 1);
+}
+
+#[test]
 fn an_unknown_preset_names_the_known_ones() {
     assert_eq!(
         given().preset("event-fanuot").refused(),
-        "--preset: found the preset \"event-fanuot\"; did you mean \"event-fanout\"? known: event-fanout"
+        "--preset: found the preset \"event-fanuot\"; did you mean \"event-fanout\"? known: event-fanout, workflow, \
+         broadcaster, star"
     );
-    assert_eq!(given().preset("x").refused(), "--preset: found the preset \"x\"; known: event-fanout");
+    assert_eq!(
+        given().preset("x").refused(),
+        "--preset: found the preset \"x\"; known: event-fanout, workflow, broadcaster, star"
+    );
     assert!(given().preset("event-fanout,event-fanout").refused().contains("named twice"));
 }
 
@@ -514,7 +541,7 @@ fn wrong_values_in_a_file_say_where_what_was_found_and_what_was_due() {
         ("[[route]]\npath = \"ws\"\nroom = \"r\"", "found the string \"ws\", due an exact path"),
         ("[[route]]\npath = \"/a/{id}\"\nroom = \"r\"", "due an exact path of printable ASCII"),
         ("[[route]]\npath = \"/a\"\nroom = \"{path.x}\"", "nothing fills {path.x} yet"),
-        ("[[route]]\npath = \"/a\"\nroom = \"r\"\npublish = \"all\"", "due one of none, member, any"),
+        ("[[route]]\npath = \"/a\"\nroom = \"r\"\npublish = \"all\"", "due one of none, ignore, member, any"),
         (
             "[[route]]\npath = \"/a\"\nroom = \"r\"\ndialect = \"json\"",
             "the dialect \"json\" is not there yet",

@@ -108,7 +108,8 @@ impl Shard {
             return true;
         }
         let Some(connection) = self.connection(id) else { return true };
-        if connection.phase != Phase::Open || connection.publish == config::Publish::None || connection.echo {
+        let publishes = !matches!(connection.publish, config::Publish::None | config::Publish::Ignore);
+        if connection.phase != Phase::Open || !publishes || connection.echo {
             return true;
         }
         if connection.paused & PAUSED_BY_UP == 0 {
@@ -661,6 +662,9 @@ impl Shard {
             frame.extend_from_slice(&header[..header_bytes]);
             frame.extend_from_slice(payload);
             return self.send_private(id.slot, frame.into(), wire, now);
+        }
+        if connection.publish == config::Publish::Ignore {
+            return self.metrics().messages_ignored.add(1);
         }
         // A raw message can't say which of several rooms it is for.
         let room = match (connection.publish, connection.subscriptions.as_slice()) {
