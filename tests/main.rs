@@ -8,6 +8,7 @@ mod support;
 
 mod cli;
 mod clients;
+mod dashboards;
 mod deploy;
 mod descriptors;
 mod docs;
@@ -17,6 +18,8 @@ mod event_fanout;
 mod fanout;
 mod http;
 mod join;
+mod k6;
+mod nginx;
 mod overload;
 mod processes;
 mod redis_faults;

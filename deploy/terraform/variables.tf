@@ -43,7 +43,7 @@ variable "corecast_preset" {
 variable "corecast_port" {
   description = "Port of corecast, in the container and on this host."
   type        = number
-  default     = 8085
+  default     = 8090
 
   validation {
     condition     = var.corecast_port >= 1 && var.corecast_port <= 65535

@@ -14,6 +14,7 @@ pub mod scratch;
 pub mod seccomp;
 pub mod server;
 pub mod swarm;
+pub mod tool;
 pub mod wire;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -14,6 +14,7 @@ use super::deadline::{SOON, eventually_ok};
 use super::kernel::{Confinement, confine};
 use super::program::{self, Running};
 use super::scratch::Scratch;
+use super::tool::free_port;
 
 /// Listens on a free port of 127.0.0.1 and on a unix socket; keeps nothing on disk.
 pub struct Redis {
@@ -269,11 +270,6 @@ fn spawn(port: u16, args: &[String], scratch: &Scratch) -> Running {
         )
     });
     Running(child)
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("127.0.0.1 has a free port");
-    listener.local_addr().expect("a bound socket has an address").port()
 }
 
 const PORTS_TRIED: usize = 5;
