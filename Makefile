@@ -1,6 +1,6 @@
 # `make help` says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help run build test bench image
+.PHONY: help run build test deploy-check bench image
 
 PRESET ?=
 ARGS ?=
@@ -8,7 +8,7 @@ ARGS ?=
 help: ## This list
 	@echo 'corecast: a WebSocket fan-out server for Linux'
 	@echo
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
 	@echo
 	@echo 'Variables: PRESET=event-fanout  ARGS="--listen 127.0.0.1:9000 --shards 2"'
 	@echo 'One step of the tests alone: scripts/test.sh lint'
@@ -20,8 +20,11 @@ build: ## Build the release binary
 	@command -v cargo >/dev/null || { echo 'make: cargo is not on PATH: install Rust (rustup.rs, or your distribution)'; exit 1; }
 	cargo build --locked --release -p corecast
 
-test: ## Format, lint, purity, unit tests, loom model, end-to-end tests
+test: ## Format, lint, purity, deploy files, unit tests, loom model, end-to-end tests
 	@exec scripts/test.sh
+
+deploy-check: ## Check what is in deploy/, the Dockerfile, the workflow and the scripts
+	@exec scripts/test.sh deploy
 
 bench: build ## Measure what README promises, in about two minutes (ARGS="another command of corecast-bench")
 	cargo build --locked --release -p corecast-bench

