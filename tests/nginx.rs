@@ -1,8 +1,8 @@
 //! workflow's set-up of several instances behind nginx: `deploy/nginx/workflow.conf` as it stands, but for its ports.
 
-use std::ops::RangeInclusive;
 use std::process::Command;
 
+use crate::support::client::Client;
 use crate::support::deadline::{LONG, SOON, eventually};
 use crate::support::heavy;
 use crate::support::http;
@@ -35,14 +35,11 @@ fn behind_nginx_each_user_hears_exactly_what_is_his_and_a_killed_instance_costs_
     assert_eq!(members, [USERS as f64 / 3.0; 3]);
 
     // One publication for each user, numbered as he is: a stray one would be a second one somewhere.
-    for user in 0..USERS {
-        redis.publish(&channels[user], payload('U', user as u64 + 1, 64));
+    for (number, channel) in (1..).zip(&channels) {
+        redis.publish(channel, payload('U', number, 64));
     }
-    let own = |user: usize| -> RangeInclusive<u64> { user as u64 + 1..=user as u64 + 1 };
-    for user in 0..USERS {
-        swarm.wait_each([user], "he heard his own", |m| {
-            m.tally('U').is_exactly(*own(user).start(), *own(user).end())
-        });
+    for (number, user) in (1..).zip(0..USERS) {
+        swarm.wait_each([user], "he heard his own", |member| member.tally('U').is_exactly(number, number));
     }
     let heard: u64 = swarm.map(|member| member.tally('U').received).iter().sum();
     assert_eq!(heard, USERS as u64, "each publication reached one connection");
@@ -69,15 +66,19 @@ fn behind_nginx_each_user_hears_exactly_what_is_his_and_a_killed_instance_costs_
     swarm.wait_each(listening.iter().copied(), "everybody who is there hears the end of it", |member| {
         member.tally('L').last == last
     });
-    for &index in &listening {
-        let (tally, joined_at) = swarm.look(index, |member| (member.tally('L'), member.joined_at));
-        assert!(
-            tally.first <= joined_at + 1 && tally.holes.is_empty() && tally.backwards == 0,
-            "{index}: {tally:?}"
-        );
+    // Those who lost their connection count too: until then nothing was missing.
+    for (index, (tally, joined_at)) in swarm.map(|m| (m.tally('L'), m.joined_at)).into_iter().enumerate() {
+        let is_whole = tally.holes.is_empty() && tally.backwards == 0;
+        assert!(is_whole && tally.first <= joined_at + 1, "{index}: {tally:?} since {joined_at}");
     }
     let members = [0, 2].map(|left| instances[left].metrics().sum("corecast_subscriptions"));
     assert_eq!(members, [USERS as f64 / 2.0; 2]);
+
+    let back = Server::builder().preset("workflow").redis(&redis).listen(instances[1].address()).start();
+    eventually(SOON, "an instance that came back is given newcomers", || {
+        drop(Client::connect(nginx.address(), "/ws?username=newcomer"));
+        back.metrics().sum("corecast_handshakes_total") > 0.0
+    });
 }
 
 #[test]
