@@ -97,6 +97,8 @@ need_nginx() {
 unpack() {
   have apt-get && have dpkg-deb || return 1
   mkdir -p "$TOOLS/$1"
+  # Of an earlier version.
+  rm -f "$TOOLS/$1/$1"_*.deb
   (cd "$TOOLS/$1" && apt-get -qq download "$1" >/dev/null 2>&1) || {
     is_root && apt_refresh_once && (cd "$TOOLS/$1" && apt-get -qq download "$1" >/dev/null 2>&1)
   } || return 1
