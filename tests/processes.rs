@@ -97,6 +97,17 @@ fn processes_on_ports_of_their_own_fan_out_to_each_others_clients() {
     }
 }
 
+#[test]
+fn a_second_process_with_the_same_admin_address_ends_with_73_and_says_why() {
+    let first = Server::builder().admin().start();
+    let admin = first.admin_address().to_string();
+    let finished = Server::builder().arg("--admin").arg(&admin).start_in_vain();
+    assert_eq!(finished.code(), Some(73), "{finished:?}");
+    for part in [&*admin, "one process's own", "--admin"] {
+        assert!(finished.stderr.contains(part), "{part:?} is missing in: {finished:?}");
+    }
+}
+
 /// Each with an admin address of its own, because the kernel chooses who answers on the shared one.
 fn two_on_one_port(redis: &Redis, driver: Driver) -> (Server, Server) {
     let start = || Server::event_fanout(redis, driver).admin().drain(Duration::from_secs(2));

@@ -23,17 +23,26 @@ const ACCEPT_BATCH_MAX: usize = 64;
 /// How long accepting pauses when there are no descriptors: long enough not to spin, short enough not to be noticed.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// Who may listen on the same address and port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharing {
+    /// Every socket of this user that wants to (SO_REUSEPORT): other shards, other processes.
+    Shared,
+    /// Nobody.
+    Alone,
+}
+
 /// Binds and listens. Port 0 takes a free one; the sockets of the other shards then bind the port it got.
 ///
 /// `[::]` means every address of the machine: where the kernel has no IPv6, `0.0.0.0`.
 ///
 /// # Errors
-/// EADDRINUSE where somebody listens without SO_REUSEPORT or as another user, EACCES, EADDRNOTAVAIL.
-pub fn bind(address: SocketAddr) -> io::Result<(OwnedFd, SocketAddr)> {
+/// EADDRINUSE where somebody listens alone or as another user, or at all if this is to be alone; EACCES, EADDRNOTAVAIL.
+pub fn bind(address: SocketAddr, sharing: Sharing) -> io::Result<(OwnedFd, SocketAddr)> {
     let is_every_address = address.ip() == Ipv6Addr::UNSPECIFIED;
-    match bind_exactly(address) {
+    match bind_exactly(address, sharing) {
         Err(error) if is_every_address && error.raw_os_error().is_some_and(is_lack_of_ipv6) => {
-            bind_exactly(SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())))
+            bind_exactly(SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())), sharing)
         }
         bound => bound,
     }
@@ -45,7 +54,7 @@ fn is_lack_of_ipv6(errno: i32) -> bool {
     matches!(errno, libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)
 }
 
-fn bind_exactly(address: SocketAddr) -> io::Result<(OwnedFd, SocketAddr)> {
+fn bind_exactly(address: SocketAddr, sharing: Sharing) -> io::Result<(OwnedFd, SocketAddr)> {
     let socket =
         socket2::Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     if address.is_ipv6() {
@@ -57,7 +66,7 @@ fn bind_exactly(address: SocketAddr) -> io::Result<(OwnedFd, SocketAddr)> {
     // Linux keeps it in the listener and copies it to every accepted socket.
     socket.set_tcp_notsent_lowat(NOTSENT_LOWAT_BYTES)?;
     // The kernel never chooses a port for port 0 that somebody else shares (`inet_csk_find_open_port`, Linux 4.9 on).
-    socket.set_reuse_port(true)?;
+    socket.set_reuse_port(sharing == Sharing::Shared)?;
     socket.bind(&SockAddr::from(address))?;
     socket.listen(LISTEN_BACKLOG)?;
     let bound = socket.local_addr()?.as_socket().unwrap_or(address);
@@ -194,18 +203,28 @@ mod tests {
 
     #[test]
     fn a_chosen_port_is_nobody_elses_and_can_be_shared_afterwards() {
-        let chosen: Vec<_> = (0..500).map(|_| bind(ANY_PORT).expect("a free port")).collect();
+        let chosen: Vec<_> =
+            (0..500).map(|_| bind(ANY_PORT, Sharing::Shared).expect("a free port")).collect();
         let ports: HashSet<u16> = chosen.iter().map(|(_, address)| address.port()).collect();
         assert_eq!(ports.len(), chosen.len(), "two servers that asked for a free port share one");
         for (_, address) in chosen.iter().take(20) {
-            let (_second, shared) = bind(*address).expect("the port can be shared");
+            let (_second, shared) = bind(*address, Sharing::Shared).expect("the port can be shared");
             assert_eq!(shared, *address);
         }
     }
 
     #[test]
+    fn an_address_of_ones_own_is_refused_to_everybody_else() {
+        let (_first, address) = bind(ANY_PORT, Sharing::Alone).expect("a free port");
+        for sharing in [Sharing::Alone, Sharing::Shared] {
+            let refused = bind(address, sharing).expect_err("somebody has it");
+            assert_eq!(refused.kind(), io::ErrorKind::AddrInUse, "{sharing:?}");
+        }
+    }
+
+    #[test]
     fn accepted_sockets_inherit_what_the_listener_was_told() {
-        let (fd, address) = bind(ANY_PORT).expect("a free port");
+        let (fd, address) = bind(ANY_PORT, Sharing::Shared).expect("a free port");
         let _client = TcpStream::connect(address).expect("it listens");
         let accepted = loop {
             match accept_with(&fd, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {

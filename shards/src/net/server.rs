@@ -12,7 +12,7 @@ use core_affinity::CoreId;
 use rustix::process::{Resource, getrlimit};
 
 use super::connection::Clock;
-use super::listener::bind;
+use super::listener::{Sharing, bind};
 use super::ring::{Bell, RelayEnd, pair};
 use super::runtime::{Driver, NoIoUring, ShardParts, block_on, choose, run_shard};
 use crate::auth::Gate;
@@ -54,6 +54,35 @@ pub enum StartError {
         /// The kernel's word.
         error: io::Error,
     },
+}
+
+impl StartError {
+    fn bind(address: SocketAddr, error: io::Error) -> Self {
+        let cure = match error.raw_os_error() {
+            Some(libc::EADDRINUSE) => {
+                ": another program listens there, or a corecast of another user; choose another port"
+            }
+            _ => cure_of(&error),
+        };
+        Self::Bind { address, error, cure }
+    }
+
+    fn bind_admin(address: SocketAddr, error: io::Error) -> Self {
+        let cure = match error.raw_os_error() {
+            Some(libc::EADDRINUSE) => {
+                ": an admin address is one process's own, and somebody listens there; choose another --admin"
+            }
+            _ => cure_of(&error),
+        };
+        Self::Bind { address, error, cure }
+    }
+}
+
+fn cure_of(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EACCES) => ": ports below 1024 need CAP_NET_BIND_SERVICE",
+        _ => "",
+    }
 }
 
 /// See the module.
@@ -337,29 +366,19 @@ impl RelayParts {
 
 type Sockets = Vec<Vec<(std::os::fd::OwnedFd, u8)>>;
 
-/// One socket per shard and address. The admin address is served by shard 0.
+/// One socket per shard and address. The admin address is served by shard 0, and by one process: whoever asks it wants
+/// the numbers of that process.
 fn bind_all(
     config: &Config,
     shards: usize,
 ) -> Result<(Vec<SocketAddr>, Option<SocketAddr>, Sockets), StartError> {
-    let bound = |address| {
-        bind(address).map_err(|error| {
-            let cure = match error.raw_os_error() {
-                Some(libc::EADDRINUSE) => {
-                    ": another program listens there, or a corecast of another user; choose another port"
-                }
-                Some(libc::EACCES) => ": ports below 1024 need CAP_NET_BIND_SERVICE",
-                _ => "",
-            };
-            StartError::Bind { address, error, cure }
-        })
-    };
     let mut sockets: Sockets = (0..shards).map(|_| Vec::new()).collect();
     let mut listen = Vec::new();
     for (index, address) in config.listen.iter().enumerate() {
         let mut address = *address;
         for shard in &mut sockets {
-            let (socket, settled) = bound(address)?;
+            let (socket, settled) =
+                bind(address, Sharing::Shared).map_err(|error| StartError::bind(address, error))?;
             address = settled;
             shard.push((socket, index as u8));
         }
@@ -367,7 +386,8 @@ fn bind_all(
     }
     let admin = match config.admin {
         Some(address) => {
-            let (socket, settled) = bound(address)?;
+            let (socket, settled) =
+                bind(address, Sharing::Alone).map_err(|error| StartError::bind_admin(address, error))?;
             sockets[0].push((socket, ADMIN));
             Some(settled)
         }
