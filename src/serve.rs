@@ -12,21 +12,22 @@ use std::time::Duration;
 use anyhow::Context;
 use shards::config::{BrokerChoice, Config, Warning};
 use shards::metrics::Metrics;
-use shards::net::{Server, StartError};
+use shards::net::{LostThread, Server, StartError};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::exit::{self, Failure};
 
-/// How often the numbers of the process are read from /proc.
-const PROCESS_METRICS_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the server is looked after: its threads, and the numbers of the process in /proc.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// How often a draining server is asked whether it has ended.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 
 /// Serves as `config` says until a signal ends it.
 ///
 /// # Errors
-/// Whatever keeps it from starting: an address that can't be bound, a forbidden driver, a key file that can't be read.
+/// Whatever keeps it from starting: an address that can't be bound, a forbidden driver, a key file that can't be read. Then
+/// a thread that ended before its time.
 pub fn run(config: Config, warnings: Vec<Warning>) -> anyhow::Result<ExitCode> {
     for warning in &warnings {
         tracing::warn!("{warning}");
@@ -39,20 +40,27 @@ pub fn run(config: Config, warnings: Vec<Warning>) -> anyhow::Result<ExitCode> {
     if let Some(path) = &config.ports_file {
         write_ports_file(path, &server)?;
     }
-    wait_for_signal(&signals, &server);
+    let ended = serve(server, &config, &signals);
+    remove_ports_file(&config);
+    ended.map(|()| ExitCode::SUCCESS)
+}
+
+fn serve(mut server: Server, config: &Config, signals: &mpsc::Receiver<i32>) -> anyhow::Result<()> {
+    if let Err(lost) = wait_for_signal(signals, &mut server) {
+        tracing::error!("{lost}: the process ends");
+        return Err(lost.into());
+    }
     tracing::info!(seconds = config.drain.as_secs_f64(), "draining; a second signal ends at once");
     server.drain();
     while !server.has_ended() {
         if signals.recv_timeout(DRAIN_POLL).is_ok() {
             tracing::warn!("ended by a second signal before the drain was over");
-            remove_ports_file(&config);
-            return Ok(ExitCode::SUCCESS);
+            return Ok(());
         }
     }
     server.join().context("a thread ended badly")?;
-    remove_ports_file(&config);
     tracing::info!("drained");
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 fn start_failure(error: StartError) -> anyhow::Error {
@@ -84,11 +92,15 @@ fn listen_for_signals() -> anyhow::Result<mpsc::Receiver<i32>> {
     Ok(receiver)
 }
 
-fn wait_for_signal(signals: &mpsc::Receiver<i32>, server: &Server) {
+/// Looks after the server until a signal comes.
+fn wait_for_signal(signals: &mpsc::Receiver<i32>, server: &mut Server) -> Result<(), LostThread> {
     loop {
         update_process_metrics(&server.setup.metrics);
-        match signals.recv_timeout(PROCESS_METRICS_INTERVAL) {
-            Ok(_) | Err(RecvTimeoutError::Disconnected) => return,
+        if let Some(lost) = server.take_lost_thread() {
+            return Err(lost);
+        }
+        match signals.recv_timeout(LOOK_INTERVAL) {
+            Ok(_) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
             Err(RecvTimeoutError::Timeout) => {}
         }
     }

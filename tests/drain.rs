@@ -15,6 +15,7 @@ on_both_drivers!(
     sigterm_under_load_says_1001_to_everybody_and_exits_0_within_the_drain,
     connections_queued_on_the_listener_at_sigterm_are_answered_not_reset,
     a_second_signal_stops_at_once,
+    a_second_signal_is_obeyed_when_only_the_relay_is_left,
     a_reader_that_is_stuck_does_not_hold_up_the_drain,
 );
 
@@ -78,6 +79,23 @@ fn a_second_signal_stops_at_once(driver: Driver) {
     server.signal(Signal::INT);
 
     server.wait_exit(SOON);
+}
+
+/// Where there is one core only, the relay has no thread that could be stopped without its shard.
+fn a_second_signal_is_obeyed_when_only_the_relay_is_left(driver: Driver) {
+    let mut server = Server::builder().driver(driver).shards(1).start();
+    if !server.threads().iter().any(|name| name == "relay") {
+        eprintln!("not run: one core, so the relay shares its thread");
+        return;
+    }
+    let stopped = server.stop_thread("relay");
+    server.signal(Signal::TERM);
+    eventually(SOON, "the shard has ended", || !server.threads().iter().any(|name| name == "shard-0"));
+    server.signal(Signal::TERM);
+
+    server.wait_log("the second signal is obeyed", |line| line.contains("ended by a second signal"));
+    drop(stopped);
+    assert_eq!(server.wait_exit(SOON).code(), Some(0));
 }
 
 fn a_reader_that_is_stuck_does_not_hold_up_the_drain(driver: Driver) {

@@ -86,8 +86,12 @@ impl StoppedThread {
 
 impl Drop for StoppedThread {
     fn drop(&mut self) {
-        // Refused only if the thread is gone, and then there is nothing to let go.
-        let _ = trace(libc::PTRACE_DETACH, self.tid);
+        if trace(libc::PTRACE_DETACH, self.tid).is_err() {
+            // It was killed with its process, which is not gone before its tracer has looked at every thread.
+            let mut status = 0;
+            // SAFETY: as in `stop`. It fails where somebody else was waited for already.
+            unsafe { libc::waitpid(self.tid, &mut status, libc::__WALL) };
+        }
     }
 }
 

@@ -345,6 +345,12 @@ impl Server {
         Duration::from_secs_f64((ticks.0 + ticks.1) / ticks_per_second())
     }
 
+    /// Names of its threads.
+    pub fn threads(&self) -> Vec<String> {
+        let tasks = std::fs::read_dir(self.proc("task")).into_iter().flatten().flatten();
+        tasks.map(|task| program::text(&task.path().join("comm")).trim().to_owned()).collect()
+    }
+
     /// Stops the thread of this name until the result is dropped.
     #[track_caller]
     pub fn stop_thread(&self, name: &str) -> StoppedThread {

@@ -12,6 +12,8 @@ mod ring;
 mod runtime;
 mod server;
 mod socket;
+mod threads;
 
 pub use runtime::{Driver, NoIoUring};
 pub use server::{Server, StartError};
+pub use threads::LostThread;

@@ -5,16 +5,15 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use core_affinity::CoreId;
 use rustix::process::{Resource, getrlimit};
 
 use super::connection::Clock;
 use super::listener::{Sharing, bind};
 use super::ring::{Bell, RelayEnd, pair};
 use super::runtime::{Driver, NoIoUring, ShardParts, block_on, choose, run_shard};
+use super::threads::{LostThread, Pulse, Threads};
 use crate::auth::Gate;
 use crate::config::{Config, ShardCount};
 use crate::limits::{DESCRIPTORS_RESERVED, DESCRIPTORS_RESERVED_PER_SHARD, SHARDS_MAX};
@@ -101,7 +100,7 @@ pub struct Server {
     pub relay_core: Option<usize>,
     /// Shared with its threads.
     pub setup: Arc<Setup>,
-    threads: Vec<JoinHandle<io::Result<()>>>,
+    threads: Threads,
     relay_bell: Arc<Bell>,
     shards_left: Arc<AtomicUsize>,
 }
@@ -177,7 +176,7 @@ impl Server {
             cores,
             relay_core,
             setup,
-            threads: Vec::new(),
+            threads: Threads::default(),
             relay_bell,
             shards_left,
         };
@@ -199,19 +198,17 @@ impl Server {
             && let Some(relay) = relay.take()
         {
             let (start, driver) = (start_of("relay"), self.driver);
-            self.spawn("relay", core, move || relay.run(driver, start))?;
+            let run = move |pulse| relay.run(driver, start, pulse);
+            self.threads.spawn("relay", core, run).map_err(thread_error("relay"))?;
         }
         for (index, parts) in parts.into_iter().enumerate() {
             let name = format!("shard-{index}");
             // Without a core of its own the relay lives on the first shard's thread.
-            let thread = ShardThread {
-                parts,
-                relay: relay.take(),
-                start: start_of(&name),
-                shards_left: self.shards_left.clone(),
-                relay_bell: self.relay_bell.clone(),
-            };
-            self.spawn(&name, self.cores[index], move || thread.run())?;
+            let leaving =
+                Leaving { shards_left: self.shards_left.clone(), relay_bell: self.relay_bell.clone() };
+            let thread = ShardThread { parts, relay: relay.take(), start: start_of(&name), leaving };
+            let run = move |pulse| thread.run(pulse);
+            self.threads.spawn(&name, self.cores[index], run).map_err(thread_error(&name))?;
         }
         drop(ready);
         for (name, result) in is_ready {
@@ -225,28 +222,24 @@ impl Server {
         Ok(())
     }
 
-    fn spawn(
-        &mut self,
-        name: &str,
-        core: usize,
-        run: impl FnOnce() -> io::Result<()> + Send + 'static,
-    ) -> Result<(), StartError> {
-        let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
-            pin(core);
-            run()
-        });
-        self.threads.push(thread.map_err(thread_error(name))?);
-        Ok(())
-    }
-
     /// Begins the drain: not ready, no new connections, existing ones closed at a pace.
     pub fn drain(&self) {
         self.setup.drain();
     }
 
-    /// Whether every shard has ended.
+    /// Whether every thread has ended.
     pub fn has_ended(&self) -> bool {
-        self.shards_left.load(Ordering::Acquire) == 0
+        self.threads.have_ended()
+    }
+
+    /// A thread that ended before the drain: what it did is done by nobody now.
+    pub fn take_lost_thread(&mut self) -> Option<LostThread> {
+        self.threads.take_lost()
+    }
+
+    /// The name of a thread that has not come round for `patience` (at least a second).
+    pub fn silent_thread(&mut self, patience: Duration) -> Option<&str> {
+        self.threads.silent(Instant::now(), patience)
     }
 
     /// Waits for the end of all threads.
@@ -254,11 +247,7 @@ impl Server {
     /// # Errors
     /// The first that ended badly.
     pub fn join(self) -> io::Result<()> {
-        self.relay_bell.write();
-        for thread in self.threads {
-            thread.join().unwrap_or_else(|_| Err(io::Error::other("a thread panicked")))?;
-        }
-        Ok(())
+        self.threads.join()
     }
 }
 
@@ -299,26 +288,38 @@ impl Drop for Start {
     }
 }
 
+/// Tells the relay that a shard's thread is leaving, however it leaves: the relay ends with the last of them.
+struct Leaving {
+    shards_left: Arc<AtomicUsize>,
+    relay_bell: Arc<Bell>,
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        self.shards_left.fetch_sub(1, Ordering::Release);
+        self.relay_bell.write();
+    }
+}
+
 /// What a shard's thread does.
 struct ShardThread {
     parts: ShardParts,
     relay: Option<RelayParts>,
     start: Start,
-    shards_left: Arc<AtomicUsize>,
-    relay_bell: Arc<Bell>,
+    leaving: Leaving,
 }
 
 impl ShardThread {
-    fn run(self) -> io::Result<()> {
-        let Self { parts, relay, mut start, shards_left, relay_bell } = self;
+    fn run(self, pulse: Pulse) -> io::Result<()> {
+        let Self { parts, relay, mut start, leaving } = self;
         let result = block_on(parts.driver, async {
+            monoio::spawn(pulse.beat());
             let relay = match relay {
                 Some(relay) => Some(monoio::spawn(relay.start()?)),
                 None => None,
             };
             let result = run_shard(parts, || start.may_serve()).await;
-            shards_left.fetch_sub(1, Ordering::Release);
-            relay_bell.write();
+            drop(leaving);
             if let Some(relay) = relay {
                 relay.await;
             }
@@ -344,8 +345,9 @@ struct RelayParts {
 
 impl RelayParts {
     /// On a thread of its own.
-    fn run(self, driver: Driver, mut start: Start) -> io::Result<()> {
+    fn run(self, driver: Driver, mut start: Start, pulse: Pulse) -> io::Result<()> {
         let result = block_on(driver, async {
+            monoio::spawn(pulse.beat());
             let relay = self.start()?;
             if start.may_serve() {
                 relay.await;
@@ -406,11 +408,5 @@ fn identity(config: &Config, driver: Driver) -> Identity {
             .duration_since(UNIX_EPOCH)
             .unwrap_or(Duration::ZERO)
             .as_secs_f64(),
-    }
-}
-
-fn pin(core: usize) {
-    if !core_affinity::set_for_current(CoreId { id: core }) {
-        tracing::warn!(core, "a thread could not be pinned; it runs wherever the scheduler puts it");
     }
 }
