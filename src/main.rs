@@ -14,8 +14,10 @@ mod tally;
 use std::process::ExitCode;
 
 use clap::Parser;
+use shards::net::Passed;
 
 use cli::{Cli, Command, ConfigCommand};
+use exit::Failure;
 
 /// Small objects of many connections: measured against glibc's, with huge pages off (`no_thp`).
 #[global_allocator]
@@ -34,9 +36,11 @@ fn main() -> ExitCode {
 }
 
 fn start(args: &cli::ConfigArgs) -> anyhow::Result<ExitCode> {
+    // Before anything is opened, and before there are threads.
+    let passed = Passed::from_environment().map_err(|error| Failure::config(error.to_string()))?;
     let loaded = configuration::load(args)?;
     let _logs = logs::start(loaded.config.log_format, &loaded.config.log_level)?;
-    serve::run(loaded.config, loaded.warnings)
+    serve::run(loaded.config, loaded.warnings, passed)
 }
 
 fn version(verbose: bool) -> anyhow::Result<ExitCode> {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::Context;
 use shards::config::{BrokerChoice, Config, Warning};
 use shards::metrics::Metrics;
-use shards::net::{LostThread, Server, StartError};
+use shards::net::{LostThread, Passed, Server, StartError};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -23,19 +23,25 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// How often a draining server is asked whether it has ended.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 
-/// Serves as `config` says until a signal ends it.
+/// Serves as `config` says, on the sockets of `passed` where there are any, until a signal ends it.
 ///
 /// # Errors
 /// Whatever keeps it from starting: an address that can't be bound, a forbidden driver, a key file that can't be read. Then
 /// a thread that ended before its time.
-pub fn run(config: Config, warnings: Vec<Warning>) -> anyhow::Result<ExitCode> {
+pub fn run(config: Config, warnings: Vec<Warning>, passed: Passed) -> anyhow::Result<ExitCode> {
     for warning in &warnings {
         tracing::warn!("{warning}");
     }
     let key = config.api_key_file.as_deref().map(read_key).transpose()?;
     // Before any thread starts, so that none of them is interrupted.
     let signals = listen_for_signals()?;
-    let server = Server::start(&config, key).map_err(start_failure)?;
+    if !passed.listen.is_empty() {
+        tracing::info!(
+            sockets = passed.listen.len(),
+            "the service manager passed sockets: --listen is not bound"
+        );
+    }
+    let server = Server::start(&config, key, passed).map_err(start_failure)?;
     announce(&config, &server);
     if let Some(path) = &config.ports_file {
         write_ports_file(path, &server)?;

@@ -24,4 +24,5 @@ mod overload;
 mod processes;
 mod redis_faults;
 mod slow;
+mod systemd;
 mod websocket;

@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "pre_exec, ptrace and waitpid of one thread have no safe form")]
 
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -15,6 +16,8 @@ pub struct Confinement {
     pub descriptors_max: Option<u64>,
     /// System call filter.
     pub filter: Option<BpfProgram>,
+    /// Its descriptors from 3 on, as a service manager passes sockets.
+    pub passed: Vec<OwnedFd>,
 }
 
 /// Has `command`'s child confined, and killed when the thread that spawned it ends.
@@ -26,6 +29,7 @@ pub fn confine(command: &mut Command, confinement: Confinement) {
         if getppid() != Some(parent) {
             return Err(io::Error::from_raw_os_error(libc::ESRCH));
         }
+        pass(&confinement.passed)?;
         if let Some(max) = confinement.descriptors_max {
             setrlimit(Resource::Nofile, Rlimit { current: Some(max), maximum: Some(max) })?;
         }
@@ -35,8 +39,30 @@ pub fn confine(command: &mut Command, confinement: Confinement) {
         Ok(())
     };
     // SAFETY: between fork and exec only async-signal-safe calls are allowed. `before_exec` makes bare system calls
-    // (prctl, getppid, setrlimit, seccomp) on memory that was built before the fork, and neither allocates nor locks.
+    // (prctl, getppid, fcntl, dup2, setrlimit, seccomp) on memory that was built before the fork, and neither allocates nor locks.
     unsafe { command.pre_exec(before_exec) };
+}
+
+/// Puts `descriptors` to 3, 4 and so on, open in the program to come. First all of them go out of each other's way.
+fn pass(descriptors: &[OwnedFd]) -> io::Result<()> {
+    const FIRST: i32 = 3;
+    const OUT_OF_THE_WAY: i32 = 32;
+    let mut numbers = [-1; 16];
+    for (number, descriptor) in numbers.iter_mut().zip(descriptors) {
+        // SAFETY: it duplicates an open descriptor and touches no memory.
+        *number =
+            check(unsafe { libc::fcntl(descriptor.as_raw_fd(), libc::F_DUPFD_CLOEXEC, OUT_OF_THE_WAY) })?;
+    }
+    for (target, number) in (FIRST..).zip(&numbers[..descriptors.len()]) {
+        // SAFETY: whoever had the target has no use for it between fork and exec, but for the pipe over which std
+        // would tell of a failed exec; that is lost then, and the server's absence tells.
+        check(unsafe { libc::dup2(*number, target) })?;
+    }
+    Ok(())
+}
+
+fn check(result: i32) -> io::Result<i32> {
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
 /// Lets this process hold as many descriptors as the host allows: a swarm needs one for each member.

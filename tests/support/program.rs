@@ -17,13 +17,24 @@ pub fn path() -> PathBuf {
 
 /// A command in an environment that holds nothing the server reads.
 pub fn command() -> Command {
-    let mut command = Command::new(path());
+    clean(Command::new(path()))
+}
+
+fn clean(mut command: Command) -> Command {
     command.env_clear().env("RUST_BACKTRACE", "1").stdin(Stdio::null());
     for kept in ["PATH", "HOME", "TMPDIR", "LLVM_PROFILE_FILE"] {
         if let Some(value) = std::env::var_os(kept) {
             command.env(kept, value);
         }
     }
+    command
+}
+
+/// The same for a server that finds passed sockets from descriptor 3 on: its process id is known only to itself.
+pub fn activated_command(names: &[&str]) -> Command {
+    let mut command = clean(Command::new("/bin/sh"));
+    command.args(["-c", "LISTEN_PID=$$ exec \"$0\" \"$@\""]).arg(path());
+    command.env("LISTEN_FDS", names.len().to_string()).env("LISTEN_FDNAMES", names.join(":"));
     command
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
@@ -40,6 +41,8 @@ pub struct ServerBuilder {
     broker_due: bool,
     confinement: Confinement,
     config: Option<String>,
+    /// Names of the sockets in `confinement.passed`.
+    passed: Vec<String>,
 }
 
 impl ServerBuilder {
@@ -128,6 +131,14 @@ impl ServerBuilder {
         self
     }
 
+    /// Passes it this descriptor, as a service manager would; `--listen` stays where it is.
+    pub fn pass(mut self, descriptor: impl AsFd, name: &str) -> Self {
+        let descriptor = descriptor.as_fd().try_clone_to_owned().expect("a descriptor is left");
+        self.confinement.passed.push(descriptor);
+        self.passed.push(name.to_owned());
+        self
+    }
+
     pub fn arg(mut self, arg: &str) -> Self {
         self.args.push(arg.to_owned());
         self
@@ -175,7 +186,9 @@ impl ServerBuilder {
     }
 
     fn into_command(self, scratch: &Scratch) -> (Command, Confinement) {
-        let mut command = program::command();
+        let names: Vec<&str> = self.passed.iter().map(String::as_str).collect();
+        let mut command =
+            if names.is_empty() { program::command() } else { program::activated_command(&names) };
         command.arg("serve").args(&self.args).envs(self.env);
         if let Some(shards) = self.shards {
             command.arg("--shards").arg(shards.to_string());
@@ -219,6 +232,7 @@ impl Server {
             broker_due: false,
             confinement: Confinement::default(),
             config: None,
+            passed: Vec::new(),
         }
     }
 

@@ -1,8 +1,10 @@
-//! Where connections come from: one listening socket per shard and address, all on the same port (SO_REUSEPORT).
+//! Where connections come from: one listening socket per shard and address, all on the same port (SO_REUSEPORT), or one that
+//! the service manager holds ([`super::passed`]) and all shards accept from.
 //!
 //! Accepting is `readable()` and then `accept4` until there is nothing: no accept operation is ever in flight, because
 //! monoio 0.2.4 leaks the socket of one that is dropped. Options are set on the listener; accepted sockets inherit them.
 
+use std::cell::Cell;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -62,9 +64,8 @@ fn bind_exactly(address: SocketAddr, sharing: Sharing) -> io::Result<(OwnedFd, S
         socket.set_only_v6(false)?;
     }
     socket.set_reuse_address(true)?;
-    socket.set_tcp_nodelay(true)?;
-    // Linux keeps it in the listener and copies it to every accepted socket.
-    socket.set_tcp_notsent_lowat(NOTSENT_LOWAT_BYTES)?;
+    // Linux keeps both in the listener and copies them to every accepted socket.
+    tune(&socket)?;
     // The kernel never chooses a port for port 0 that somebody else shares (`inet_csk_find_open_port`, Linux 4.9 on).
     socket.set_reuse_port(sharing == Sharing::Shared)?;
     socket.bind(&SockAddr::from(address))?;
@@ -73,10 +74,27 @@ fn bind_exactly(address: SocketAddr, sharing: Sharing) -> io::Result<(OwnedFd, S
     Ok((socket.into(), bound))
 }
 
+fn tune(socket: &socket2::Socket) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_notsent_lowat(NOTSENT_LOWAT_BYTES)
+}
+
+/// A listening socket on its way to its shard.
+pub struct Place {
+    /// It listens.
+    pub socket: OwnedFd,
+    /// Told to the shard with each connection: which address, or [`ADMIN`].
+    pub index: u8,
+    /// The service manager holds it too.
+    pub is_passed: bool,
+}
+
 /// One listening socket on its shard's thread.
 pub struct Listener {
     socket: Socket,
     index: u8,
+    is_passed: bool,
+    is_closed: Cell<bool>,
 }
 
 /// What became of an attempt to accept.
@@ -88,17 +106,26 @@ enum Accepted {
 }
 
 impl Listener {
-    /// To be made on the shard's thread. `index` is told to the shard with each connection.
+    /// To be made on the shard's thread.
     ///
     /// # Errors
     /// The driver did not take the descriptor.
-    pub fn new(fd: OwnedFd, index: u8) -> io::Result<Rc<Self>> {
-        Ok(Rc::new(Self { socket: Socket::new(fd)?, index }))
+    pub fn new(place: Place) -> io::Result<Rc<Self>> {
+        let Place { socket, index, is_passed } = place;
+        if is_passed {
+            // Others may hold this socket, so a connection that was there a moment ago may be theirs.
+            rustix::io::ioctl_fionbio(&socket, true)?;
+        }
+        Ok(Rc::new(Self { socket: Socket::new(socket)?, index, is_passed, is_closed: Cell::new(false) }))
     }
 
     fn accept(&self) -> Accepted {
         loop {
+            if self.is_closed.get() {
+                return Accepted::Closed;
+            }
             match accept_with(self.socket.fd(), SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+                Ok(fd) if self.is_passed => return Accepted::Connection(tuned(fd)),
                 Ok(fd) => return Accepted::Connection(fd),
                 Err(Errno::AGAIN) => return Accepted::Nothing,
                 // A connection that ended before it was accepted (accept(2), "Error handling").
@@ -123,13 +150,27 @@ impl Listener {
         }
     }
 
-    /// Takes what is queued and closes the queue: nothing that the kernel has accepted is reset.
+    /// Takes what is queued and closes the queue: nothing that the kernel has accepted is reset. The queue of a passed
+    /// socket stays as it is, for the next process.
     pub fn close(&self, core: &SharedCore) {
+        if self.is_passed {
+            self.is_closed.set(true);
+            return;
+        }
         while let Accepted::Connection(fd) = self.accept() {
             admit(core, fd, self.index);
         }
         self.socket.shutdown(Shutdown::Both);
     }
+}
+
+/// Whoever came while no process of ours held the socket inherited what its holder had set.
+fn tuned(fd: OwnedFd) -> OwnedFd {
+    let socket = socket2::Socket::from(fd);
+    if let Err(error) = tune(&socket) {
+        tracing::debug!(%error, "an accepted socket keeps the options of the passed one");
+    }
+    socket.into()
 }
 
 /// Accepts until the listener is closed.

@@ -7,6 +7,7 @@ pub mod broker;
 mod connection;
 mod fanout;
 mod listener;
+mod passed;
 mod relay;
 mod ring;
 mod runtime;
@@ -14,6 +15,7 @@ mod server;
 mod socket;
 mod threads;
 
+pub use passed::{Passed, PassedError};
 pub use runtime::{Driver, NoIoUring};
 pub use server::{Server, StartError};
 pub use threads::LostThread;

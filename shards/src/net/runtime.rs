@@ -1,7 +1,6 @@
 //! The threads: which driver, which cores, and what a shard's thread does from start to end.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +10,7 @@ use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
 
 use super::connection::{Clock, Core, SharedCore, enter};
 use super::fanout::Fanout;
-use super::listener::{Listener, accept_all};
+use super::listener::{Listener, Place, accept_all};
 use super::ring::{Bell, ShardEnd, Sleeper, Yielder};
 use crate::close::CloseReason;
 use crate::config::DriverChoice;
@@ -104,8 +103,7 @@ pub struct ShardParts {
     pub clock: Clock,
     pub ring: ShardEnd,
     pub bell: Arc<Bell>,
-    /// Listening sockets with their indices.
-    pub listeners: Vec<(OwnedFd, u8)>,
+    pub listeners: Vec<Place>,
     /// How long a drain may take.
     pub drain: Duration,
 }
@@ -124,8 +122,8 @@ pub async fn run_shard(parts: ShardParts, may_serve: impl FnOnce() -> bool) -> i
     };
     let core = Rc::new(std::cell::RefCell::new(Core::new(parts.shard, fanout, parts.clock, parts.ring)));
     let mut listeners = Vec::new();
-    for (fd, index) in parts.listeners {
-        listeners.push(Listener::new(fd, index)?);
+    for place in parts.listeners {
+        listeners.push(Listener::new(place)?);
     }
     let (sleeper, yielder) = (Sleeper::new(parts.bell)?, Yielder::new()?);
     if !may_serve() {

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use rustix::process::{Resource, getrlimit};
 
 use super::connection::Clock;
-use super::listener::{Sharing, bind};
+use super::listener::{Place, Sharing, bind};
+use super::passed::Passed;
 use super::ring::{Bell, RelayEnd, pair};
 use super::runtime::{Driver, NoIoUring, ShardParts, block_on, choose, run_shard};
 use super::threads::{LostThread, Pulse, Threads};
@@ -135,14 +136,16 @@ fn plan_cores(config: &Config) -> Result<(Vec<usize>, Option<usize>), StartError
 }
 
 impl Server {
-    /// Starts every thread and returns when all of them serve. `key` is what `--api-key-file` holds.
+    /// Starts every thread and returns when all of them serve. `key` is what `--api-key-file` holds; the sockets of
+    /// `passed` take the place of addresses of `config`.
     ///
     /// # Errors
     /// [`StartError`]; nothing is left running.
-    pub fn start(config: &Config, key: Option<String>) -> Result<Self, StartError> {
+    pub fn start(config: &Config, key: Option<String>, passed: Passed) -> Result<Self, StartError> {
+        let config = &passed.applied_to(config);
         let (driver, no_io_uring) = choose(config.driver)?;
         let (cores, relay_core) = plan_cores(config)?;
-        let (listen, admin, sockets) = bind_all(config, cores.len())?;
+        let (listen, admin, sockets) = place_all(config, passed, cores.len())?;
         let loopback_only = listen.iter().chain(&admin).all(|address| address.ip().is_loopback());
         let metrics = Arc::new(Metrics::new(cores.len(), identity(config, driver), config.plain_metrics));
         let mut setup = Setup::new(config, Gate::new(key, loopback_only), metrics);
@@ -366,36 +369,52 @@ impl RelayParts {
     }
 }
 
-type Sockets = Vec<Vec<(std::os::fd::OwnedFd, u8)>>;
+/// For each shard what it listens on.
+type Places = Vec<Vec<Place>>;
 
 /// One socket per shard and address. The admin address is served by shard 0, and by one process: whoever asks it wants
 /// the numbers of that process.
-fn bind_all(
+fn place_all(
     config: &Config,
+    passed: Passed,
     shards: usize,
-) -> Result<(Vec<SocketAddr>, Option<SocketAddr>, Sockets), StartError> {
-    let mut sockets: Sockets = (0..shards).map(|_| Vec::new()).collect();
+) -> Result<(Vec<SocketAddr>, Option<SocketAddr>, Places), StartError> {
+    let mut places: Places = (0..shards).map(|_| Vec::new()).collect();
     let mut listen = Vec::new();
-    for (index, address) in config.listen.iter().enumerate() {
-        let mut address = *address;
-        for shard in &mut sockets {
-            let (socket, settled) =
-                bind(address, Sharing::Shared).map_err(|error| StartError::bind(address, error))?;
-            address = settled;
-            shard.push((socket, index as u8));
+    for (index, (socket, address)) in passed.listen.into_iter().enumerate() {
+        for shard in &mut places[1..] {
+            let socket = socket.try_clone().map_err(|error| StartError::bind(address, error))?;
+            shard.push(Place { socket, index: index as u8, is_passed: true });
         }
+        places[0].push(Place { socket, index: index as u8, is_passed: true });
         listen.push(address);
     }
-    let admin = match config.admin {
-        Some(address) => {
+    if listen.is_empty() {
+        for (index, address) in config.listen.iter().enumerate() {
+            let mut address = *address;
+            for shard in &mut places {
+                let (socket, settled) =
+                    bind(address, Sharing::Shared).map_err(|error| StartError::bind(address, error))?;
+                address = settled;
+                shard.push(Place { socket, index: index as u8, is_passed: false });
+            }
+            listen.push(address);
+        }
+    }
+    let admin = match (passed.admin, config.admin) {
+        (Some((socket, address)), _) => {
+            places[0].push(Place { socket, index: ADMIN, is_passed: true });
+            Some(address)
+        }
+        (None, Some(address)) => {
             let (socket, settled) =
                 bind(address, Sharing::Alone).map_err(|error| StartError::bind_admin(address, error))?;
-            sockets[0].push((socket, ADMIN));
+            places[0].push(Place { socket, index: ADMIN, is_passed: false });
             Some(settled)
         }
-        None => None,
+        (None, None) => None,
     };
-    Ok((listen, admin, sockets))
+    Ok((listen, admin, places))
 }
 
 fn identity(config: &Config, driver: Driver) -> Identity {

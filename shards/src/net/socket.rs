@@ -8,7 +8,7 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::pin::pin;
 
@@ -114,6 +114,33 @@ pub fn refused(error: Errno) -> isize {
     match error {
         Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM | Errno::INTR => 0,
         _ => -1,
+    }
+}
+
+/// Takes over descriptor `number`, which whoever started this process left open for it, and keeps it from children.
+///
+/// # Errors
+/// EBADF where there is none.
+pub fn adopt(number: i32) -> io::Result<OwnedFd> {
+    // SAFETY: it takes any number, touches no memory, and changes nothing but the flag of a descriptor that is there.
+    if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it is open, or fcntl had failed, and it has no other owner: it was open before this process began,
+    // and whoever calls this does so once for a number, before anything is opened (keeper: `net/passed.rs`, called first
+    // in `main`, forgets the variables that name it).
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Unsets variables, so that children don't take them for theirs. Where there are threads already they stay.
+pub fn forget_variables(names: &[&str]) {
+    let threads = std::fs::read_dir("/proc/self/task").map_or(usize::MAX, |tasks| tasks.count());
+    if threads == 1 {
+        for name in names {
+            // SAFETY: the environment may be changed while no other thread reads it, and this is the only thread: it was
+            // counted just now, and nobody but itself could start another.
+            unsafe { std::env::remove_var(name) };
+        }
     }
 }
 

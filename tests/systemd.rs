@@ -1,0 +1,120 @@
+//! Under a service manager: the sockets it passes.
+
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::os::unix::net::UnixListener;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use socket2::{Domain, Protocol, Type};
+
+use crate::support::client::Client;
+use crate::support::deadline::SOON;
+use crate::support::http;
+use crate::support::on_both_drivers;
+use crate::support::payload::payload;
+use crate::support::scratch::Scratch;
+use crate::support::server::{Driver, Server};
+use crate::support::swarm::{Member, Phase, Swarm};
+
+on_both_drivers!(
+    a_passed_socket_is_served_by_every_shard,
+    who_waits_in_the_queue_of_a_passed_socket_is_served_by_the_next_process,
+);
+
+fn a_passed_socket_is_served_by_every_shard(driver: Driver) {
+    let passed = listening();
+    let server = Server::builder().driver(driver).shards(2).pass(&passed, "corecast.socket").start();
+    assert_eq!(server.address(), passed.local_addr().unwrap().as_socket().unwrap());
+    let swarm = Swarm::new();
+    swarm.add_many(server.address(), "/ws?room=lobby", MEMBERS);
+    swarm.wait_open();
+    server.publish("lobby", &payload('P', 1, 32));
+    swarm.wait_all("everybody hears it", |member| member.tally('P').is_exactly(1, 1));
+
+    for stopped in ["shard-0", "shard-1"] {
+        let _stopped = server.stop_thread(stopped);
+        let answer = http::request(server.address(), "GET", "/livez", &[]);
+        assert_eq!(answer.expect("the other shard answers").status, 200, "{stopped} stands still");
+    }
+}
+
+fn who_waits_in_the_queue_of_a_passed_socket_is_served_by_the_next_process(driver: Driver) {
+    let passed = listening();
+    let hour = Duration::from_secs(3600);
+    let start = || Server::builder().driver(driver).shards(1).pass(&passed, "corecast.socket");
+    let mut first = start().drain(hour).start();
+    let swarm = Swarm::new();
+    // One that will not answer its Close frame keeps the first process draining.
+    let stuck = swarm.add(first.address(), "/ws?room=lobby");
+    let told = swarm.add(first.address(), "/ws?room=lobby");
+    swarm.wait_open();
+    swarm.stall(stuck);
+    first.signal(Signal::TERM);
+    swarm.wait_each([told], "the drain has begun", |member| member.close_code == Some(1001));
+
+    let newcomers = swarm.add_many(first.address(), "/ws?room=lobby", MEMBERS);
+    first.signal(Signal::TERM);
+    first.wait_exit(SOON);
+    let joining = |member: &Member| member.phase() == &Phase::Joining;
+    assert!(newcomers.clone().all(|index| swarm.look(index, joining)), "somebody was answered or reset");
+    let second = start().start();
+
+    swarm.wait_each(newcomers.clone(), "the next process serves them", Member::is_open);
+    second.publish("lobby", &payload('P', 1, 32));
+    swarm.wait_each(newcomers, "they hear the room", |member| member.tally('P').is_exactly(1, 1));
+}
+
+#[test]
+fn a_passed_socket_named_admin_is_the_admin_address() {
+    let [clients, admin] = [listening(), listening()];
+    let server = Server::builder().pass(&clients, "clients").pass(&admin, "admin").start();
+    let address = admin.local_addr().unwrap().as_socket().unwrap();
+    assert_eq!(server.admin_address(), address);
+    let status = |address, target| http::request(address, "GET", target, &[]).expect("it answers").status;
+    assert_eq!((status(address, "/metrics"), status(server.address(), "/metrics")), (200, 404));
+}
+
+#[test]
+fn what_is_passed_and_cannot_be_served_is_refused_with_its_name() {
+    let datagram = UdpSocket::bind(LOOPBACK).unwrap();
+    let scratch = Scratch::new();
+    let unix = UnixListener::bind(scratch.path("socket")).unwrap();
+    let tcp = listening();
+    let builder = Server::builder;
+    let many = (0..9).fold(builder(), |builder, _| builder.pass(&tcp, "many"));
+    for (server, word) in [
+        (builder().pass(&datagram, "odd"), "descriptor 3 (\"odd\") was passed and is a datagram socket"),
+        (
+            builder().pass(&tcp, "good").pass(&unix, "odd"),
+            "descriptor 4 (\"odd\") was passed and is a Unix socket",
+        ),
+        (builder().pass(&tcp, "admin").pass(&tcp, "admin"), "two sockets named \"admin\""),
+        (many, "LISTEN_FDS=\"9\""),
+        // Promised, and not there.
+        (
+            builder().pass(&tcp, "").env("LISTEN_FDS", "2"),
+            "descriptor 4 (\"\") was passed, but can't be used",
+        ),
+    ] {
+        let finished = server.start_in_vain();
+        assert_eq!(finished.code(), Some(78), "{finished:?}");
+        assert!(finished.stderr.contains(word), "{word:?} is missing in: {finished:?}");
+    }
+}
+
+#[test]
+fn sockets_that_were_passed_to_another_process_are_not_taken() {
+    let server = Server::builder().env("LISTEN_FDS", "1").env("LISTEN_PID", "1").start();
+    Client::join(&server, "lobby").leave();
+}
+
+const LOOPBACK: SocketAddr = SocketAddr::V4(std::net::SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0));
+const MEMBERS: usize = 100;
+
+/// A socket as systemd makes one: blocking, and with a queue that holds all members.
+fn listening() -> socket2::Socket {
+    let socket = socket2::Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
+    socket.bind(&LOOPBACK.into()).unwrap();
+    socket.listen(4096).unwrap();
+    socket
+}
