@@ -5,6 +5,7 @@ mod client;
 mod configuration;
 mod exit;
 mod logs;
+mod manager;
 mod publish;
 mod redis;
 mod serve;

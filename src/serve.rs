@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use shards::config::{BrokerChoice, Config, Warning};
@@ -17,9 +17,12 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::exit::{self, Failure};
+use crate::manager::ServiceManager;
 
-/// How often the server is looked after: its threads, and the numbers of the process in /proc.
+/// How often the server is looked after: its threads, and the numbers of the process in /proc. More often where half of a
+/// watchdog's time is less.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+const LOOK_INTERVAL_MIN: Duration = Duration::from_millis(10);
 /// How often a draining server is asked whether it has ended.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 
@@ -35,6 +38,7 @@ pub fn run(config: Config, warnings: Vec<Warning>, passed: Passed) -> anyhow::Re
     let key = config.api_key_file.as_deref().map(read_key).transpose()?;
     // Before any thread starts, so that none of them is interrupted.
     let signals = listen_for_signals()?;
+    let mut manager = ServiceManager::from_environment();
     if !passed.listen.is_empty() {
         tracing::info!(
             sockets = passed.listen.len(),
@@ -46,19 +50,28 @@ pub fn run(config: Config, warnings: Vec<Warning>, passed: Passed) -> anyhow::Re
     if let Some(path) = &config.ports_file {
         write_ports_file(path, &server)?;
     }
-    let ended = serve(server, &config, &signals);
+    manager.ready(&status(&server));
+    let ended = serve(server, &config, &signals, &mut manager);
     remove_ports_file(&config);
     ended.map(|()| ExitCode::SUCCESS)
 }
 
-fn serve(mut server: Server, config: &Config, signals: &mpsc::Receiver<i32>) -> anyhow::Result<()> {
-    if let Err(lost) = wait_for_signal(signals, &mut server) {
+fn serve(
+    mut server: Server,
+    config: &Config,
+    signals: &mpsc::Receiver<i32>,
+    manager: &mut ServiceManager,
+) -> anyhow::Result<()> {
+    if let Err(lost) = wait_for_signal(signals, &mut server, manager) {
         tracing::error!("{lost}: the process ends");
         return Err(lost.into());
     }
     tracing::info!(seconds = config.drain.as_secs_f64(), "draining; a second signal ends at once");
+    manager.stopping(config.drain, "Draining");
     server.drain();
     while !server.has_ended() {
+        // A thread that hangs now is ended by the limit of the stop, not by the watchdog.
+        manager.alive(Instant::now());
         if signals.recv_timeout(DRAIN_POLL).is_ok() {
             tracing::warn!("ended by a second signal before the drain was over");
             return Ok(());
@@ -99,17 +112,46 @@ fn listen_for_signals() -> anyhow::Result<mpsc::Receiver<i32>> {
 }
 
 /// Looks after the server until a signal comes.
-fn wait_for_signal(signals: &mpsc::Receiver<i32>, server: &mut Server) -> Result<(), LostThread> {
+fn wait_for_signal(
+    signals: &mpsc::Receiver<i32>,
+    server: &mut Server,
+    manager: &mut ServiceManager,
+) -> Result<(), LostThread> {
+    let watchdog = manager.watchdog_interval();
+    let interval = watchdog.unwrap_or(LOOK_INTERVAL).clamp(LOOK_INTERVAL_MIN, LOOK_INTERVAL);
+    let mut was_silent = false;
     loop {
         update_process_metrics(&server.setup.metrics);
         if let Some(lost) = server.take_lost_thread() {
             return Err(lost);
         }
-        match signals.recv_timeout(LOOK_INTERVAL) {
+        let silent = watchdog.and_then(|patience| server.silent_thread(patience).map(str::to_owned));
+        match &silent {
+            Some(thread) if !was_silent => {
+                tracing::error!(thread, "a thread hangs: the watchdog is not told any more");
+                manager.status(&format!("Thread {thread} hangs: the watchdog is not told any more"));
+            }
+            Some(_) => {}
+            None => {
+                manager.status(&status(server));
+                manager.alive(Instant::now());
+            }
+        }
+        was_silent = silent.is_some();
+        match signals.recv_timeout(interval) {
             Ok(_) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
             Err(RecvTimeoutError::Timeout) => {}
         }
     }
+}
+
+/// For the service manager: where it serves, and what is missing.
+fn status(server: &Server) -> String {
+    let addresses: Vec<String> = server.listen.iter().map(ToString::to_string).collect();
+    let (shards, driver) = (server.cores.len(), server.driver.name());
+    let broker = if server.setup.broker_is_up() { "" } else { "; without Redis" };
+    let plural = if shards == 1 { "" } else { "s" };
+    format!("Serving {} on {shards} shard{plural} ({driver}){broker}", addresses.join(" "))
 }
 
 /// The first lines of the log: what runs, and where.

@@ -1,17 +1,19 @@
-//! Under a service manager: the sockets it passes.
+//! Under a service manager: what it is told, and the sockets it passes.
 
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::net::UnixListener;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use socket2::{Domain, Protocol, Type};
 
 use crate::support::client::Client;
-use crate::support::deadline::SOON;
+use crate::support::deadline::{SOON, eventually};
 use crate::support::http;
+use crate::support::manager::Manager;
 use crate::support::on_both_drivers;
 use crate::support::payload::payload;
+use crate::support::redis::Redis;
 use crate::support::scratch::Scratch;
 use crate::support::server::{Driver, Server};
 use crate::support::swarm::{Member, Phase, Swarm};
@@ -19,7 +21,73 @@ use crate::support::swarm::{Member, Phase, Swarm};
 on_both_drivers!(
     a_passed_socket_is_served_by_every_shard,
     who_waits_in_the_queue_of_a_passed_socket_is_served_by_the_next_process,
+    the_watchdog_is_told_while_every_thread_comes_round,
 );
+
+#[test]
+fn the_manager_is_told_of_readiness_and_of_the_end() {
+    let manager = Manager::new();
+    let mut server = Server::builder().drain(DRAIN).manager(&manager).start();
+
+    let first = manager.next();
+    let status = format!("STATUS=Serving {} on ", server.address());
+    assert_eq!(first[0], "READY=1");
+    assert!(first[1].starts_with(&status), "{first:?}, {status:?} was due");
+    Client::join(&server, "lobby").leave();
+    server.signal(Signal::TERM);
+    assert_eq!(server.wait_exit(SOON).code(), Some(0));
+
+    let last = manager.next();
+    assert_eq!(last, ["STOPPING=1", "EXTEND_TIMEOUT_USEC=7000000", "STATUS=Draining"]);
+    assert!(manager.is_silent(), "it is told once");
+}
+
+#[test]
+fn a_server_that_cannot_listen_is_never_ready() {
+    let manager = Manager::new();
+    let taken = TcpListener::bind(LOOPBACK).unwrap();
+    let finished = Server::builder().listen(taken.local_addr().unwrap()).manager(&manager).start_in_vain();
+    assert_eq!(finished.code(), Some(73), "{finished:?}");
+    assert!(manager.is_silent());
+}
+
+#[test]
+fn the_manager_is_told_when_redis_goes_and_comes() {
+    let (manager, mut redis) = (Manager::new(), Redis::start());
+    let server = Server::event_fanout(&redis, Driver::Epoll).manager(&manager).start();
+    let serving = format!("STATUS=Serving {} on 1 shard (epoll)", server.address());
+    let without = format!("{serving}; without Redis");
+    manager.until("it serves", |line| line == serving);
+    redis.kill9();
+    let told = manager.until("Redis is away", |line| line == without);
+    assert_eq!(told, [[without]], "it is told once");
+    redis.restart();
+    let told = manager.until("Redis is back", |line| line == serving);
+    assert_eq!(told, [[serving]], "it is told once");
+}
+
+fn the_watchdog_is_told_while_every_thread_comes_round(driver: Driver) {
+    let manager = Manager::new();
+    let server = Server::builder()
+        .driver(driver)
+        .shards(2)
+        .manager(&manager)
+        .env("WATCHDOG_USEC", &WATCHDOG.as_micros().to_string())
+        .start();
+    manager.until("it is ready", |line| line == "READY=1");
+    for _ in 0..3 {
+        manager.until("it is alive", |line| line == "WATCHDOG=1");
+    }
+    let stopped = server.stop_thread("shard-1");
+    manager.until("a shard hangs", |line| line.starts_with("STATUS=Thread shard-1 hangs"));
+    let began = Instant::now();
+    eventually(SOON, "the watchdog's time passes", || began.elapsed() > WATCHDOG);
+    drop(stopped);
+
+    let told = manager.until("it serves again", |line| line.starts_with("STATUS=Serving"));
+    assert_eq!(told.len(), 1, "somebody called a server with a hanging shard alive: {told:?}");
+    manager.until("it is alive", |line| line == "WATCHDOG=1");
+}
 
 fn a_passed_socket_is_served_by_every_shard(driver: Driver) {
     let passed = listening();
@@ -110,6 +178,8 @@ fn sockets_that_were_passed_to_another_process_are_not_taken() {
 
 const LOOPBACK: SocketAddr = SocketAddr::V4(std::net::SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0));
 const MEMBERS: usize = 100;
+const DRAIN: Duration = Duration::from_secs(2);
+const WATCHDOG: Duration = Duration::from_secs(3);
 
 /// A socket as systemd makes one: blocking, and with a queue that holds all members.
 fn listening() -> socket2::Socket {

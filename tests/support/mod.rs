@@ -4,6 +4,7 @@ pub mod client;
 pub mod deadline;
 pub mod http;
 pub mod kernel;
+pub mod manager;
 pub mod metrics;
 pub mod payload;
 pub mod program;

@@ -12,6 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::deadline::{LONG, SOON, eventually_ok};
 use super::http::{self, Response};
 use super::kernel::{Confinement, StoppedThread, confine, ticks_per_second};
+use super::manager::Manager;
 use super::metrics::Metrics;
 use super::program::{self, Finished, Running};
 use super::redis::Redis;
@@ -137,6 +138,11 @@ impl ServerBuilder {
         self.confinement.passed.push(descriptor);
         self.passed.push(name.to_owned());
         self
+    }
+
+    /// Tells this manager how it is.
+    pub fn manager(self, manager: &Manager) -> Self {
+        self.env("NOTIFY_SOCKET", &manager.path().to_string_lossy())
     }
 
     pub fn arg(mut self, arg: &str) -> Self {
