@@ -1,54 +1,16 @@
-//! What `corecast publish` and `corecast subscribe` share: where a server is, how a name goes into a URL, and which exit
-//! code and sentence an error ends with. Knows no sockets.
+//! What the client commands share: where a server is, how a name goes into a URL, how long they wait. Knows no sockets.
 
 use std::fmt;
-use std::process::ExitCode;
+use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
-/// The server or Redis could not be reached or is not ready (`EX_UNAVAILABLE` of sysexits.h).
-pub const EXIT_UNAVAILABLE: u8 = 69;
-/// The server wants a key or refuses this client (`EX_NOPERM`).
-pub const EXIT_NO_PERMISSION: u8 = 77;
-/// The command line contradicts itself; the code that clap uses.
-pub const EXIT_USAGE: u8 = 2;
-/// Anything else at run time.
-pub const EXIT_FAILED: u8 = 1;
+use crate::exit::{self, Failure};
 
 /// How long a connect may take, per address of the name.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an answer may take. Longer than the server's own wait for its broker (5 s), so that the server speaks first.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Why a client gives up: the sentence for a person, the exit code for a script.
-#[derive(Debug)]
-pub struct Failure {
-    /// 1, 2, 69 or 77.
-    pub exit: u8,
-    /// What was found, what was due, what to do.
-    pub sentence: String,
-}
-
-impl Failure {
-    pub fn new(exit: u8, sentence: impl Into<String>) -> Self {
-        Self { exit, sentence: sentence.into() }
-    }
-
-    pub fn usage(sentence: impl Into<String>) -> Self {
-        Self::new(EXIT_USAGE, sentence)
-    }
-
-    /// Says the sentence on stderr and returns the code.
-    pub fn report(&self, command: &str) -> ExitCode {
-        eprintln!("corecast {command}: {self}");
-        ExitCode::from(self.exit)
-    }
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.sentence)
-    }
-}
 
 /// A server as a person names it: `HOST:PORT`, `http://HOST:PORT`, `ws://HOST:PORT/ws?token=x`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,6 +26,11 @@ pub struct Target {
 }
 
 impl Target {
+    /// The root of the server at `host` (without brackets) and `port`.
+    pub fn new(host: String, port: u16) -> Self {
+        Self { host, port, path: String::new(), query: String::new() }
+    }
+
     /// Reads `text`; either scheme fits either command, so that one address serves both.
     ///
     /// # Errors
@@ -97,7 +64,12 @@ impl Target {
 
     /// `ws://HOST:PORT/ws?room=..`, with the path and query that the text named.
     pub fn subscribe_url(&self, parameters: &[(&str, &str)]) -> String {
-        let path = if matches!(self.path.as_str(), "" | "/") { "/ws" } else { &self.path };
+        self.socket_url("/ws", parameters)
+    }
+
+    /// `ws://HOST:PORT` with `path_default` where the text named no path.
+    pub fn socket_url(&self, path_default: &str, parameters: &[(&str, &str)]) -> String {
+        let path = if matches!(self.path.as_str(), "" | "/") { path_default } else { &self.path };
         self.url("ws", path, parameters)
     }
 
@@ -113,7 +85,8 @@ impl Target {
             let separator = if query.is_empty() { "" } else { "&" };
             query.push_str(&format!("{separator}{name}={}", percent_encode(value)));
         }
-        format!("{scheme}://{self}{path}?{query}")
+        let mark = if query.is_empty() { "" } else { "?" };
+        format!("{scheme}://{self}{path}{mark}{query}")
     }
 }
 
@@ -165,52 +138,31 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| format!("found {text:?}, due a duration such as 10s or 250ms"))
 }
 
-/// The addresses that one of the presets brings, as its users' own programs default to them.
-#[derive(Debug, Clone, Copy)]
-pub struct Preset {
-    pub name: &'static str,
-    /// `HOST:PORT` of the server when the variable is unset.
-    pub listen: &'static str,
-    /// Variable of the form `:8081` or `HOST:PORT`.
-    pub listen_variable: &'static str,
-    /// Text before the room in the Redis channel.
-    pub channel_prefix: &'static str,
+/// Messages a second, for clap.
+///
+/// # Errors
+/// A sentence.
+pub fn rate(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(rate) if rate > 0.0 && f64::is_finite(rate) => Ok(rate),
+        _ => Err(format!("found {text:?} where messages a second were due: write 10 or 0.5")),
+    }
 }
 
-/// The presets that the clients know.
-pub const PRESETS: [Preset; 1] =
-    [Preset { name: "event-fanout", listen: ":8081", listen_variable: "ADDR", channel_prefix: "room:" }];
-
-impl Preset {
-    /// Finds a preset by its name, for clap.
-    ///
-    /// # Errors
-    /// A sentence with the names that are known.
-    pub fn parse(name: &str) -> Result<Self, String> {
-        let known = PRESETS.map(|preset| preset.name).join(", ");
-        PRESETS
-            .into_iter()
-            .find(|preset| preset.name == name)
-            .ok_or_else(|| format!("no preset {name:?}: known are {known}"))
-    }
-
-    /// Where this preset's server is, out of its variable or its default.
-    ///
-    /// # Errors
-    /// Exit code 2 when the variable makes no sense.
-    pub fn target(&self) -> Result<Target, Failure> {
-        let set = std::env::var(self.listen_variable).ok().filter(|value| !value.is_empty());
-        let authority = set.as_deref().unwrap_or(self.listen);
-        let (host, port) = host_and_port(authority, 80).ok_or_else(|| {
-            Failure::usage(format!(
-                "{}={authority} is not of the form :PORT or HOST:PORT: unset it or pass --url",
-                self.listen_variable
-            ))
-        })?;
-        // A server that listens everywhere is asked on this host.
-        let host = if matches!(host.as_str(), "0.0.0.0" | "::") { "localhost".to_owned() } else { host };
-        Ok(Target { host, port, path: String::new(), query: String::new() })
-    }
+/// The trimmed content of `path`, fit for a header.
+///
+/// # Errors
+/// Exit code 77 for a file that can't be read or holds no printable key.
+pub fn read_api_key(path: &Path) -> Result<String, Failure> {
+    let unusable = |found: String| {
+        let path = path.display();
+        let sentence = format!("the key file {path} {found}: name the server's --api-key-file");
+        Failure::new(exit::NO_PERMISSION, sentence)
+    };
+    let key = fs::read_to_string(path).map_err(|error| unusable(format!("can't be read ({error})")))?;
+    let key = key.trim();
+    let is_header_text = !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_graphic());
+    is_header_text.then(|| key.to_owned()).ok_or_else(|| unusable("holds no printable key".to_owned()))
 }
 
 #[cfg(test)]
@@ -254,7 +206,7 @@ mod tests {
             ["wss://h/ws", "redis://h", "http://", "h:port", "http://[::1", "http://user@h:1", "h:99999"]
         {
             let failure = Target::parse(text).expect_err(text);
-            assert_eq!(failure.exit, EXIT_USAGE);
+            assert_eq!(failure.code, crate::exit::USAGE);
             assert!(
                 failure.sentence.contains("://HOST") || failure.sentence.contains("127.0.0.1"),
                 "{failure}"

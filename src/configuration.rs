@@ -43,7 +43,8 @@ pub fn show(args: &ConfigArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn warn(loaded: &Loaded) {
+/// The warnings of `loaded` on stderr, for commands without a log.
+pub fn warn(loaded: &Loaded) {
     for warning in &loaded.warnings {
         eprintln!("corecast: warning: {warning}");
     }

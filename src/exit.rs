@@ -12,7 +12,7 @@ pub const USAGE: u8 = 2;
 pub const UNAVAILABLE: u8 = 69;
 /// An address can't be bound (`EX_CANTCREAT`).
 pub const CANT_BIND: u8 = 73;
-/// The kernel or a file's mode forbids it (`EX_NOPERM`).
+/// The kernel, a file's mode, or a server that wants a key forbids it (`EX_NOPERM`).
 pub const NO_PERMISSION: u8 = 77;
 /// The configuration is wrong (`EX_CONFIG`).
 pub const CONFIG: u8 = 78;
@@ -27,9 +27,19 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// One with `code`.
+    pub fn new(code: u8, sentence: impl Into<String>) -> Self {
+        Self { code, sentence: sentence.into() }
+    }
+
     /// A fault of the configuration.
     pub fn config(sentence: impl Into<String>) -> Self {
-        Self { code: CONFIG, sentence: sentence.into() }
+        Self::new(CONFIG, sentence)
+    }
+
+    /// A fault of the command line.
+    pub fn usage(sentence: impl Into<String>) -> Self {
+        Self::new(USAGE, sentence)
     }
 }
 

@@ -3,12 +3,18 @@
 mod cli;
 mod client;
 mod configuration;
+mod connection;
 mod exit;
+mod iso8601;
 mod logs;
 mod manager;
+mod marks;
+mod preset;
 mod publish;
+mod random;
 mod redis;
 mod serve;
+mod signals;
 mod subscribe;
 mod tally;
 

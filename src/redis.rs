@@ -11,9 +11,8 @@ use redis_protocol::resp2::types::{OwnedFrame, Resp2Frame};
 use redis_protocol::resp2::{decode, encode};
 use shards::config::{RedisAddress, RedisTarget};
 
-use crate::client::{
-    ANSWER_TIMEOUT, CONNECT_TIMEOUT, EXIT_FAILED, EXIT_NO_PERMISSION, EXIT_UNAVAILABLE, Failure,
-};
+use crate::client::{ANSWER_TIMEOUT, CONNECT_TIMEOUT};
+use crate::exit::{self, Failure};
 
 /// Bytes of one answer: `+OK`, `:3` or an error line. A server that sends more is no Redis.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
@@ -42,7 +41,7 @@ impl RedisPublisher {
         };
         let stream = open(&target.address).map_err(|error| {
             Failure::new(
-                EXIT_UNAVAILABLE,
+                exit::UNAVAILABLE,
                 format!("no Redis answers at {place} ({error}): start it, or name another with --redis"),
             )
         })?;
@@ -80,7 +79,7 @@ impl RedisPublisher {
         let command = OwnedFrame::Array(words);
         let mut bytes = vec![0; command.encode_len(false)];
         encode::encode(&mut bytes, &command, false).map_err(|error| {
-            Failure::new(EXIT_FAILED, format!("the command can't be encoded for Redis ({error})"))
+            Failure::new(exit::FAILED, format!("the command can't be encoded for Redis ({error})"))
         })?;
         self.stream.write_all(&bytes).map_err(|error| self.broken(&error))?;
         self.read_answer()
@@ -92,7 +91,7 @@ impl RedisPublisher {
             let decoded = decode::decode(&self.pending).map_err(|error| {
                 let place = &self.place;
                 Failure::new(
-                    EXIT_UNAVAILABLE,
+                    exit::UNAVAILABLE,
                     format!("{place} doesn't speak RESP ({error}): is that a Redis?"),
                 )
             })?;
@@ -103,7 +102,7 @@ impl RedisPublisher {
             if self.pending.len() > ANSWER_BYTES_MAX {
                 let place = &self.place;
                 return Err(Failure::new(
-                    EXIT_UNAVAILABLE,
+                    exit::UNAVAILABLE,
                     format!("{place} sends without end: is that a Redis?"),
                 ));
             }
@@ -120,11 +119,11 @@ impl RedisPublisher {
         let place = &self.place;
         match error.kind() {
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Failure::new(
-                EXIT_UNAVAILABLE,
+                exit::UNAVAILABLE,
                 format!("{place} didn't answer within {} s: is Redis stuck?", ANSWER_TIMEOUT.as_secs()),
             ),
             _ => Failure::new(
-                EXIT_UNAVAILABLE,
+                exit::UNAVAILABLE,
                 format!(
                     "{place} broke the connection ({error}); the last message may or may not have gone out"
                 ),
@@ -136,16 +135,16 @@ impl RedisPublisher {
         let place = &self.place;
         match answer {
             OwnedFrame::Error(text) if is_refusal(text) => Failure::new(
-                EXIT_NO_PERMISSION,
+                exit::NO_PERMISSION,
                 format!(
                     "{place} refused {command} ({text}): set REDIS_PASSWORD, or write redis://USER:PASSWORD@HOST"
                 ),
             ),
             OwnedFrame::Error(text) => {
-                Failure::new(EXIT_FAILED, format!("{place} refused {command} ({text})"))
+                Failure::new(exit::FAILED, format!("{place} refused {command} ({text})"))
             }
             other => Failure::new(
-                EXIT_FAILED,
+                exit::FAILED,
                 format!(
                     "{place} answered {command} with a {:?} where a {due} was due: is that a Redis?",
                     other.kind()

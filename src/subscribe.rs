@@ -3,10 +3,7 @@
 //! One connection and one thread per room; the main thread alone prints and counts, behind a bounded queue: when its
 //! output blocks, the connections stop reading and the server sees a slow reader, as it would with any other program.
 
-use std::collections::hash_map::RandomState;
-use std::hash::{BuildHasher, Hasher};
-use std::io::{self, BufWriter, ErrorKind, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::io::{self, BufWriter, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,15 +12,15 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use clap::{Args, ValueEnum};
-use tungstenite::handshake::HandshakeError;
-use tungstenite::http::{Response, StatusCode};
-use tungstenite::protocol::CloseFrame;
-use tungstenite::{Error, Message, WebSocket};
+use serde_json::{Value, json};
+use tungstenite::handshake::client::Request;
+use tungstenite::{Error, Message};
 
-use crate::client::{
-    ANSWER_TIMEOUT, CONNECT_TIMEOUT, EXIT_FAILED, EXIT_NO_PERMISSION, EXIT_UNAVAILABLE, Failure, Preset,
-    Target, duration,
-};
+use crate::client::{Target, duration};
+use crate::connection::{self, CLOSE_WAIT, End, RECONNECT_STEADY, STOP_CHECK, full_jitter, is_time_out};
+use crate::exit::{self, Failure};
+use crate::preset::{self, Preset};
+use crate::signals;
 use crate::tally::Tally;
 
 /// Joins rooms and prints what arrives, one line each; Ctrl-C ends it with a summary on stderr.
@@ -32,18 +29,23 @@ use crate::tally::Tally;
   corecast subscribe --room lobby
   corecast subscribe --url ws://localhost:8080/ws --room a --room b --stats >/dev/null
   corecast subscribe --preset event-fanout --room room1 --count 10 --timeout 30s
+  corecast subscribe --preset backbone --rooms BTC_USDT,ETH_USDT       (one connection that joins each by a message)
 
 Exit codes: 0 ended as asked, 1 the server ended it or --timeout came first, 2 usage, 69 no server there, 77 refused.")]
 pub struct SubscribeArgs {
     /// The server, as ws://HOST:PORT/ws, http://HOST:PORT or HOST:PORT [default: ws://127.0.0.1:8080/ws]
     #[arg(long, value_name = "URL", conflicts_with = "preset")]
     url: Option<String>,
-    /// Find the server where this preset puts it (event-fanout: $ADDR or localhost:8081)
-    #[arg(long, value_name = "NAME", value_parser = Preset::parse)]
-    preset: Option<Preset>,
-    /// Room to join; give it several times for several rooms, one connection each
-    #[arg(long, value_name = "ROOM", required = true)]
+    /// Find the server where this preset puts it (event-fanout: $ADDR, $PORT or localhost:8081)
+    #[arg(long, value_name = "NAME", value_parser = preset::names())]
+    preset: Option<String>,
+    /// Room to join (workflow: user to listen as); give it several times for several rooms, one connection each
+    #[arg(long, value_name = "ROOM", required_unless_present_any = ["rooms", "preset"])]
     room: Vec<String>,
+    /// Rooms to join through one connection, each by a message {"type":"join","room":"ROOM"}; error messages of the server
+    /// go to stderr
+    #[arg(long, value_name = "ROOM,...", value_delimiter = ',', conflicts_with = "room")]
+    rooms: Vec<String>,
     /// Name of this client for the server's logs
     #[arg(long, value_name = "ID")]
     client_id: Option<String>,
@@ -78,54 +80,74 @@ enum Binary {
 
 /// Messages between the connections and the printer. Full: the connections stop reading.
 const QUEUE_MESSAGES: usize = 1024;
-/// How often a connection that hears nothing looks whether it should stop.
-const STOP_CHECK: Duration = Duration::from_millis(100);
-/// How long the server may take to answer our Close frame.
-const CLOSE_WAIT: Duration = Duration::from_secs(1);
-/// First bound of the wait before connecting again; doubles up to [`RECONNECT_WAIT_MAX`].
-const RECONNECT_WAIT_MIN: Duration = Duration::from_millis(100);
-/// See [`RECONNECT_WAIT_MIN`].
-const RECONNECT_WAIT_MAX: Duration = Duration::from_secs(30);
-/// A connection that lived this long was a success: the next wait begins small again.
-const RECONNECT_STEADY: Duration = Duration::from_secs(10);
-
 /// Runs the command until it is stopped, satisfied, or left by the server.
 ///
 /// # Errors
-/// Only what cannot be blamed on the server: signals that can't be installed, threads that can't be started.
+/// A server that can't be found, signals that can't be installed, threads that can't be started.
 pub fn run(args: SubscribeArgs) -> anyhow::Result<ExitCode> {
-    match args
-        .preset
-        .map_or_else(|| Target::parse(args.url.as_deref().unwrap_or("127.0.0.1:8080")), |p| p.target())
-    {
-        Ok(target) => Ok(subscribe(&args, &target)?),
-        Err(failure) => Ok(failure.report("subscribe")),
+    let preset = args.preset.as_deref().map(|name| Preset::load(name, None)).transpose()?;
+    let target = match &preset {
+        Some(preset) => preset.target()?,
+        None => Target::parse(args.url.as_deref().unwrap_or("127.0.0.1:8080"))?,
+    };
+    let joins = joins(&args, preset.as_ref())?;
+    subscribe(&args, &target, joins)
+}
+
+/// What one connection joins.
+struct Join {
+    /// For the messages of this command.
+    name: String,
+    /// Of the upgrade request.
+    parameters: Vec<(String, String)>,
+    /// Joined by messages, once the connection is there.
+    rooms: Vec<String>,
+}
+
+fn joins(args: &SubscribeArgs, preset: Option<&Preset>) -> Result<Vec<Join>, Failure> {
+    let parameter = preset.map_or(Some("room"), Preset::room_parameter);
+    let join = |name: String, parameters: Vec<(String, String)>, rooms: Vec<String>| {
+        let id = args.client_id.iter().map(|id| ("client_id".to_owned(), id.clone()));
+        Join { name, parameters: parameters.into_iter().chain(id).collect(), rooms }
+    };
+    match (parameter, args.rooms.as_slice(), args.room.as_slice()) {
+        (_, [_, ..], _) => Ok(vec![join(args.rooms.join(","), Vec::new(), args.rooms.clone())]),
+        (None, [], []) => Ok(vec![join("(the only one)".to_owned(), Vec::new(), Vec::new())]),
+        (Some(parameter), [], [_, ..]) => {
+            let one =
+                |room: &String| join(room.clone(), vec![(parameter.to_owned(), room.clone())], Vec::new());
+            Ok(args.room.iter().map(one).collect())
+        }
+        (Some(parameter), [], []) => {
+            Err(Failure::usage(format!("this preset wants a {parameter}: name it with --room")))
+        }
+        (None, [], [_, ..]) => Err(Failure::usage(
+            "this preset's address asks for no room: leave out --room, or join by messages with --rooms",
+        )),
     }
 }
 
-fn subscribe(args: &SubscribeArgs, target: &Target) -> anyhow::Result<ExitCode> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        // In this order a second signal ends the process at once.
-        signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&stop))?;
-        signal_hook::flag::register(signal, Arc::clone(&stop))?;
-    }
+fn subscribe(args: &SubscribeArgs, target: &Target, joins: Vec<Join>) -> anyhow::Result<ExitCode> {
+    let stop = signals::stop_flag()?;
     let (sender, events) = sync_channel(QUEUE_MESSAGES);
-    for (room_index, room) in args.room.iter().enumerate() {
-        let mut parameters = vec![("room", room.as_str())];
-        parameters.extend(args.client_id.as_deref().map(|id| ("client_id", id)));
+    let mut names = Vec::with_capacity(joins.len());
+    for (room_index, join) in joins.into_iter().enumerate() {
+        let parameters: Vec<_> =
+            join.parameters.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         let line = Line {
             room_index,
             target: target.clone(),
-            url: target.subscribe_url(&parameters),
+            request: connection::request(&target.subscribe_url(&parameters), None)?,
+            rooms: join.rooms,
             reconnect: args.reconnect,
             stop: Arc::clone(&stop),
             events: sender.clone(),
         };
+        names.push(join.name);
         thread::Builder::new().name(format!("room-{room_index}")).spawn(move || line.run())?;
     }
     drop(sender);
-    Ok(Printer::new(args, stop).run(&events))
+    Ok(Printer::new(args, names, stop).run(&events))
 }
 
 /// What a connection tells the printer.
@@ -134,102 +156,21 @@ enum Event {
     Joined { room_index: usize },
     /// A message, with the time it was read.
     Received { room_index: usize, message: Message, at: SystemTime },
+    /// The server refused something that was asked by a message.
+    Complained { room_index: usize, text: String },
     /// The connection is gone and comes back after `wait`.
     Broken { room_index: usize, end: End, wait: Duration },
     /// The connection is gone for good.
     Over { room_index: usize, end: End },
 }
 
-/// How a connection ended.
-enum End {
-    /// We were told to stop.
-    Stopped,
-    /// The server sent a Close frame.
-    Closed(Option<CloseFrame>),
-    /// TCP ended or broke without one.
-    Broken(Error),
-    /// There was no connection, or no join.
-    Refused { failure: Failure, retry: bool },
-}
-
-impl End {
-    /// Whether connecting again can help.
-    fn retry(&self) -> bool {
-        match self {
-            Self::Stopped => false,
-            Self::Closed(frame) => frame.as_ref().is_none_or(|frame| Advice::of(frame.code.into()).retry),
-            Self::Broken(_) => true,
-            Self::Refused { retry, .. } => *retry,
-        }
-    }
-
-    fn exit(&self) -> u8 {
-        match self {
-            Self::Stopped => 0,
-            Self::Closed(Some(frame)) if u16::from(frame.code) == 1000 => 0,
-            Self::Closed(_) | Self::Broken(_) => EXIT_FAILED,
-            Self::Refused { failure, .. } => failure.exit,
-        }
-    }
-
-    /// What happened and what to do, for a person.
-    fn sentence(&self) -> String {
-        match self {
-            Self::Stopped => "left".to_owned(),
-            Self::Closed(None) => "the server closed without a code: its log says why".to_owned(),
-            Self::Closed(Some(frame)) => {
-                let code = u16::from(frame.code);
-                let reason =
-                    if frame.reason.is_empty() { String::new() } else { format!(" ({:?})", frame.reason) };
-                format!("closed by the server with {code}{reason}: {}", Advice::of(code).sentence)
-            }
-            Self::Broken(error) => format!(
-                "the connection broke without a Close frame ({error}): the server was killed, or something between \
-                 dropped it; its log says more, --reconnect carries on"
-            ),
-            Self::Refused { failure, .. } => failure.sentence.clone(),
-        }
-    }
-}
-
-/// What a close code means to a subscriber (RFC 6455 section 7.4.1, the IANA registry, docs/PROTOCOL.md).
-struct Advice {
-    sentence: &'static str,
-    retry: bool,
-}
-
-impl Advice {
-    const fn of(code: u16) -> Self {
-        let (sentence, retry) = match code {
-            1000 => ("it has nothing more to say", false),
-            1001 => ("it is going away; connect again in a moment, or pass --reconnect", true),
-            1002 => ("it saw a broken frame: a fault of this program or of a proxy between", false),
-            1003 => ("it doesn't take this kind of data", false),
-            1007 => ("it was sent text that is not UTF-8", false),
-            1008 => (
-                "a rule was broken, the reason in brackets names it; check the route, the key and time-outs",
-                false,
-            ),
-            1009 => ("it was sent a message above its bound", false),
-            1011 => ("it met a fault of its own; its log says more, connecting again may help", true),
-            1012 => ("it restarts; connect again in a moment, or pass --reconnect", true),
-            1013 => (
-                "this reader was too slow or the server has too much to do: read faster (is the output piped into \
-                 something slow?), then connect again, or pass --reconnect",
-                true,
-            ),
-            3000..=4999 => ("a code of the application's own; its documentation names it", false),
-            _ => ("a code without a meaning registered", true),
-        };
-        Self { sentence, retry }
-    }
-}
-
 /// One room's connection, and its return after a break.
 struct Line {
     room_index: usize,
     target: Target,
-    url: String,
+    request: Request,
+    /// Joined by messages; with any, the server answers in JSON.
+    rooms: Vec<String>,
     reconnect: bool,
     stop: Arc<AtomicBool>,
     events: SyncSender<Event>,
@@ -259,89 +200,50 @@ impl Line {
     }
 
     fn connect_and_read(&self) -> End {
-        let mut socket = match self.join() {
+        let mut socket = match connection::open(&self.target, self.request.clone()) {
             Ok(socket) => socket,
             Err(end) => return end,
         };
+        for room in &self.rooms {
+            let join = json!({ "type": "join", "room": room }).to_string();
+            if let Err(error) = socket.send(Message::from(join)) {
+                return End::Broken(error);
+            }
+        }
         if self.events.send(Event::Joined { room_index: self.room_index }).is_err() {
             return End::Stopped;
         }
         loop {
             match socket.read() {
                 Ok(message @ (Message::Text(_) | Message::Binary(_))) => {
-                    let at = SystemTime::now();
-                    if self.events.send(Event::Received { room_index: self.room_index, message, at }).is_err()
-                    {
+                    if self.events.send(self.event_of(message)).is_err() {
                         return End::Stopped;
                     }
                 }
                 // Pongs and the answer to a Close go out with the next read.
-                Ok(Message::Close(frame)) => return self.finish_close(socket, frame),
+                Ok(Message::Close(frame)) => {
+                    connection::finish_close(socket);
+                    return End::Closed(frame);
+                }
                 Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => {}
                 Err(Error::Io(error)) if is_time_out(&error) => {}
                 Err(error) => return End::Broken(error),
             }
             if self.stopped() {
-                return self.leave(socket);
+                connection::leave(socket);
+                return End::Stopped;
             }
         }
     }
 
-    fn join(&self) -> Result<WebSocket<TcpStream>, End> {
-        let stream = connect(&self.target).map_err(|failure| End::Refused { failure, retry: true })?;
-        let socket = match tungstenite::client(self.url.as_str(), stream) {
-            Ok((socket, _response)) => socket,
-            Err(HandshakeError::Interrupted(_)) => {
-                return Err(End::Refused {
-                    failure: Failure::new(
-                        EXIT_UNAVAILABLE,
-                        format!(
-                            "{} took the connection but didn't answer within {} s: is that a corecast?",
-                            self.target,
-                            ANSWER_TIMEOUT.as_secs()
-                        ),
-                    ),
-                    retry: true,
-                });
+    fn event_of(&self, message: Message) -> Event {
+        let room_index = self.room_index;
+        match &message {
+            Message::Text(text) if !self.rooms.is_empty() && is_error(text) => {
+                Event::Complained { room_index, text: text.to_string() }
             }
-            Err(HandshakeError::Failure(Error::Http(response))) => return Err(refused(&self.url, &response)),
-            Err(HandshakeError::Failure(error)) => {
-                return Err(End::Refused {
-                    failure: Failure::new(
-                        EXIT_UNAVAILABLE,
-                        format!(
-                            "{} gave no WebSocket ({error}): is that a corecast, and its path right?",
-                            self.url
-                        ),
-                    ),
-                    retry: matches!(error, Error::Io(_)),
-                });
-            }
-        };
-        socket.get_ref().set_read_timeout(Some(STOP_CHECK)).map_err(|error| End::Broken(Error::Io(error)))?;
-        Ok(socket)
-    }
-
-    /// The server closes: lets its answer out and waits for the end of TCP, for a moment.
-    fn finish_close(&self, mut socket: WebSocket<TcpStream>, frame: Option<CloseFrame>) -> End {
-        let deadline = Instant::now() + CLOSE_WAIT;
-        while Instant::now() < deadline {
-            match socket.read() {
-                Err(Error::Io(error)) if is_time_out(&error) => {}
-                Ok(_) => {}
-                Err(_) => break,
-            }
+            _ => Event::Received { room_index, message, at: SystemTime::now() },
         }
-        End::Closed(frame)
-    }
-
-    /// We close: tells the server and waits for its answer, for a moment.
-    fn leave(&self, mut socket: WebSocket<TcpStream>) -> End {
-        let deadline = Instant::now() + CLOSE_WAIT;
-        if socket.close(None).is_ok() {
-            while Instant::now() < deadline && !socket.read().is_err_and(|error| is_the_end(&error)) {}
-        }
-        End::Stopped
     }
 
     fn pause(&self, wait: Duration) {
@@ -360,92 +262,41 @@ impl Line {
     }
 }
 
-fn connect(target: &Target) -> Result<TcpStream, Failure> {
-    let unavailable = |error: io::Error| {
-        Failure::new(
-            EXIT_UNAVAILABLE,
-            format!(
-                "nobody answers at {target} ({error}): start one with `corecast serve`, or name another with --url"
-            ),
-        )
-    };
-    let addresses = (target.host.as_str(), target.port).to_socket_addrs().map_err(|error| {
-        Failure::new(EXIT_UNAVAILABLE, format!("the host name {:?} is not known here ({error})", target.host))
-    })?;
-    let mut last = io::Error::new(ErrorKind::NotFound, "the name has no address");
-    for address in addresses {
-        match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
-            Ok(stream) => {
-                stream.set_nodelay(true).map_err(unavailable)?;
-                stream.set_read_timeout(Some(ANSWER_TIMEOUT)).map_err(unavailable)?;
-                stream.set_write_timeout(Some(ANSWER_TIMEOUT)).map_err(unavailable)?;
-                return Ok(stream);
-            }
-            Err(error) => last = error,
-        }
-    }
-    Err(unavailable(last))
-}
-
-/// An HTTP answer that is not a 101.
-fn refused(url: &str, response: &Response<Option<Vec<u8>>>) -> End {
-    let status = response.status();
-    let body = response.body().as_deref().map(String::from_utf8_lossy).unwrap_or_default();
-    let body = body.trim();
-    let (exit, advice, retry) = match status {
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-            (EXIT_NO_PERMISSION, "the server wants other rights", false)
-        }
-        StatusCode::NOT_FOUND => {
-            (EXIT_FAILED, "name the path that its routes serve, for example ws://HOST:PORT/ws", false)
-        }
-        StatusCode::TOO_MANY_REQUESTS => (EXIT_UNAVAILABLE, "come back later", true),
-        status if status.is_server_error() => (EXIT_UNAVAILABLE, "come back later", true),
-        _ => (EXIT_FAILED, "check --room and --url", false),
-    };
-    let said = if body.is_empty() { String::new() } else { format!(" and said {body:?}") };
-    let sentence = format!("{url} answered {status}{said} where a 101 was due: {advice}");
-    End::Refused { failure: Failure::new(exit, sentence), retry }
-}
-
-/// A uniformly random wait below a bound that doubles with each attempt, so that clients of a restarted server spread out.
-fn full_jitter(attempt: u32) -> Duration {
-    let bound = RECONNECT_WAIT_MIN.saturating_mul(1u32 << attempt.min(16)).min(RECONNECT_WAIT_MAX);
-    // The standard library's hasher is seeded anew each time: random enough to spread clients.
-    let random = RandomState::new().build_hasher().finish() >> 11;
-    bound.mul_f64(random as f64 / (1u64 << 53) as f64)
-}
-
-fn is_time_out(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
-}
-
-fn is_the_end(error: &Error) -> bool {
-    !matches!(error, Error::Io(error) if is_time_out(error))
+/// Whether `text` is an error of the JSON dialect: an object whose `type` is `error`.
+pub fn is_error(text: &str) -> bool {
+    // Most messages are none, and this tells them apart without parsing.
+    text.contains("\"error\"")
+        && serde_json::from_str::<Value>(text).is_ok_and(|message| message["type"] == "error")
 }
 
 /// Prints and counts on the main thread.
 struct Printer<'a> {
     args: &'a SubscribeArgs,
+    /// What each connection joins, for people.
+    names: Vec<String>,
     stop: Arc<AtomicBool>,
     tally: Tally,
     started_at: Instant,
     line_at: Instant,
     /// Connections that may still bring something.
     open: usize,
+    /// Errors that the server answered.
+    complaints: u64,
     exit: u8,
 }
 
 impl<'a> Printer<'a> {
-    fn new(args: &'a SubscribeArgs, stop: Arc<AtomicBool>) -> Self {
+    fn new(args: &'a SubscribeArgs, names: Vec<String>, stop: Arc<AtomicBool>) -> Self {
         let now = Instant::now();
         Self {
             args,
+            open: names.len(),
+            names,
             stop,
             tally: Tally::new(),
             started_at: now,
             line_at: now,
-            open: args.room.len(),
+            complaints: 0,
             exit: 0,
         }
     }
@@ -486,10 +337,13 @@ impl<'a> Printer<'a> {
                 "corecast subscribe: {} of {count} messages came before --timeout",
                 self.tally.messages()
             );
-            self.exit = EXIT_FAILED;
+            self.exit = exit::FAILED;
         }
         if self.tally.messages() > 0 || self.exit == 0 {
             eprintln!("{}", self.tally.summary(elapsed));
+        }
+        if self.complaints > 0 {
+            eprintln!("the server answered {} times with an error", self.complaints);
         }
         ExitCode::from(if self.satisfied() { 0 } else { self.exit })
     }
@@ -507,6 +361,10 @@ impl<'a> Printer<'a> {
                     print(&message, self.args.binary, out)?;
                 }
             }
+            Event::Complained { room_index, text } => {
+                self.complaints += 1;
+                self.say(room_index, &format!("the server answered {text}"));
+            }
             Event::Broken { room_index, end, wait } => {
                 let sentence = end.sentence();
                 self.say(
@@ -516,7 +374,7 @@ impl<'a> Printer<'a> {
             }
             Event::Over { room_index, end } => {
                 self.open -= 1;
-                self.exit = self.exit.max(end.exit());
+                self.exit = self.exit.max(end.code());
                 self.say(room_index, &end.sentence());
             }
         }
@@ -524,7 +382,7 @@ impl<'a> Printer<'a> {
     }
 
     fn say(&self, room_index: usize, sentence: &str) {
-        eprintln!("corecast subscribe: room {}: {sentence}", self.args.room[room_index]);
+        eprintln!("corecast subscribe: room {}: {sentence}", self.names[room_index]);
     }
 
     fn satisfied(&self) -> bool {
@@ -578,37 +436,5 @@ fn print(message: &Message, binary: Binary, out: &mut impl Write) -> io::Result<
             out.write_all(b"\n")
         }
         _ => Ok(()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_code_that_corecast_sends_has_its_own_advice() {
-        for code in shards::close::CloseReason::ALL.iter().filter_map(|reason| reason.code()) {
-            assert_ne!(Advice::of(code).sentence, Advice::of(1005).sentence, "{code} is told as unknown");
-        }
-    }
-
-    #[test]
-    fn codes_that_invite_back_are_followed_and_verdicts_are_not() {
-        for code in [1001, 1011, 1012, 1013] {
-            assert!(Advice::of(code).retry, "{code}");
-        }
-        for code in [1000, 1002, 1007, 1008, 1009] {
-            assert!(!Advice::of(code).retry, "{code}");
-        }
-    }
-
-    #[test]
-    fn waits_stay_below_a_bound_that_doubles_and_are_spread() {
-        for attempt in 0..40 {
-            assert!(full_jitter(attempt) <= RECONNECT_WAIT_MAX, "attempt {attempt}");
-        }
-        assert!(full_jitter(0) <= RECONNECT_WAIT_MIN);
-        let waits: std::collections::HashSet<Duration> = (0..16).map(|_| full_jitter(20)).collect();
-        assert!(waits.len() > 8, "16 clients would come back at {} moments", waits.len());
     }
 }

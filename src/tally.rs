@@ -7,15 +7,8 @@ use std::fmt::Write as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hdrhistogram::Histogram;
-use serde_json::{Map, Value};
 
-/// Fields that hold a time stamp, the first present wins.
-const STAMP_FIELDS: [&str; 7] =
-    ["ts", "published_at_ms", "timestamp", "sent_at", "published_at", "time", "t"];
-/// Fields that hold a number which grows by one per message of a source.
-const SEQUENCE_FIELDS: [&str; 2] = ["sequence", "seq"];
-/// Fields under which an envelope keeps the message itself.
-const ENVELOPE_FIELDS: [&str; 2] = ["data", "payload"];
+use crate::marks::{Marks, Unit};
 
 /// Sources whose numbers are followed, per run of the command. Over it further sources are not followed and the summary says so.
 const SOURCES_MAX: usize = 10_000;
@@ -42,15 +35,6 @@ struct Span {
     numbered: u64,
     missing: u64,
     repeated: u64,
-}
-
-/// Unit of a time stamp since 1970; the finest that was seen bounds what a latency can mean.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Unit {
-    Nanoseconds,
-    Microseconds,
-    Milliseconds,
-    Seconds,
 }
 
 impl Tally {
@@ -194,90 +178,6 @@ impl Span {
             let _ = write!(text, "p{percentile} {value}, ");
         }
         text + &format!("max {}", millis_text(self.latency.max()))
-    }
-}
-
-/// What a payload says about itself.
-#[derive(Debug, Default, PartialEq)]
-struct Marks {
-    stamp: Option<(Duration, Unit)>,
-    number: Option<u64>,
-    source: Option<String>,
-}
-
-impl Marks {
-    fn of(payload: &[u8]) -> Self {
-        match payload.first() {
-            Some(b'{') => match serde_json::from_slice(payload) {
-                Ok(Value::Object(fields)) => Self::of_fields(&fields),
-                _ => Self::default(),
-            },
-            Some(b'0'..=b'9') => Self { stamp: leading_stamp(payload), ..Self::default() },
-            _ => Self::default(),
-        }
-    }
-
-    fn of_fields(fields: &Map<String, Value>) -> Self {
-        let marks = Self {
-            stamp: STAMP_FIELDS
-                .iter()
-                .find_map(|name| stamp(fields.get(*name)?.as_f64()?, fields.get(*name)?.as_u64())),
-            number: SEQUENCE_FIELDS.iter().find_map(|name| fields.get(*name)?.as_u64()),
-            source: fields.get("source").and_then(Value::as_str).map(str::to_owned),
-        };
-        let is_bare = marks.stamp.is_none() && marks.number.is_none();
-        let inner = ENVELOPE_FIELDS.iter().find_map(|name| fields.get(*name)?.as_object());
-        match inner {
-            Some(inner) if is_bare => Self::of_fields(inner),
-            _ => marks,
-        }
-    }
-}
-
-fn leading_stamp(payload: &[u8]) -> Option<(Duration, Unit)> {
-    let digits = payload.iter().take_while(|byte| byte.is_ascii_digit()).count();
-    let number: u64 = std::str::from_utf8(&payload[..digits]).ok()?.parse().ok()?;
-    stamp(number as f64, Some(number))
-}
-
-/// Tells the unit by the magnitude: between 2001 and 2286 seconds since 1970 have ten digits, and each finer unit three more.
-fn stamp(value: f64, exact: Option<u64>) -> Option<(Duration, Unit)> {
-    let unit = match value {
-        1e9..1e10 => Unit::Seconds,
-        1e12..1e13 => Unit::Milliseconds,
-        1e15..1e16 => Unit::Microseconds,
-        1e18..1e19 => Unit::Nanoseconds,
-        _ => return None,
-    };
-    let units_per_second = unit.per_second();
-    let since_1970 = match exact {
-        Some(exact) => {
-            let nanos = exact % units_per_second * (1_000_000_000 / units_per_second);
-            Duration::new(exact / units_per_second, nanos as u32)
-        }
-        None => Duration::try_from_secs_f64(value / units_per_second as f64).ok()?,
-    };
-    // A fraction makes the unit finer than its name; the note in the summary may then be too modest, never too bold.
-    Some((since_1970, unit))
-}
-
-impl Unit {
-    const fn per_second(self) -> u64 {
-        match self {
-            Self::Seconds => 1,
-            Self::Milliseconds => 1_000,
-            Self::Microseconds => 1_000_000,
-            Self::Nanoseconds => 1_000_000_000,
-        }
-    }
-
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Seconds => "seconds",
-            Self::Milliseconds => "milliseconds",
-            Self::Microseconds => "microseconds",
-            Self::Nanoseconds => "nanoseconds",
-        }
     }
 }
 

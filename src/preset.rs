@@ -1,0 +1,126 @@
+//! Where the users of a preset find its server, its Redis and its channels: by the same configuration as the server's own,
+//! so that a command and the server that it is meant for can't differ.
+
+use std::net::IpAddr;
+
+use clap::builder::PossibleValuesParser;
+use shards::config::{BrokerChoice, Config, Deliver, RedisTarget, Route, Source, Subscribe};
+
+use crate::cli::ConfigArgs;
+use crate::client::Target;
+use crate::configuration;
+use crate::exit::Failure;
+
+/// One preset, under the variables of this process.
+pub struct Preset {
+    name: String,
+    config: Config,
+}
+
+/// For clap: the names that there are.
+pub fn names() -> PossibleValuesParser {
+    PossibleValuesParser::new(shards::config::preset_names())
+}
+
+/// The Redis that `url` names, else the one that the variables name, else the one on this host.
+///
+/// # Errors
+/// Those of the configuration.
+pub fn redis(url: Option<&str>) -> anyhow::Result<RedisTarget> {
+    let broker = ("broker".to_owned(), "redis".to_owned());
+    let settings = url.map(|url| ("redis".to_owned(), url.to_owned())).into_iter().chain([broker]).collect();
+    let loaded = configuration::load(&ConfigArgs { settings, ..ConfigArgs::default() })?;
+    Ok(redis_of(&loaded.config)?.clone())
+}
+
+impl Preset {
+    /// Reads the preset `name`, with `redis` in the place of its own Redis.
+    ///
+    /// # Errors
+    /// Those of the configuration: a variable or file that makes no sense.
+    pub fn load(name: &str, redis: Option<&str>) -> anyhow::Result<Self> {
+        let settings: Vec<_> = redis.map(|url| ("redis".to_owned(), url.to_owned())).into_iter().collect();
+        let presets = Some(vec![name.to_owned()]);
+        let loaded = configuration::load(&ConfigArgs { presets, settings, ..ConfigArgs::default() })?;
+        configuration::warn(&loaded);
+        Ok(Self { name: name.to_owned(), config: loaded.config })
+    }
+
+    /// Where its server listens; one that listens everywhere is asked on this host.
+    ///
+    /// # Errors
+    /// Exit code 78 where it listens nowhere.
+    pub fn target(&self) -> anyhow::Result<Target> {
+        let address = self.config.listen.first();
+        let address = address.ok_or_else(|| Failure::config("no address is listened on: set listen"))?;
+        let host = match address.ip() {
+            ip if ip.is_unspecified() => "localhost".to_owned(),
+            IpAddr::V4(ip) => ip.to_string(),
+            IpAddr::V6(ip) => ip.to_string(),
+        };
+        Ok(Target::new(host, address.port()))
+    }
+
+    /// Its Redis.
+    ///
+    /// # Errors
+    /// Exit code 2 where its broker is no Redis.
+    pub fn redis(&self) -> Result<&RedisTarget, Failure> {
+        redis_of(&self.config)
+    }
+
+    /// The query parameter that names what a connection joins (`room`, `username`); `None` where `/ws` asks for none.
+    pub fn room_parameter(&self) -> Option<&str> {
+        self.routes().find(|route| route.path == "/ws")?.when_query.as_deref()
+    }
+
+    /// The channel on which the system's own programs publish: the one there is, or the one of `room`.
+    ///
+    /// # Errors
+    /// Exit code 2 where a room is missing or is one too many.
+    pub fn channel(&self, room: Option<&str>) -> Result<String, Failure> {
+        let name = &self.name;
+        match (self.source().map(|source| &source.subscribe), room) {
+            (Some(Subscribe::Channel(channel)), None) => Ok(channel.clone()),
+            (Some(Subscribe::Channel(channel)), Some(_)) => Err(Failure::usage(format!(
+                "the preset {name} has one channel ({channel}) for everybody: leave out --room"
+            ))),
+            (
+                Some(Subscribe::Pattern { prefix, suffix } | Subscribe::OnDemand { prefix, suffix }),
+                Some(room),
+            ) => Ok(format!("{prefix}{room}{suffix}")),
+            (Some(_), None) => Err(Failure::usage(format!(
+                "the preset {name} has a channel for each {}: name it with --room",
+                self.room_parameter().unwrap_or("room")
+            ))),
+            (None, _) => Err(Failure::usage(format!(
+                "the preset {name} has no channel that other programs publish to: publish with --url or --channel"
+            ))),
+        }
+    }
+
+    /// The field of an envelope in which the system's messages travel through Redis.
+    pub fn envelope_field(&self) -> Option<&str> {
+        match &self.source()?.deliver {
+            Deliver::Field(field) => Some(field),
+            _ => None,
+        }
+    }
+
+    fn source(&self) -> Option<&Source> {
+        self.config.sources.first()
+    }
+
+    fn routes(&self) -> impl Iterator<Item = &Route> {
+        self.config.routes.iter().filter(|route| route.preset.as_deref() == Some(&self.name))
+    }
+}
+
+fn redis_of(config: &Config) -> Result<&RedisTarget, Failure> {
+    match &config.broker {
+        BrokerChoice::Redis(target) => Ok(target),
+        BrokerChoice::Local => Err(Failure::usage(
+            "the broker is the local one (CORECAST_BROKER?), due was a Redis: name it with --redis",
+        )),
+    }
+}
