@@ -9,7 +9,9 @@ use clap::builder::Styles;
 use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches, Parser, Subcommand, value_parser};
 use shards::config::settings::{SETTINGS, Setting};
 
+use crate::clients::ClientsArgs;
 use crate::publish::PublishArgs;
+use crate::report::ReportArgs;
 use crate::subscribe::SubscribeArgs;
 
 /// A WebSocket fan-out server: publications in from Redis, HTTP or clients, out to tens of thousands of WebSockets.
@@ -49,6 +51,10 @@ pub enum Command {
     Publish(PublishArgs),
     /// Join rooms and print what arrives
     Subscribe(SubscribeArgs),
+    /// Connect many clients and measure every delivery
+    Clients(ClientsArgs),
+    /// Say what the clients received, out of their logs
+    Report(ReportArgs),
     /// Say whether a configuration is good, without starting anything
     CheckConfig(CheckArgs),
     /// Work with the configuration

@@ -2,6 +2,7 @@
 
 mod cli;
 mod client;
+mod clients;
 mod configuration;
 mod connection;
 mod exit;
@@ -12,7 +13,9 @@ mod marks;
 mod preset;
 mod publish;
 mod random;
+mod record;
 mod redis;
+mod report;
 mod serve;
 mod signals;
 mod subscribe;
@@ -37,6 +40,8 @@ fn main() -> ExitCode {
         Command::Config { command: ConfigCommand::Show(args) } => configuration::show(&args),
         Command::Publish(args) => publish::run(args),
         Command::Subscribe(args) => subscribe::run(args),
+        Command::Clients(args) => clients::run(args),
+        Command::Report(args) => report::run(args),
         Command::Version { verbose } => version(verbose),
     };
     ended.unwrap_or_else(|error| exit::report(&error))
