@@ -141,6 +141,8 @@ struct Report {
     lost_clients: u64,
     /// `None` where no event carried a stamp.
     latency_ms: Option<Latency>,
+    /// Of the same folder; not reported.
+    earlier_measurements: usize,
     /// What a reader must know before believing the numbers.
     notes: Vec<String>,
 }
@@ -173,7 +175,8 @@ impl Report {
         report.unidentified = runs().map(|run| run.unidentified).sum();
         report.lost_clients = runs().flat_map(|run| run.lost.values()).sum();
         report.latency_ms = Latency::of(runs());
-        report.notes = notes(measurements, skipped);
+        report.earlier_measurements = skipped;
+        report.notes = notes(measurements);
         report
     }
 
@@ -211,10 +214,15 @@ impl Report {
             }
             None => lines.push("unknown: no event carried a stamp".to_owned()),
         }
-        if !self.notes.is_empty() {
+        let earlier = (self.earlier_measurements > 0).then(|| {
+            let count = self.earlier_measurements;
+            format!("Earlier measurements left out: {count} (--all adds them, a file's name picks one)")
+        });
+        let notes: Vec<_> = self.notes.iter().map(|note| format!("Note: {note}")).chain(earlier).collect();
+        if !notes.is_empty() {
             lines.push(String::new());
         }
-        lines.extend(self.notes.iter().map(|note| format!("Note: {note}")));
+        lines.extend(notes);
         lines.join("\n") + "\n"
     }
 }
@@ -237,7 +245,7 @@ impl Latency {
     }
 }
 
-fn notes(measurements: &[Vec<Run>], skipped: usize) -> Vec<String> {
+fn notes(measurements: &[Vec<Run>]) -> Vec<String> {
     let mut notes = Vec::new();
     if measurements.len() > 1 {
         let names: Vec<_> = measurements.iter().flatten().map(name).collect();
@@ -245,11 +253,6 @@ fn notes(measurements: &[Vec<Run>], skipped: usize) -> Vec<String> {
             "the logs are of {} measurements at different times (runs {}): counts are sums, latencies are mixed",
             measurements.len(),
             names.join(", ")
-        ));
-    }
-    if skipped > 0 {
-        notes.push(format!(
-            "{skipped} earlier measurements are left out: --all adds them, a file's name picks one"
         ));
     }
     for run in measurements.iter().flatten() {

@@ -46,13 +46,17 @@ pub struct Log {
 }
 
 impl LogSender {
-    /// Hands `entry` over; waits, and counts that, while the queue is full. `false` when the log can't be written any more.
+    /// Hands `entry` over and waits while the queue is full. `false` when the log can't be written any more.
+    ///
+    /// Waits of deliveries are counted; notes come in thousands at the end, when nothing is measured any more.
     pub fn send(&self, entry: Entry) -> bool {
         match self.entries.try_send(entry) {
             Ok(()) => true,
             Err(TrySendError::Disconnected(_)) => false,
             Err(TrySendError::Full(entry)) => {
-                self.waits.fetch_add(1, Ordering::Relaxed);
+                if matches!(entry, Entry::Deliveries(_)) {
+                    self.waits.fetch_add(1, Ordering::Relaxed);
+                }
                 self.entries.send(entry).is_ok()
             }
         }
