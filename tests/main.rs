@@ -6,6 +6,7 @@
 
 mod support;
 
+mod broadcaster;
 mod cli;
 mod clients;
 mod dashboards;
