@@ -174,7 +174,7 @@ fn raise_descriptor_limit(clients: u32) -> Result<(), Failure> {
         return Ok(());
     }
     limit.current = limit.maximum;
-    let raised = setrlimit(Resource::Nofile, limit.clone());
+    let raised = setrlimit(Resource::Nofile, limit);
     match (limit.maximum, raised) {
         (Some(maximum), _) if maximum < due => Err(Failure::new(
             exit::NO_PERMISSION,

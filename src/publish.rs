@@ -85,14 +85,9 @@ pub struct PublishArgs {
     #[arg(long, conflicts_with_all = ["message", "redis", "channel", "room"], help_heading = "Events")]
     feed: bool,
     /// What the prices are of, in turn
-    #[arg(
-        long,
-        value_name = "NAME,...",
-        value_delimiter = ',',
-        requires = "feed",
-        help_heading = "Events",
-        default_value = "BTC_USDT,ETH_USDT,SOL_USDT"
-    )]
+    // Conflicts beside `requires`: clap waives what is required when something given conflicts with it.
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',', requires = "feed", help_heading = "Events",
+          conflicts_with_all = ["message", "event_type", "demo", "stamp"], default_value = "BTC_USDT,ETH_USDT,SOL_USDT")]
     instruments: Vec<String>,
     /// Don't print the answers (with --feed: the prices)
     #[arg(long)]

@@ -177,10 +177,16 @@ fn clients_without_a_server_or_with_one_that_refuses_say_why() {
 fn the_load_test_script_brings_its_own_server_and_takes_it_away() {
     let redis = Redis::start();
     let scratch = Scratch::new();
-    let port = free_port();
-    let mut command = script("run_loadtest.sh", &redis);
-    command.args(["20", "10"]).env("PORT", port.to_string()).env("RATE", "200").env("LOGS", scratch.dir());
-    let finished = program::finish(command, Confinement::default());
+    let (port, finished) = on_a_free_port(|port| {
+        let mut command = script("run_loadtest.sh", &redis);
+        command
+            .args(["20", "10"])
+            .env("PORT", port.to_string())
+            .env("RATE", "200")
+            .env("LOGS", scratch.dir());
+        let finished = program::finish(command, Confinement::default());
+        (!finished.stderr.contains("the server did not start")).then_some(finished)
+    });
     assert_eq!(finished.code(), Some(0), "{finished:?}");
     let table = "Clients: 20\nEvents: 10\nExpected deliveries: 200\nReceived deliveries: 200\nDropped deliveries: 0\n";
     assert!(finished.stdout.contains(table), "{finished:?}");
@@ -227,18 +233,23 @@ fn clients_that_a_script_started_are_stopped_by_the_other() {
 #[test]
 fn the_start_script_serves_the_workflow_where_its_variables_say() {
     let redis = Redis::start();
-    let port = free_port();
-    let mut command = script("start.sh", &redis);
     let scratch = Scratch::new();
-    let log = File::create(scratch.path("log")).expect("a scratch directory takes files");
-    command.env("PORT", port.to_string()).stdout(log.try_clone().expect("a descriptor is left")).stderr(log);
-    confine(&mut command, Confinement::default());
-    let mut running = Running(command.spawn().expect("bash is there"));
-    let address = (Ipv4Addr::LOCALHOST, port).into();
-    eventually(SOON, "it answers", || {
-        http::request(address, "GET", "/health", &[]).is_ok_and(|answer| answer.status == 200)
+    let (port, mut running) = on_a_free_port(|port| {
+        let mut command = script("start.sh", &redis);
+        let log = File::create(scratch.path("log")).expect("a scratch directory takes files");
+        command
+            .env("PORT", port.to_string())
+            .stdout(log.try_clone().expect("a descriptor is left"))
+            .stderr(log);
+        confine(&mut command, Confinement::default());
+        let mut running = Running(command.spawn().expect("bash is there"));
+        eventually(SOON, "it hears Redis or has ended", || {
+            !running.is_running() || program::text(&scratch.path("log")).contains("redis is up")
+        });
+        running.is_running().then_some(running)
     });
-    eventually(SOON, "it hears Redis", || program::text(&scratch.path("log")).contains("redis is up"));
+    let address = (Ipv4Addr::LOCALHOST, port).into();
+    assert_eq!(http::request(address, "GET", "/health", &[]).expect("an answer").status, 200);
     let mut client = Client::connect(address, "/ws?username=test-user");
     redis.publish("workflow:events:test-user", r#"{"type":"test","message":"hello"}"#);
     assert_eq!(client.next_text(), r#"{"type":"test","message":"hello"}"#);
@@ -272,7 +283,18 @@ fn script(name: &str, redis: &Redis) -> Command {
     command
 }
 
-/// Nobody listens there now, and with luck nobody will before the test does.
+/// What `start` makes of a free port, with the port.
+///
+/// It is free only until another process takes it, and then `start` makes nothing of it: the next one is tried.
+#[track_caller]
+fn on_a_free_port<T>(mut start: impl FnMut(u16) -> Option<T>) -> (u16, T) {
+    let mut attempt = || {
+        let port = free_port();
+        start(port).map(|started| (port, started))
+    };
+    (0..PORTS_TRIED).find_map(|_| attempt()).expect("one of the ports stays free")
+}
+
 fn free_port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("127.0.0.1 has a free port");
     listener.local_addr().expect("a bound socket has an address").port()
@@ -338,3 +360,5 @@ impl Clients {
         (status.code(), program::text(&self.scratch.path("stderr")))
     }
 }
+
+const PORTS_TRIED: usize = 5;

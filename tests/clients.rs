@@ -7,6 +7,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
+use tungstenite::handshake::server::{Callback, ErrorResponse, Request, Response};
 use tungstenite::protocol::CloseFrame;
 use tungstenite::{Message, WebSocket};
 
@@ -16,7 +17,16 @@ fn corecast(args: &[&str]) -> Command {
     let binary =
         std::env::var_os("CORECAST_TEST_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_corecast").into());
     let mut command = Command::new(binary);
-    let variables = ["ADDR", "REDIS_URL", "REDIS_ADDR", "REDIS_PASSWORD", "CORECAST_API_KEY_FILE"];
+    let variables = [
+        "ADDR",
+        "PORT",
+        "REDIS_URL",
+        "REDIS_ADDR",
+        "REDIS_HOST",
+        "REDIS_PORT",
+        "REDIS_PASSWORD",
+        "CORECAST_API_KEY_FILE",
+    ];
     variables.iter().for_each(|name| {
         command.env_remove(name);
     });
@@ -392,6 +402,123 @@ fn publish_through_redis_exits_by_whose_fault_it_is() {
     assert_eq!(run(&["publish", "--redis", &url, "--channel", "c", "x"]).status.code(), Some(69));
 }
 
+/// A WebSocket server that takes the upgrade, gives its head to `judge`, and then does as `script` says.
+fn upgrades(
+    judge: impl FnOnce(&Request) + Send + 'static,
+    script: impl FnOnce(&mut WebSocket<TcpStream>) + Send + 'static,
+) -> Box<dyn FnOnce(TcpStream) + Send> {
+    Box::new(move |stream| {
+        let mut socket = tungstenite::accept_hdr(stream, Judge(judge)).unwrap();
+        script(&mut socket);
+        read_to_end(&mut socket);
+    })
+}
+
+struct Judge<F>(F);
+
+impl<F: FnOnce(&Request)> Callback for Judge<F> {
+    fn on_request(self, request: &Request, response: Response) -> Result<Response, ErrorResponse> {
+        (self.0)(request);
+        Ok(response)
+    }
+}
+
+fn next_json(socket: &mut WebSocket<TcpStream>) -> Value {
+    serde_json::from_str(socket.read().unwrap().to_text().unwrap()).unwrap()
+}
+
+#[test]
+fn subscribe_joins_rooms_by_messages_and_tells_errors_from_messages() {
+    let update = r#"{"type":"price_update","room":"BTC_USDT","data":{"price":1.5,"ts":1710000000}}"#;
+    let (port, server) = stand_in(vec![upgrades(
+        |request| assert_eq!(request.uri(), "/ws"),
+        move |socket| {
+            for room in ["BTC_USDT", "no such", "ETH_USDT"] {
+                let join = next_json(socket);
+                assert_eq!((&join["type"], &join["room"]), (&"join".into(), &room.into()), "{join}");
+            }
+            socket.send(r#"{"type":"error","room":"no such","error":"unknown room"}"#.into()).unwrap();
+            socket.send(update.into()).unwrap();
+        },
+    )]);
+    let url = format!("127.0.0.1:{port}");
+    let output =
+        run(&["subscribe", "--url", &url, "--rooms", "BTC_USDT,no such,ETH_USDT", "--count", "1", "--stats"]);
+    server.join().unwrap();
+    let words = text(&output.stderr);
+    assert_eq!((text(&output.stdout), output.status.code()), (format!("{update}\n"), Some(0)), "{words}");
+    assert!(words.contains("the server answered {\"type\":\"error\",\"room\":\"no such\""), "{words}");
+    assert!(words.contains("received 1 message ") && words.contains("latency of 1"), "{words}");
+}
+
+#[test]
+fn a_feed_sends_prices_with_its_key_and_comes_back_after_a_loss() {
+    let path = std::env::temp_dir().join(format!("corecast-feed-key-{}", std::process::id()));
+    std::fs::write(&path, "s3cret\n").unwrap();
+    let judge = |request: &Request| {
+        assert_eq!(request.uri(), "/ws/ingest");
+        assert_eq!(request.headers()["x-api-key"], "s3cret");
+    };
+    let check = |update: &Value, instrument: &str| {
+        assert_eq!((&update["type"], &update["instrument"]), (&"price_update".into(), &instrument.into()));
+        assert!(update["price"].as_f64().is_some_and(|price| price > 1.0), "{update}");
+        assert!(
+            update["ts"].as_u64().is_some_and(|ts| (1_600_000_000..10_000_000_000).contains(&ts)),
+            "{update}"
+        );
+        assert_eq!(update.as_object().unwrap().len(), 4, "{update}");
+    };
+    let first = upgrades(judge, move |socket| {
+        check(&next_json(socket), "BTC_USDT");
+        check(&next_json(socket), "X");
+        socket.close(Some(CloseFrame { code: 1012.into(), reason: "service_restart".into() })).unwrap();
+    });
+    let second = upgrades(judge, move |socket| {
+        next_json(socket);
+        socket.send(r#"{"type":"error","error":"price is too high"}"#.into()).unwrap();
+    });
+    let (port, server) = stand_in(vec![first, second]);
+    let url = format!("ws://127.0.0.1:{port}");
+    let output = run(&[
+        "publish",
+        "--feed",
+        "--url",
+        &url,
+        "--instruments",
+        "BTC_USDT,X",
+        "--interval",
+        "50ms",
+        "--count",
+        "8",
+        "--api-key-file",
+        path.to_str().unwrap(),
+    ]);
+    std::fs::remove_file(&path).unwrap();
+    server.join().unwrap();
+    let words = text(&output.stderr);
+    assert_eq!(text(&output.stdout).lines().count(), 8, "{words}");
+    assert!(
+        words.contains("closed by the server with 1012") && words.contains("connecting again"),
+        "{words}"
+    );
+    assert!(
+        words.contains("the server answered {\"type\":\"error\",\"error\":\"price is too high\"}"),
+        "{words}"
+    );
+    assert!(words.contains("sent 8 prices over 2 connections") && words.contains("1 errors"), "{words}");
+    assert_eq!(output.status.code(), Some(1), "errors that the server answered are no success: {words}");
+}
+
+#[test]
+fn a_feed_that_is_refused_ends_by_whose_fault_it_is() {
+    let (port, server) = http_stand_in(vec!["HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n"]);
+    let output = run(&["publish", "--feed", "--url", &format!("127.0.0.1:{port}")]);
+    server.join().unwrap();
+    assert_eq!(output.status.code(), Some(77), "{}", text(&output.stderr));
+    let output = run(&["publish", "--feed", "--url", &format!("127.0.0.1:{}", closed_port())]);
+    assert_eq!(output.status.code(), Some(69), "{}", text(&output.stderr));
+}
+
 #[test]
 fn contradictions_on_the_command_line_exit_2() {
     for args in [
@@ -403,6 +530,19 @@ fn contradictions_on_the_command_line_exit_2() {
         &["subscribe"],
         &["subscribe", "--room", "a", "--preset", "no-such"],
         &["subscribe", "--room", "a", "--timeout", "5"],
+        &["subscribe", "--room", "a", "--rooms", "b"],
+        &["subscribe", "--preset", "event-fanout"],
+        &["subscribe", "--preset", "broadcaster", "--room", "a"],
+        &["publish", "--type", "T", "hello"],
+        &["publish", "--type", "T", "--demo"],
+        &["publish", "--type", "T", "--stamp"],
+        &["publish", "--type", "T", "--room", "a"],
+        &["publish", "--type", "T", "--url", "h:1"],
+        &["publish", "--source", "s", "--room", "a", "hello"],
+        &["publish", "--demo", "--rate", "1", "--interval", "1s"],
+        &["publish", "--feed", "--redis", "h:1"],
+        &["publish", "--instruments", "X", "--demo"],
+        &["publish", "--preset", "workflow", "hello"],
     ] {
         let output = run(args);
         assert_eq!(output.status.code(), Some(2), "{args:?}: {}", text(&output.stderr));

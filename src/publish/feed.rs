@@ -129,7 +129,7 @@ impl Feed {
                     return End::Broken(error);
                 }
                 sent += 1;
-                if sent % UPDATES_BATCH_MAX != 0 {
+                if !sent.is_multiple_of(UPDATES_BATCH_MAX) {
                     continue;
                 }
             }
