@@ -311,17 +311,12 @@ fn finish(
         Err(error) => format!("{error:#}"),
     };
     let (path, waits) = (log.path.clone(), log.waits());
-    let end = Note::End {
-        run: path.file_stem().unwrap_or_default().to_string_lossy().trim_start_matches("clients-").to_owned(),
-        at_ms: now_ms(),
-        received,
-        lost,
-        reason: reason.clone(),
-    };
+    let end = Note::End { run: log.run.clone(), at_ms: now_ms(), received, lost, reason: reason.clone() };
     let latencies =
         log.finish(end).with_context(|| format!("the log {} can't be written", path.display()))?;
     ended?;
-    say(&format!("{} clients received {received} deliveries and ended by {reason}", args.clients));
+    let connected = progress.connected.load(Ordering::Relaxed);
+    say(&format!("{connected} clients received {received} deliveries and ended by {reason}"));
     if !latencies.is_empty() {
         say(&format!("latency {}", percentiles(&latencies)));
     }

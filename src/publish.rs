@@ -110,13 +110,11 @@ pub fn run(args: PublishArgs) -> anyhow::Result<ExitCode> {
     let interval = args.interval();
     let started_at = Instant::now();
     let mut count: u64 = 0;
-    while let Some(message) = {
-        // From the start, not from the last message: a late one doesn't slow the rest down. Before the message is made,
-        // so that its stamp tells when it was sent.
+    while let Some(draft) = messages.take()? {
+        // From the start, not from the last message: a late one doesn't slow the rest down.
         thread::sleep(due(interval, count).saturating_sub(started_at.elapsed()));
-        messages.take()?
-    } {
         count += 1;
+        let message = draft.written(SystemTime::now())?;
         let message = if args.stamp { stamped(&message, count, SystemTime::now()) } else { message };
         let answer = way.publish(&message).map_err(|failure| match count {
             1 => failure,

@@ -127,7 +127,7 @@ fn measurements(mut runs: Vec<Run>) -> Vec<Vec<Run>> {
 }
 
 /// What is printed.
-#[derive(Debug, Default, PartialEq, Serialize)]
+#[derive(Debug, Default, Clone, PartialEq, Serialize)]
 struct Report {
     clients: u64,
     events: u64,
@@ -147,7 +147,7 @@ struct Report {
     notes: Vec<String>,
 }
 
-#[derive(Debug, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 struct Latency {
     p50: f64,
     p95: f64,
@@ -354,6 +354,8 @@ mod tests {
     fn a_clean_run_is_the_table_and_nothing_else() {
         let report = report(&[log("1", 1000, 4, 4, &["a", "b"])], None);
         assert!(report.is_clean());
+        let of_folder = Report { earlier_measurements: 2, ..report.clone() };
+        assert!(of_folder.is_clean() && of_folder.text().contains("\n\nEarlier measurements left out: 2 "));
         assert_eq!(
             report.text(),
             "Clients: 4\nEvents: 2\nExpected deliveries: 8\nReceived deliveries: 8\nDropped deliveries: 0\n\n\

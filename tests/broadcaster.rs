@@ -124,7 +124,8 @@ fn clients_that_the_server_closes_are_counted_and_named() {
     let redis = Redis::start();
     let server = Server::builder().preset("broadcaster").redis(&redis).start();
     let mut clients = Clients::start(&server, 3, &[]);
-    publish(&redis, &["--type", "T"]);
+    // Nothing is waited for after the last event.
+    assert_eq!(publish(&redis, &["--type", "T", "--interval", "1h"]).code(), Some(0));
     let scratch = clients.scratch.dir().to_owned();
     server.signal(Signal::TERM);
     let (code, words) = clients.end();
@@ -167,6 +168,12 @@ fn clients_without_a_server_or_with_one_that_refuses_say_why() {
     let refused = program::run(&["clients", "3", "--url", &url, "--logs", logs]);
     assert_eq!(refused.code(), Some(1), "{refused:?}");
     assert!(refused.stderr.contains("answered 400 Bad Request"), "{refused:?}");
+    let mut many = program::command();
+    many.args(["clients", "100", "--url", &url, "--logs", logs]);
+    let confinement = Confinement { descriptors_max: Some(100), ..Confinement::default() };
+    let many = program::finish(many, confinement);
+    assert_eq!(many.code(), Some(77), "{many:?}");
+    assert!(many.stderr.contains("100 clients need 164 descriptors, the limit is 100"), "{many:?}");
     assert_eq!(program::run(&["clients", "3", "--room", "a"]).code(), Some(2));
     assert_eq!(program::run(&["clients", "0"]).code(), Some(2));
     let report = program::run(&["report", scratch.path("nothing").to_str().expect("UTF-8")]);

@@ -40,6 +40,8 @@ pub struct LogSender {
 
 /// The open log.
 pub struct Log {
+    /// Name of the run.
+    pub run: String,
     pub path: PathBuf,
     pub sender: LogSender,
     writer: JoinHandle<io::Result<Histogram<u64>>>,
@@ -78,7 +80,7 @@ impl Log {
         let (entries, queue) = sync_channel(QUEUE_BATCHES);
         let writer =
             thread::Builder::new().name("log".to_owned()).spawn(move || write_all(&mut out, &queue))?;
-        Ok(Self { path, sender: LogSender { entries, waits: Arc::default() }, writer })
+        Ok(Self { run: run.to_owned(), path, sender: LogSender { entries, waits: Arc::default() }, writer })
     }
 
     /// How often a receiver had to wait for the disk.

@@ -82,23 +82,42 @@ impl Messages {
         }
     }
 
-    /// The next one, made at the moment when it is asked for; `None` when there is no more.
+    /// The next one; `None` when there is no more.
     ///
     /// # Errors
-    /// Exit code 1 for a line that is too long, or standard input or random numbers that can't be read.
-    pub fn take(&mut self) -> Result<Option<Vec<u8>>, Failure> {
+    /// Exit code 1 for a line that is too long, and for standard input that can't be read.
+    pub fn take(&mut self) -> Result<Option<Draft<'_>>, Failure> {
         match self {
             Self::Argument { left: 0, .. } => Ok(None),
             Self::Argument { message, left } => {
                 *left -= 1;
-                Ok(Some(message.clone()))
+                Ok(Some(Draft::Written(message.clone())))
             }
-            Self::Lines(stdin) => take_line(stdin),
+            Self::Lines(stdin) => Ok(take_line(stdin)?.map(Draft::Written)),
             Self::Events { sent, count, .. } if sent == count => Ok(None),
             Self::Events { schema, sent, .. } => {
                 *sent += 1;
-                schema.event(*sent, uuid()?, SystemTime::now()).map(Some)
+                Ok(Some(Draft::Event { schema, number: *sent }))
             }
+        }
+    }
+}
+
+/// A message before it is due.
+pub enum Draft<'a> {
+    Written(Vec<u8>),
+    Event { schema: &'a Schema, number: u64 },
+}
+
+impl Draft<'_> {
+    /// The message as it leaves at `now`.
+    ///
+    /// # Errors
+    /// Exit code 1 where the kernel gives no random numbers for an id.
+    pub fn written(self, now: SystemTime) -> Result<Vec<u8>, Failure> {
+        match self {
+            Self::Written(message) => Ok(message),
+            Self::Event { schema, number } => schema.event(number, uuid()?, now),
         }
     }
 }

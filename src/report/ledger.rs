@@ -13,6 +13,8 @@ use crate::record::{Delivery, NOTE_MARK, Note};
 const LINE_BYTES_MAX: u64 = 1024 * 1024;
 /// Pairs of event and client that are told apart: 1 GiB of bits.
 const PAIRS_MAX: u64 = 8 * 1024 * 1024 * 1024;
+/// Events that are told apart; 400 MB of ids.
+const EVENTS_MAX: usize = 4_000_000;
 /// Clients of a run, as `corecast clients` bounds them.
 const CLIENTS_MAX: u32 = 1_000_000;
 /// Sources' numbers that are followed for order, over all clients; 80 MB. Beyond it order is not judged, and said so.
@@ -76,7 +78,9 @@ pub struct Run {
 pub enum LedgerError {
     #[error("{0} can't be read ({1})")]
     Io(String, io::Error),
-    #[error("{0} tells of more pairs of event and client than {PAIRS_MAX}: report on fewer files at once")]
+    #[error(
+        "{0} tells of more than {EVENTS_MAX} events or {PAIRS_MAX} pairs of event and client: report on fewer files at once"
+    )]
     TooMany(String),
 }
 
@@ -127,16 +131,19 @@ impl Ledger {
     }
 
     fn take_delivery(&mut self, run: usize, delivery: &Delivery<'_>) -> Result<(), LedgerError> {
-        let source = index_of(&mut self.sources, delivery.source.as_deref().unwrap_or_default());
+        let source = delivery.source.as_deref().unwrap_or_default();
         let key = match (&delivery.event_id, delivery.sequence) {
             (Some(id), _) => Some(format!("i{id}")),
             (None, Some(number)) => Some(format!("n{source}.{number}")),
             (None, None) => None,
         };
         let event = key.map(|key| index_of(&mut self.events, &key));
+        // One source too many has no number of its own, and then order is not judged.
+        let is_known = self.sources.len() < NUMBERS_MAX || self.sources.contains_key(source);
+        let source = is_known.then(|| index_of(&mut self.sources, source));
         let run = &mut self.runs[run];
         self.pairs += run.take_delivery(delivery, event, source);
-        if self.pairs > PAIRS_MAX {
+        if self.pairs > PAIRS_MAX || self.events.len() > EVENTS_MAX {
             return Err(LedgerError::TooMany(run.log.clone()));
         }
         Ok(())
@@ -197,7 +204,7 @@ impl Run {
     }
 
     /// Returns how many pairs of event and client this made tellable.
-    fn take_delivery(&mut self, delivery: &Delivery<'_>, event: Option<u32>, source: u32) -> u64 {
+    fn take_delivery(&mut self, delivery: &Delivery<'_>, event: Option<u32>, source: Option<u32>) -> u64 {
         let client = delivery.client;
         self.deliveries += 1;
         if self.started_at_ms == 0.0 {
@@ -208,6 +215,7 @@ impl Run {
         self.clients = self.clients.max(client + 1);
         let Some(event) = event else {
             self.unidentified += 1;
+            self.take_latency(delivery.latency_ms);
             return 0;
         };
         let words = (self.clients as usize).div_ceil(64);
@@ -222,7 +230,9 @@ impl Run {
         row[word] |= bit;
         self.received += 1;
         self.take_latency(delivery.latency_ms);
-        self.take_number(delivery.sequence, (client, source));
+        if let Some(number) = delivery.sequence {
+            self.take_number(number, client, source);
+        }
         64 * grown as u64
     }
 
@@ -237,13 +247,16 @@ impl Run {
         }
     }
 
-    fn take_number(&mut self, number: Option<u64>, key: (u32, u32)) {
-        let Some(number) = number else { return };
-        if let Some(last) = self.last_numbers.get_mut(&key) {
+    fn take_number(&mut self, number: u64, client: u32, source: Option<u32>) {
+        let Some(source) = source else {
+            self.order_unknown = true;
+            return;
+        };
+        if let Some(last) = self.last_numbers.get_mut(&(client, source)) {
             // A publisher that starts again counts from 0 or 1.
             if number > *last || number <= 1 { *last = number } else { self.disordered += 1 }
         } else if self.last_numbers.len() < NUMBERS_MAX {
-            self.last_numbers.insert(key, number);
+            self.last_numbers.insert((client, source), number);
         } else {
             self.order_unknown = true;
         }
