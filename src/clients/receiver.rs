@@ -92,6 +92,7 @@ impl Receiver {
             open: 0,
             unfinished: Vec::new(),
             batch: Vec::with_capacity(BATCH_DELIVERIES_MAX),
+            handed_on_at: Instant::now(),
             known: HashMap::new(),
             leave_by: None,
             receiver: self,
@@ -111,6 +112,7 @@ struct Turns {
     /// Seats whose messages did not fit into a turn.
     unfinished: Vec<usize>,
     batch: Vec<Received>,
+    handed_on_at: Instant,
     known: HashMap<Vec<u8>, Arc<Event>>,
     /// Set when told to stop.
     leave_by: Option<Instant>,
@@ -136,9 +138,13 @@ impl Turns {
                 self.advance(one.data.u64() as usize);
             }
             self.expire_handshakes();
-            self.hand_on();
+            // While there is much, batches grow: the queue to the log holds so many batches, not so many deliveries.
+            if news.is_empty() || self.handed_on_at.elapsed() >= TURN {
+                self.hand_on();
+            }
             self.leave_if_told();
         }
+        self.hand_on();
         Ok(())
     }
 
@@ -269,6 +275,7 @@ impl Turns {
     }
 
     fn hand_on(&mut self) {
+        self.handed_on_at = Instant::now();
         if !self.batch.is_empty() {
             let next = Vec::with_capacity(self.batch.len());
             let batch = std::mem::replace(&mut self.batch, next);
