@@ -5,6 +5,7 @@ mod client;
 mod clients;
 mod configuration;
 mod connection;
+mod dialect;
 mod exit;
 mod iso8601;
 mod logs;

@@ -12,12 +12,13 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use clap::{Args, ValueEnum};
-use serde_json::{Value, json};
+use serde_json::json;
 use tungstenite::handshake::client::Request;
 use tungstenite::{Error, Message};
 
 use crate::client::{Target, duration};
 use crate::connection::{self, CLOSE_WAIT, End, RECONNECT_STEADY, STOP_CHECK, full_jitter, is_time_out};
+use crate::dialect::Kind;
 use crate::exit::{self, Failure};
 use crate::preset::{self, Preset};
 use crate::signals;
@@ -42,8 +43,8 @@ pub struct SubscribeArgs {
     /// Room to join (workflow: user to listen as); give it several times for several rooms, one connection each
     #[arg(long, value_name = "ROOM", required_unless_present_any = ["rooms", "preset"])]
     room: Vec<String>,
-    /// Rooms to join through one connection, each by a message {"type":"join","room":"ROOM"}; error messages of the server
-    /// go to stderr
+    /// Rooms to join through one connection, each by a message {"type":"join","room":"ROOM"}; what the server
+    /// answers to that goes to stderr
     #[arg(long, value_name = "ROOM,...", value_delimiter = ',', conflicts_with = "room")]
     rooms: Vec<String>,
     /// Name of this client for the server's logs
@@ -80,6 +81,7 @@ enum Binary {
 
 /// Messages between the connections and the printer. Full: the connections stop reading.
 const QUEUE_MESSAGES: usize = 1024;
+
 /// Runs the command until it is stopped, satisfied, or left by the server.
 ///
 /// # Errors
@@ -156,8 +158,8 @@ enum Event {
     Joined { room_index: usize },
     /// A message, with the time it was read.
     Received { room_index: usize, message: Message, at: SystemTime },
-    /// The server refused something that was asked by a message.
-    Complained { room_index: usize, text: String },
+    /// The server answered something that was asked by a message.
+    Answered { room_index: usize, text: String, is_error: bool },
     /// The connection is gone and comes back after `wait`.
     Broken { room_index: usize, end: End, wait: Duration },
     /// The connection is gone for good.
@@ -238,11 +240,13 @@ impl Line {
 
     fn event_of(&self, message: Message) -> Event {
         let room_index = self.room_index;
-        match &message {
-            Message::Text(text) if !self.rooms.is_empty() && is_error(text) => {
-                Event::Complained { room_index, text: text.to_string() }
-            }
-            _ => Event::Received { room_index, message, at: SystemTime::now() },
+        let text = match &message {
+            Message::Text(text) if !self.rooms.is_empty() => text.as_str(),
+            _ => return Event::Received { room_index, message, at: SystemTime::now() },
+        };
+        match Kind::of(text) {
+            Kind::Publication => Event::Received { room_index, message, at: SystemTime::now() },
+            kind => Event::Answered { room_index, text: text.to_owned(), is_error: kind == Kind::Error },
         }
     }
 
@@ -260,13 +264,6 @@ impl Line {
     fn stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }
-}
-
-/// Whether `text` is an error of the JSON dialect: an object whose `type` is `error`.
-pub fn is_error(text: &str) -> bool {
-    // Most messages are none, and this tells them apart without parsing.
-    text.contains("\"error\"")
-        && serde_json::from_str::<Value>(text).is_ok_and(|message| message["type"] == "error")
 }
 
 /// Prints and counts on the main thread.
@@ -361,8 +358,8 @@ impl<'a> Printer<'a> {
                     print(&message, self.args.binary, out)?;
                 }
             }
-            Event::Complained { room_index, text } => {
-                self.complaints += 1;
+            Event::Answered { room_index, text, is_error } => {
+                self.complaints += u64::from(is_error);
                 self.say(room_index, &format!("the server answered {text}"));
             }
             Event::Broken { room_index, end, wait } => {

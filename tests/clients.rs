@@ -438,6 +438,7 @@ fn subscribe_joins_rooms_by_messages_and_tells_errors_from_messages() {
                 assert_eq!((&join["type"], &join["room"]), (&"join".into(), &room.into()), "{join}");
             }
             socket.send(r#"{"type":"error","room":"no such","error":"unknown room"}"#.into()).unwrap();
+            socket.send(r#"{"type":"joined","room":"ETH_USDT","data":null}"#.into()).unwrap();
             socket.send(update.into()).unwrap();
         },
     )]);

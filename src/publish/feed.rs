@@ -14,11 +14,11 @@ use tungstenite::{Error, Message, WebSocket};
 use super::PublishArgs;
 use crate::client::{Target, read_api_key};
 use crate::connection::{self, CLOSE_WAIT, End, RECONNECT_STEADY, STOP_CHECK, full_jitter, is_time_out};
+use crate::dialect::Kind;
 use crate::exit;
 use crate::preset::Preset;
 use crate::random::Random;
 use crate::signals;
-use crate::subscribe::is_error;
 
 /// Largest step of a price, as a part of it: a tenth of a percent either way.
 const STEP_MAX: f64 = 0.001;
@@ -171,7 +171,7 @@ impl Feed {
 
     fn note(&mut self, message: &Message) {
         let Message::Text(text) = message else { return };
-        if is_error(text) {
+        if Kind::of(text) == Kind::Error {
             self.errors += 1;
         }
         eprintln!("corecast publish: the server answered {text}");
