@@ -181,6 +181,31 @@ fn clients_without_a_server_or_with_one_that_refuses_say_why() {
 }
 
 #[test]
+fn subscribe_and_publish_find_every_preset_by_its_variables() {
+    let redis = Redis::start();
+    for (preset, room) in
+        [("broadcaster", None), ("star", None), ("workflow", Some("alice")), ("event-fanout", Some("lobby"))]
+    {
+        let server = Server::builder().preset(preset).redis(&redis).start();
+        let scratch = Scratch::new();
+        let [stdout, stderr] = ["stdout", "stderr"].map(|name| scratch.path(name));
+        let file = |path: &Path| File::create(path).expect("a scratch directory takes files");
+        let args = ["--preset", preset].into_iter().chain(room.into_iter().flat_map(|room| ["--room", room]));
+        let args: Vec<&str> = args.collect();
+        let mut command = program::command();
+        command.arg("subscribe").args(&args).args(["--count", "1"]);
+        command.env("PORT", server.address().port().to_string()).stdout(file(&stdout)).stderr(file(&stderr));
+        confine(&mut command, Confinement::default());
+        let mut subscriber = Running(command.spawn().expect("the binary starts"));
+        eventually(SOON, "it has joined", || program::text(&stderr).contains("joined"));
+        let published = publish(&redis, &[&args[..], &["hello"]].concat());
+        assert_eq!(published.code(), Some(0), "{preset}: {published:?}");
+        assert_eq!(subscriber.wait(SOON, "it has its message").code(), Some(0), "{preset}");
+        assert_eq!(program::text(&stdout), "hello\n", "{preset}");
+    }
+}
+
+#[test]
 fn the_load_test_script_brings_its_own_server_and_takes_it_away() {
     let redis = Redis::start();
     let scratch = Scratch::new();

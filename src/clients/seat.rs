@@ -184,3 +184,31 @@ fn begin(address: SocketAddr) -> std::io::Result<TcpStream> {
         _ => Ok(socket.into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+    use crate::connection::request;
+
+    #[test]
+    fn a_server_that_takes_the_connection_and_says_nothing_is_given_up_at_the_deadline() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let url = format!("ws://{address}/ws");
+        let way =
+            Way { address, target: Target::parse(&url).unwrap(), request: request(&url, None).unwrap(), url };
+        let deadline = Instant::now();
+        let (mut seat, step) = Seat::connect(0, &way, deadline).unwrap();
+        assert!(matches!(step, Step::Waiting) && seat.stream().is_some());
+        assert!(seat.expire(&way, deadline - std::time::Duration::from_secs(1)).is_none());
+        let end = seat.expire(&way, deadline).unwrap();
+        assert!(
+            end.sentence().contains("didn't answer") && end.code() == exit::UNAVAILABLE,
+            "{}",
+            end.sentence()
+        );
+        assert!(seat.is_over() && seat.expire(&way, deadline).is_none());
+    }
+}
