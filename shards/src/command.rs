@@ -55,6 +55,8 @@ pub enum Up {
         /// Sums of the shard. Boxed, so that a slot of the ring is not sized by a rare answer.
         ledger: Box<Ledger>,
     },
+    /// A connection of an enveloped dialect has entered a live room whose source keeps a last value: what is it?
+    Warm(Box<Warm>),
     /// Somebody asks for the ledger of all shards.
     Ask {
         /// Who waits for it.
@@ -77,6 +79,33 @@ pub struct Publish {
     pub except_sender: bool,
     /// Send [`Down::Published`] when the broker has it.
     pub answer: bool,
+    /// What an envelope says beside the payload; `None` for a payload without type.
+    pub label: Option<Arc<Label>>,
+    /// Keep it as the room's last value, where the room's source has such.
+    pub keep: bool,
+}
+
+/// What dialects and envelopes with a `type` say of a publication.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Label {
+    /// The `type`.
+    pub kind: Box<str>,
+    /// The payload is JSON text, which stands in an envelope as it is; otherwise it is a string there.
+    pub is_json: bool,
+}
+
+/// See [`Up::Warm`]; comes back in [`Down::Warmed`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Warm {
+    /// Who waits.
+    pub to: ConnectionId,
+    /// The shard's name of the room.
+    pub slot: RoomSlot,
+    /// Name of the room.
+    pub room: Arc<str>,
+    /// Where the connection stood in the room's window when it entered. What is older than anything it has got since must
+    /// not overtake it.
+    pub position: u64,
 }
 
 /// From the relay to a shard.
@@ -94,7 +123,11 @@ pub enum Down {
         frame: Frame,
         /// Connection that does not get it.
         except: Option<ConnectionId>,
+        /// What dialects with an envelope say beside it.
+        label: Option<Arc<Label>>,
     },
+    /// Answer to [`Up::Warm`], where there is a value.
+    Warmed(Box<Warmed>),
     /// Answer to [`Up::Join`]: publications from `head` on follow on this ring.
     Joined {
         /// As in the question.
@@ -139,6 +172,17 @@ pub enum Down {
         /// Sums over the shards.
         ledger: Ledger,
     },
+}
+
+/// See [`Down::Warmed`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Warmed {
+    /// The question.
+    pub warm: Warm,
+    /// What Redis holds.
+    pub payload: Bytes,
+    /// Its type.
+    pub label: Arc<Label>,
 }
 
 impl Down {

@@ -1,8 +1,9 @@
 //! The log of record of one room: its last publications, in order of their offsets.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
-use crate::command::ConnectionId;
+use crate::command::{ConnectionId, Label};
 use crate::frame::Frame;
 
 /// One publication in a log.
@@ -14,6 +15,8 @@ pub struct Record {
     pub arrived_micros: u64,
     /// Who does not get it.
     pub except: Option<ConnectionId>,
+    /// What dialects with an envelope say beside it.
+    pub label: Option<Arc<Label>>,
 }
 
 /// See the module. The offset of the newest record is one less than the room's next offset.
@@ -86,7 +89,7 @@ mod tests {
         let mut log = Log::starting_at(5);
         for payload in [b"a", b"b", b"c"] {
             let frame = Frame::text(payload).expect("one byte");
-            log.push(Record { frame, arrived_micros: 0, except: None });
+            log.push(Record { frame, arrived_micros: 0, except: None, label: None });
         }
         assert_eq!((log.first(), log.pop(), log.first(), log.bytes()), (5, 3, 6, 6));
         assert!(log.at(5).is_none() && log.at(8).is_none());

@@ -17,7 +17,7 @@ use hashbrown::HashTable;
 use smallvec::SmallVec;
 
 use crate::arena::Arena;
-use crate::command::{ConnectionId, Down, Ledger, Outcome, RoomSlot, Up};
+use crate::command::{ConnectionId, Down, Label, Ledger, Outcome, RoomSlot, Up};
 use crate::envelope;
 use crate::frame::Frame;
 use crate::limits::{EngineBounds, NODE_LOG_BYTES_MAX, PAYLOAD_BYTES_MAX, ROOM_LINGER};
@@ -205,6 +205,7 @@ impl Relay {
             Up::Join { slot, name } => self.join(Interest { shard, slot }, name, outlet),
             Up::Leave { slot, name } => self.leave(Interest { shard, slot }, &name, now),
             Up::Publish(publish) => self.publish(*publish, outlet, now),
+            Up::Warm(_) => {}
             Up::Ask { from } => self.ask(from, outlet),
             Up::Answer { question, ledger } => self.answer(question, &ledger, outlet),
         }
@@ -385,6 +386,7 @@ impl Relay {
         &mut self,
         room: &str,
         payload: &[u8],
+        label: Option<Arc<Label>>,
         except: Option<ConnectionId>,
         outlet: &mut impl Outlet,
         now: Micros,
@@ -433,11 +435,11 @@ impl Relay {
                 backlog.rooms.push_back((index, generation));
                 continue;
             }
-            let command =
-                Down::Publication { slot, offset, arrived_micros: now.0, frame: frame.clone(), except };
+            let (frame, label) = (frame.clone(), label.clone());
+            let command = Down::Publication { slot, offset, arrived_micros: now.0, frame, except, label };
             backlog.offer(shard, command, outlet, metrics);
         }
-        self.record(index, offset, Record { frame, arrived_micros: now.0, except });
+        self.record(index, offset, Record { frame, arrived_micros: now.0, except, label });
         Outcome::Placed { offset, epoch }
     }
 
@@ -648,7 +650,7 @@ impl Relay {
             for (source, room) in setup.routes.rooms_of_channel(pattern, channel) {
                 rooms += 1;
                 let delivered = envelope::unwrap(setup.routes.deliver(source), plain_name(&room), payload);
-                self.place(&room, &delivered, except, outlet, now);
+                self.place(&room, &delivered, None, except, outlet, now);
             }
             if rooms == 0 {
                 self.metrics().refused.add(RefuseReason::BadRoom, 1);
@@ -764,6 +766,7 @@ impl LogRoom {
                 arrived_micros: record.arrived_micros,
                 frame: record.frame.clone(),
                 except: record.except,
+                label: record.label.clone(),
             };
             backlog.offer(shard, command, outlet, metrics);
             behind.from += 1;

@@ -285,10 +285,11 @@ impl Shard {
 
     fn take_command(&mut self, command: Down, wire: &mut impl Wire, now: Micros) {
         match command {
-            Down::Publication { slot, offset, arrived_micros, frame, except } => {
+            Down::Publication { slot, offset, arrived_micros, frame, except, label: _ } => {
                 self.metrics().publications.add(1);
                 self.append(slot, offset, arrived_micros, frame, except);
             }
+            Down::Warmed(_) => {}
             // The raw dialect has no words for epoch and offset.
             Down::Joined { slot, .. } => self.joined(slot, wire, now),
             // The raw dialect has no words for a gap; the relay has counted it.

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{BrokerCommand, BrokerState, Outlet, Relay};
-use crate::command::{ConnectionId, Down, Outcome, Publish};
+use crate::command::{ConnectionId, Down, Label, Outcome, Publish};
 use crate::envelope;
 use crate::limits::{PAYLOAD_BYTES_MAX, PUBLISH_INFLIGHT_BYTES_MAX, PUBLISH_INFLIGHT_MAX};
 use crate::metrics::RefuseReason;
@@ -41,6 +41,7 @@ struct Entry {
     channel: Box<[u8]>,
     /// As published; the payload for members is unwrapped from it.
     payload: Bytes,
+    label: Option<Arc<Label>>,
     except: Option<ConnectionId>,
     answer_to: Option<ConnectionId>,
     /// What Redis said.
@@ -89,13 +90,13 @@ impl Own {
 impl Relay {
     /// A client publishes: through the broker, or at once where there is none.
     pub(super) fn publish(&mut self, publish: Publish, outlet: &mut impl Outlet, now: Micros) {
-        let Publish { room, payload, from, user, except_sender, answer } = publish;
+        let Publish { room, payload, from, user, except_sender, answer, label, keep: _ } = publish;
         let except = except_sender.then_some(from);
         let setup = Arc::clone(&self.setup);
         let answer_to = answer.then_some(from);
         let source = setup.routes.channel_of_room(&room);
         let Some((source, channel)) = source.filter(|_| self.broker_state != BrokerState::Local) else {
-            let outcome = self.place(&room, &payload, except, outlet, now);
+            let outcome = self.place(&room, &payload, label, except, outlet, now);
             return self.answer_publish(answer_to, outcome, outlet);
         };
         if payload.len() > PAYLOAD_BYTES_MAX {
@@ -104,7 +105,7 @@ impl Relay {
         }
         if self.broker_state == BrokerState::Down {
             self.metrics().publishes_local.add(1);
-            self.place(&room, &payload, except, outlet, now);
+            self.place(&room, &payload, label, except, outlet, now);
             return self.answer_publish(answer_to, Outcome::LocalOnly, outlet);
         }
         if self.own.is_full() {
@@ -115,7 +116,7 @@ impl Relay {
         let is_deaf = self.has_unconfirmed_readers(&room);
         if is_deaf {
             self.metrics().publishes_local.add(1);
-            self.place(&room, &payload, except, outlet, now);
+            self.place(&room, &payload, label.clone(), except, outlet, now);
         }
         let payload =
             envelope::wrap(setup.routes.deliver(source), plain_name(&room), user.as_deref(), &payload);
@@ -123,6 +124,7 @@ impl Relay {
         let token = self.own.first_token + self.own.entries.len() as u64;
         self.own.bytes += payload.len() + channel.len();
         self.own.entries.push_back(Entry {
+            label,
             room,
             source,
             channel: channel.clone(),
@@ -226,10 +228,10 @@ impl Relay {
         }
         let setup = Arc::clone(&self.setup);
         let (room, payload, except) = (entry.room.clone(), entry.payload.clone(), entry.except);
-        let (source, arrived) = (entry.source, entry.arrived);
+        let (source, arrived, label) = (entry.source, entry.arrived, entry.label.clone());
         let payload = envelope::unwrap(setup.routes.deliver(source), plain_name(&room), &payload);
         self.metrics().publishes_local.add(1);
-        self.place(&room, &payload, except, outlet, arrived);
+        self.place(&room, &payload, label, except, outlet, arrived);
     }
 
     /// Answers the client once its publication has come to the members here and Redis has said what became of it.
@@ -315,6 +317,8 @@ mod tests {
             user: None,
             except_sender: false,
             answer: true,
+            label: None,
+            keep: false,
         };
         relay.handle(0, Up::Publish(Box::new(publish)), ring, NOW);
         match relay.broker.pop_front() {

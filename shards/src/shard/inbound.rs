@@ -419,6 +419,8 @@ impl Shard {
             user,
             except_sender: false,
             answer: true,
+            label: None,
+            keep: false,
         };
         Ok(Verdict::Ask(Up::Publish(Box::new(publish)), Some(room)))
     }
@@ -674,7 +676,8 @@ impl Shard {
         let (user, except_sender) = (connection.user.clone(), !connection.hear_self);
         let Some(room) = self.rooms.at(room).map(|room| room.name.clone()) else { return };
         let payload = Bytes::copy_from_slice(payload);
-        let publish = Publish { room, payload, from: id, user, except_sender, answer: false };
+        let publish =
+            Publish { room, payload, from: id, user, except_sender, answer: false, label: None, keep: false };
         self.up.push_back(Up::Publish(Box::new(publish)));
     }
 

@@ -117,7 +117,7 @@ impl Bench {
         let frame = Frame::data(payload.as_bytes()).expect("short");
         let (offset, arrived_micros) = (self.offset, self.now.0);
         self.offset += 1;
-        self.handle(Down::Publication { slot, offset, arrived_micros, frame, except });
+        self.handle(Down::Publication { slot, offset, arrived_micros, frame, except, label: None });
     }
 
     fn step(&mut self) -> Progress {
