@@ -13,6 +13,12 @@
 //! | [`Chat`] | `message` | `room` | `data` | |
 //! | [`Common`] | `event` | `room` | the message | |
 //!
+//! | [`SchemaDomain`] | its file's | its file's pointer | the message | its file's pointer |
+//!
+//! # A domain in a file
+//!
+//! A JSON Schema with a name and a room: see [`schema`]. Examples are in `deploy/domains`.
+//!
 //! # A domain in code
 //!
 //! One trait and one line of registration:
@@ -64,6 +70,9 @@ mod domain;
 mod message;
 mod refusal;
 mod registry;
+pub mod schema;
+#[cfg(test)]
+mod tests;
 mod trading;
 mod tree;
 
@@ -73,4 +82,5 @@ pub use domain::{Data, Domain, Event};
 pub use message::Message;
 pub use refusal::{NOTHING, Refusal};
 pub use registry::{BUILT_IN, Conflict, RESERVED_TYPES, Registry};
+pub use schema::{SchemaDomain, SchemaError};
 pub use trading::Trading;

@@ -14,6 +14,9 @@ pub const NESTING_MAX: usize = 127;
 /// takes 7 bytes of text and about 640 of memory, so 64 KiB of text are 6 MiB at worst, for as long as one message is
 /// looked at.
 pub const VALUE_BYTES_MAX: usize = 64 * 1024;
+/// Bytes of a schema's pattern, compiled: room for `^.{0,512}$`. Much larger ones are known to panic inside the engine
+/// (rust-lang/regex issue 1344), and a server built with `panic = "abort"` would not outlive that.
+pub const PATTERN_BYTES_MAX: usize = 1 << 20;
 /// Characters of a refusal's field.
 pub const FIELD_CHARS_MAX: usize = 128;
 /// Characters of what a refusal expected.

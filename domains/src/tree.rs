@@ -17,7 +17,8 @@ pub(crate) fn parse(text: &str) -> Result<Value, Refusal> {
         .map_err(|error| Refusal::new("", "JSON that every reader takes alike", &error.to_string()))
 }
 
-struct Tree(Value);
+/// A tree as a field of something else.
+pub(crate) struct Tree(pub(crate) Value);
 
 impl<'de> Deserialize<'de> for Tree {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
