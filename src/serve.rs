@@ -10,6 +10,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use domains::{Registry, SchemaDomain};
 use shards::config::{BrokerChoice, Config, Warning};
 use shards::metrics::Metrics;
 use shards::net::{LostThread, Passed, Server, StartError};
@@ -45,7 +46,8 @@ pub fn run(config: Config, warnings: Vec<Warning>, passed: Passed) -> anyhow::Re
             "the service manager passed sockets: --listen is not bound"
         );
     }
-    let server = Server::start(&config, key, passed).map_err(start_failure)?;
+    let domains = domains_of(&config)?;
+    let server = Server::start(&config, key, domains, passed).map_err(start_failure)?;
     announce(&config, &server);
     if let Some(path) = &config.ports_file {
         write_ports_file(path, &server)?;
@@ -222,6 +224,23 @@ fn read_key(path: &Path) -> anyhow::Result<String> {
         tracing::warn!(path = %path.display(), "every user of this machine can read the key file: chmod o-r");
     }
     Ok(key.to_owned())
+}
+
+/// The domains that the configuration names, and those in its files.
+fn domains_of(config: &Config) -> anyhow::Result<Registry> {
+    let wrong = |sentence: String| Failure { code: exit::CONFIG, sentence };
+    let mut registry =
+        Registry::built_in(&config.domains).map_err(|error| wrong(format!("domains: {error}")))?;
+    for path in &config.domain_files {
+        let name = path.display().to_string();
+        let text = fs::read_to_string(path)
+            .map_err(|error| wrong(format!("domain_files: can't read {name}: {error}")))?;
+        let domain = SchemaDomain::parse(&text, &name).map_err(|error| wrong(error.to_string()))?;
+        registry
+            .register(Box::new(domain))
+            .map_err(|error| wrong(format!("domain_files: {name}: {error}")))?;
+    }
+    Ok(registry)
 }
 
 fn descriptor_limit() -> Option<u64> {

@@ -111,11 +111,28 @@ impl Registry {
     /// # Errors
     /// What [`Message::parse`] or the domain of its type refuses, and a type of no domain.
     pub fn admit(&self, text: &[u8]) -> Result<Event, Refusal> {
-        let message = Message::parse(text)?;
-        let domain = self.domain_of(message.event_type()).ok_or_else(|| self.unknown(&message))?;
-        let event = domain.admit(&message).map_err(Refusal::bounded)?;
+        self.admit_message(&Message::parse(text)?)
+    }
+
+    /// The event in a message that has been split already.
+    ///
+    /// # Errors
+    /// What the domain of its type refuses, and a type of no domain.
+    pub fn admit_message(&self, message: &Message<'_>) -> Result<Event, Refusal> {
+        let domain = self.domain_of(message.event_type()).ok_or_else(|| self.unknown(message))?;
+        let event = domain.admit(message).map_err(Refusal::bounded)?;
         debug_assert!(is_name(&event.room), "domain {} admits to a room without a name", domain.name());
         Ok(event)
+    }
+
+    /// Whether some domain speaks for this type.
+    pub fn knows(&self, event_type: &str) -> bool {
+        self.domain_of(event_type).is_some()
+    }
+
+    /// Whether there is no domain at all.
+    pub fn is_empty(&self) -> bool {
+        self.domains.is_empty()
     }
 
     /// Domain and event type of all it knows, sorted by type.

@@ -42,6 +42,14 @@ impl Gate {
         Self { key: key.map(String::into_boxed_str), loopback_only }
     }
 
+    /// Lets a handshake in that needs the key where one is configured.
+    ///
+    /// # Errors
+    /// 401 when there is a key and the request has none or another.
+    pub fn admits_handshake(&self, head: &Head<'_>) -> Result<(), HttpError> {
+        if self.key.is_some() { self.admits(head) } else { Ok(()) }
+    }
+
     /// Lets the request of `head` in.
     ///
     /// # Errors

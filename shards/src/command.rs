@@ -81,8 +81,8 @@ pub struct Publish {
     pub answer: bool,
     /// What an envelope says beside the payload; `None` for a payload without type.
     pub label: Option<Arc<Label>>,
-    /// Keep it as the room's last value, where the room's source has such.
-    pub keep: bool,
+    /// Keep it as the last value of this key, where the room's source has such.
+    pub keep: Option<Box<str>>,
 }
 
 /// What dialects and envelopes with a `type` say of a publication.

@@ -452,7 +452,7 @@ pub enum Own {
 /// Redis, so that its end means something.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LastValue {
-    /// Key in Redis: the room's plain name follows it.
+    /// Key in Redis: what the event's domain names as its key follows it; a newcomer reads that of its room's plain name.
     pub prefix: String,
     /// How long Redis keeps it. Default 30 s.
     pub ttl: Duration,

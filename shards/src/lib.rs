@@ -12,6 +12,7 @@ pub mod auth;
 pub mod close;
 pub mod command;
 pub mod config;
+pub mod dialect;
 pub mod doorbell;
 pub mod envelope;
 pub mod frame;

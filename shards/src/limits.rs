@@ -60,6 +60,10 @@ pub struct EngineBounds {
     pub spill_items_max: usize,
     /// See [`LOG_ROOMS_MAX`].
     pub log_rooms_max: usize,
+    /// See [`EMPTY_ROOMS_MAX`].
+    pub empty_rooms_max: usize,
+    /// See [`IDLE_ROOMS_MAX`].
+    pub idle_rooms_max: usize,
 }
 
 impl Default for EngineBounds {
@@ -73,6 +77,8 @@ impl Default for EngineBounds {
             backlog_bytes_max: SHARD_BACKLOG_BYTES_MAX,
             spill_items_max: SPILL_ITEMS_MAX,
             log_rooms_max: LOG_ROOMS_MAX,
+            empty_rooms_max: EMPTY_ROOMS_MAX,
+            idle_rooms_max: IDLE_ROOMS_MAX,
         }
     }
 }
@@ -173,6 +179,11 @@ pub const SLOW_BURST_FACTOR: u64 = 2;
 pub const UP_BACKLOG_MAX: usize = 1024;
 /// An empty room stays on its shard for this long, so that a reconnecting member finds it.
 pub const ROOM_LINGER: Duration = Duration::from_secs(5);
+/// Empty rooms of a shard that linger. Over it the one that has been empty longest goes at once: a connection that joins
+/// and leaves ever-new rooms by message makes hundreds of thousands a second. 65,536 x about 300 B = 20 MiB.
+pub const EMPTY_ROOMS_MAX: usize = 65_536;
+/// The same for the relay's rooms that nobody reads, those that are kept for their history included.
+pub const IDLE_ROOMS_MAX: usize = LOG_ROOMS_MAX + EMPTY_ROOMS_MAX;
 
 /// Bytes of all windows of a shard. Over it the connection furthest behind goes first: `slow_shard_budget`.
 pub const SHARD_WINDOW_BYTES_MAX: usize = 64 * MIB;

@@ -122,6 +122,8 @@ label! {
         DropOldest = "drop_oldest",
         /// The connection ended, for whatever reason, with publications unsent.
         Closed = "closed",
+        /// Owed to a connection that left the room.
+        Left = "left",
     }
 }
 
@@ -234,6 +236,9 @@ table! {
         http_requests: Number, "counter", "corecast_http_requests_total", "Plain HTTP requests answered, errors included.";
         http_errors: Number, "counter", "corecast_http_errors_total", "Requests answered with a status of 400 or more.";
         messages_received: Number, "counter", "corecast_messages_received_total", "Data messages from clients.";
+        messages_refused: Number, "counter", "corecast_messages_refused_total", "Messages of the JSON dialect that were answered with an error.";
+        warm_starts: Number, "counter", "corecast_warm_starts_total", "Last values sent to newcomers of a room.";
+        warm_superseded: Number, "counter", "corecast_warm_superseded_total", "Last values that came after a newer publication, or after their newcomer had left.";
         messages_ignored: Number, "counter", "corecast_messages_ignored_total", "Data messages from clients whose route ignores what they say.";
         received_bytes: Number, "counter", "corecast_received_bytes_total", "Bytes read from clients.";
         reads_paused: Number, "counter", "corecast_reads_paused_total", "Times a connection was not read for a while because its control lane or the ring to the relay was full.";

@@ -272,6 +272,16 @@ impl Relay {
                 self.idle.push(Reverse((due, index, generation)));
             }
         }
+        if self.idle.len() > self.setup.engine.idle_rooms_max
+            && let Some(Reverse((_, oldest, generation))) = self.idle.pop()
+            && self.rooms.holds(oldest, generation)
+            && let Some(room) = self.rooms.at_mut(oldest)
+        {
+            room.listed_idle = false;
+            if room.is_idle() {
+                self.remove_room(oldest);
+            }
+        }
     }
 
     fn linger_ticks(&self, index: u32) -> u32 {

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use crate::command::ConnectionId;
+use crate::config::Dialect;
 use crate::frame::Frame;
 
 /// One connection's place in a room.
@@ -44,8 +45,10 @@ pub enum Stage {
 /// One publication in a window.
 #[derive(Debug, Clone)]
 pub struct Entry {
-    /// What goes out.
+    /// What goes out: to all members, or to those of the raw dialect where `enveloped` is there.
     pub frame: Frame,
+    /// What goes out to members of the JSON dialect, while members of both are in the room.
+    pub enveloped: Option<Frame>,
     /// The broker's number.
     pub offset: u64,
     /// Microseconds after the start of the process.
@@ -56,12 +59,29 @@ pub struct Entry {
     bytes_end: u64,
 }
 
+impl Entry {
+    /// What goes out to a member of that dialect.
+    pub fn frame_for(&self, dialect: Dialect) -> &Frame {
+        match &self.enveloped {
+            Some(enveloped) if dialect == Dialect::Json => enveloped,
+            _ => &self.frame,
+        }
+    }
+
+    /// Bytes that it holds.
+    pub fn bytes(&self) -> u64 {
+        (self.frame.len() + self.enveloped.as_ref().map_or(0, Frame::len)) as u64
+    }
+}
+
 /// The entries that somebody is still owed.
 #[derive(Debug, Default)]
 pub struct Window {
     entries: VecDeque<Entry>,
     /// Bytes of all entries that it ever held.
     bytes_end: u64,
+    /// Entries with two frames.
+    mixed: u32,
     /// Entries that leave somebody out; while there are none, everybody at one position is owed the same bytes.
     excepts: u32,
 }
@@ -80,6 +100,8 @@ pub struct Room {
     pub passed: u64,
     /// Members that left during the pass.
     tombstones: u32,
+    /// Members of the JSON dialect.
+    enveloped: u32,
     /// When the last member left, in ticks of the shard's sweep.
     pub empty_since: u32,
     /// Index of its class.
@@ -106,6 +128,7 @@ impl Room {
             head: 0,
             passed: 0,
             tombstones: 0,
+            enveloped: 0,
             empty_since: 0,
             class,
             stage: Stage::Joining,
@@ -116,19 +139,31 @@ impl Room {
         }
     }
 
+    /// What its members call it.
+    pub fn plain_name(&self) -> &str {
+        crate::route::plain_name(&self.name)
+    }
+
     /// Members, tombstones left out.
     pub fn members_len(&self) -> usize {
         self.members.len() - self.tombstones as usize
     }
 
+    /// Members of the JSON dialect.
+    pub fn enveloped_len(&self) -> usize {
+        self.enveloped as usize
+    }
+
     /// Lets a connection in at the head: it gets what is appended from now on. Returns the member's index.
-    pub fn enter(&mut self, slot: u32, subscription: u32) -> u32 {
+    pub fn enter(&mut self, slot: u32, subscription: u32, dialect: Dialect) -> u32 {
+        self.enveloped += u32::from(dialect == Dialect::Json);
         self.members.push(Member { slot, subscription, cursor: self.head });
         (self.members.len() - 1) as u32
     }
 
     /// Takes a member out. Returns its cursor, and the member that now has its index (so that its subscription can be told).
-    pub fn leave(&mut self, index: u32) -> (u64, Option<Member>) {
+    pub fn leave(&mut self, index: u32, dialect: Dialect) -> (u64, Option<Member>) {
+        self.enveloped -= u32::from(dialect == Dialect::Json);
         let index = index as usize;
         let cursor = self.members[index].cursor;
         if self.in_pass {
@@ -172,6 +207,7 @@ impl Room {
     pub fn append(
         &mut self,
         frame: Frame,
+        enveloped: Option<Frame>,
         offset: u64,
         arrived_micros: u64,
         except: Option<ConnectionId>,
@@ -180,9 +216,11 @@ impl Room {
         debug_assert!(!self.in_pass, "appending during a pass");
         let window = self.window.get_or_insert_with(window);
         window.excepts += u32::from(except.is_some());
-        window.bytes_end += frame.len() as u64;
-        let bytes_end = window.bytes_end;
-        window.entries.push_back(Entry { frame, offset, arrived_micros, except, bytes_end });
+        window.mixed += u32::from(enveloped.is_some());
+        let mut entry = Entry { frame, enveloped, offset, arrived_micros, except, bytes_end: 0 };
+        window.bytes_end += entry.bytes();
+        entry.bytes_end = window.bytes_end;
+        window.entries.push_back(entry);
         self.head += 1;
     }
 
@@ -208,10 +246,15 @@ impl Room {
         self.window.as_ref().is_none_or(|w| w.excepts == 0)
     }
 
+    /// Whether some kept entry looks different to members of different dialects.
+    pub fn is_mixed(&self) -> bool {
+        self.window.as_ref().is_some_and(|w| w.mixed > 0)
+    }
+
     /// Bytes of the entries from `cursor` on.
     pub fn bytes_from(&self, cursor: u64) -> u64 {
         match (&self.window, self.entry(cursor)) {
-            (Some(window), Some(entry)) => window.bytes_end - entry.bytes_end + entry.frame.len() as u64,
+            (Some(window), Some(entry)) => window.bytes_end - entry.bytes_end + entry.bytes(),
             _ => 0,
         }
     }
@@ -238,6 +281,7 @@ impl Room {
         while window.entries.len() > keep {
             if let Some(entry) = window.entries.pop_front() {
                 window.excepts -= u32::from(entry.except.is_some());
+                window.mixed -= u32::from(entry.enveloped.is_some());
             }
         }
         if keep > 0 {
@@ -283,14 +327,14 @@ mod tests {
 
     fn append(room: &mut Room, payload: &[u8]) {
         let frame = Frame::data(payload).expect("short");
-        room.append(frame, 0, 0, None, Box::default);
+        room.append(frame, None, 0, 0, None, Box::default);
     }
 
     #[test]
     fn a_newcomer_is_owed_only_what_comes_after_it() {
         let mut room = room();
         append(&mut room, b"before");
-        room.enter(7, 0);
+        room.enter(7, 0, Dialect::Raw);
         append(&mut room, b"after");
         let owed: Vec<&[u8]> = room.entries_from(room.members[0].cursor).map(|e| e.frame.payload()).collect();
         assert_eq!(owed, [b"after".as_slice()]);
@@ -299,8 +343,8 @@ mod tests {
     #[test]
     fn a_laggard_keeps_just_what_it_is_owed() {
         let mut room = room();
-        room.enter(1, 0);
-        room.enter(2, 0);
+        room.enter(1, 0, Dialect::Raw);
+        room.enter(2, 0, Dialect::Raw);
         for payload in [b"1", b"2", b"3"] {
             append(&mut room, payload);
         }
@@ -320,16 +364,16 @@ mod tests {
     fn leaving_during_a_pass_moves_nobody() {
         let mut room = room();
         for slot in 0..4 {
-            room.enter(slot, slot);
+            room.enter(slot, slot, Dialect::Raw);
         }
         room.in_pass = true;
-        assert_eq!(room.leave(1).1, None);
+        assert_eq!(room.leave(1, Dialect::Raw).1, None);
         assert_eq!(room.members[3].slot, 3);
         room.in_pass = false;
         let mut moves = Vec::new();
         room.compact(|member, index| moves.push((member.slot, index)));
         assert_eq!(moves, [(2, 1), (3, 2)]);
-        assert_eq!(room.leave(0).1.map(|m| m.slot), Some(3));
+        assert_eq!(room.leave(0, Dialect::Raw).1.map(|m| m.slot), Some(3));
     }
 
     #[test]

@@ -12,7 +12,8 @@
 use std::borrow::Cow;
 
 use crate::config::{
-    Config, Deliver, Dialect, Publish, Role, RoomClass, Route, Source, Subscribe, Template, TemplatePart,
+    Config, Deliver, Dialect, LastValue, Own, Publish, Role, RoomClass, Route, Source, Subscribe, Template,
+    TemplatePart,
 };
 use crate::limits::{ROOM_NAME_BYTES_MAX, TABLES_MAX, USER_NAME_BYTES_MAX};
 
@@ -125,12 +126,16 @@ struct CompiledSource {
     pattern: Option<String>,
     room: SourceRoom,
     deliver: Deliver,
+    own: Own,
+    last_value: Option<LastValue>,
 }
 
 #[derive(Debug, Clone)]
 enum SourceRoom {
     /// One room, by full name.
     Constant(String),
+    /// Full name: prefix (with the space), the string member `field` of the payload, suffix.
+    Payload { field: String, prefix: String, suffix: String },
     /// Full name: prefix (with the space), what the wildcard matched, suffix.
     Around { prefix: String, suffix: String },
     /// More than one wildcard: texts between which it stands. Leads from channel to room only.
@@ -345,6 +350,26 @@ impl Routes {
         matches!(self.sources[source_index].subscribe, Subscribe::OnDemand { .. })
     }
 
+    /// Route `route_index` of a [`Resolved`].
+    pub fn route(&self, route_index: u16) -> &Route {
+        &self.routes[usize::from(route_index)]
+    }
+
+    /// Whether newcomers of `room` (a full name) are told its last value.
+    pub fn keeps_last_value(&self, room: &str) -> bool {
+        self.channel_of_room(room).is_some_and(|(source, _)| self.sources[source].last_value.is_some())
+    }
+
+    /// What the rooms of source `source_index` keep for newcomers.
+    pub fn last_value(&self, source_index: usize) -> Option<&LastValue> {
+        self.sources[source_index].last_value.as_ref()
+    }
+
+    /// How this node's own publications come to its members.
+    pub fn own(&self, source_index: usize) -> Own {
+        self.sources[source_index].own
+    }
+
     /// How payloads of source `source_index` are unwrapped and own publications wrapped.
     pub fn deliver(&self, source_index: usize) -> &Deliver {
         &self.sources[source_index].deliver
@@ -355,26 +380,41 @@ impl CompiledSource {
     fn new(source: &Source, node_id: &str) -> Self {
         let mut texts = Vec::new();
         let mut text = full_name(&source.space, "");
+        let mut field = None;
         for part in &source.room.parts {
             match part {
                 TemplatePart::Wildcard => texts.push(std::mem::take(&mut text)),
                 TemplatePart::Literal(literal) => text.push_str(literal),
                 TemplatePart::NodeId => text.push_str(node_id),
+                TemplatePart::Json(name) => {
+                    field = Some(name.clone());
+                    texts.push(std::mem::take(&mut text));
+                }
                 // Only routes' templates hold it.
-                TemplatePart::Query(_) | TemplatePart::Json(_) => {}
+                TemplatePart::Query(_) => {}
             }
         }
         texts.push(text);
         let room = match <[String; 1]>::try_from(texts) {
             Ok([name]) => SourceRoom::Constant(name),
             Err(texts) => match <[String; 2]>::try_from(texts) {
-                Ok([prefix, suffix]) => SourceRoom::Around { prefix, suffix },
+                Ok([prefix, suffix]) => match field {
+                    Some(field) => SourceRoom::Payload { field, prefix, suffix },
+                    None => SourceRoom::Around { prefix, suffix },
+                },
                 Err(texts) => SourceRoom::Between(texts),
             },
         };
         let pattern = matches!(source.subscribe, Subscribe::Pattern { .. });
         let pattern = pattern.then(|| source.subscribe.to_string()["psubscribe ".len()..].to_owned());
-        Self { subscribe: source.subscribe.clone(), pattern, room, deliver: source.deliver.clone() }
+        Self {
+            subscribe: source.subscribe.clone(),
+            pattern,
+            room,
+            deliver: source.deliver.clone(),
+            own: source.own,
+            last_value: source.last_value.clone(),
+        }
     }
 
     fn room_of<'a>(&'a self, pattern: Option<&[u8]>, channel: &'a [u8]) -> Option<Cow<'a, str>> {
@@ -390,6 +430,7 @@ impl CompiledSource {
         let wildcard = channel.strip_prefix(prefix.as_bytes())?.strip_suffix(suffix.as_bytes())?;
         match &self.room {
             SourceRoom::Constant(name) => Some(Cow::Borrowed(name)),
+            SourceRoom::Payload { .. } => None,
             SourceRoom::Around { prefix, suffix } => around(prefix, wildcard, suffix),
             SourceRoom::Between(texts) => {
                 let wildcard = std::str::from_utf8(wildcard).ok()?;
@@ -409,6 +450,10 @@ impl CompiledSource {
         match (&self.room, &self.subscribe) {
             (SourceRoom::Constant(name), Subscribe::Channel(channel)) => {
                 (name == room).then_some(Cow::Borrowed(channel.as_str()))
+            }
+            (SourceRoom::Payload { prefix, suffix, .. }, Subscribe::Channel(channel)) => {
+                let middle = room.strip_prefix(prefix.as_str())?.strip_suffix(suffix.as_str())?;
+                (!middle.contains(SPACE_END)).then_some(Cow::Borrowed(channel.as_str()))
             }
             (
                 SourceRoom::Around { prefix: before, suffix: after },

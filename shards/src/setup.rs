@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
+use domains::Registry;
+
 use crate::auth::Gate;
 use crate::config::{Config, Health, Origins};
 use crate::limits::{Bounds, EngineBounds};
@@ -10,7 +12,6 @@ use crate::metrics::Metrics;
 use crate::route::Routes;
 
 /// See the module.
-#[derive(Debug)]
 pub struct Setup {
     /// Who joins what, which class, which channel.
     pub routes: Routes,
@@ -22,6 +23,8 @@ pub struct Setup {
     pub bounds: Bounds,
     /// Bounds that nobody but a test moves.
     pub engine: EngineBounds,
+    /// What ingestors may say.
+    pub domains: Registry,
     /// What `/healthz` says.
     pub health: Health,
     /// `/readyz` wants the broker.
@@ -35,7 +38,8 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// Compiles `config`; `gate` and `metrics` come from outside because one reads a file and the other is shared.
+    /// Compiles `config`; `gate` and `metrics` come from outside because one reads a file and the other is shared. Domains,
+    /// which may come from files too, are put in afterwards.
     pub fn new(config: &Config, gate: Gate, metrics: Arc<Metrics>) -> Self {
         Self {
             routes: Routes::new(config),
@@ -43,6 +47,7 @@ impl Setup {
             origins: config.origins.clone(),
             bounds: config.bounds.clone(),
             engine: EngineBounds::default(),
+            domains: Registry::default(),
             health: config.health,
             require_broker: config.require_broker,
             admin_elsewhere: config.admin.is_some(),

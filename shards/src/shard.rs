@@ -5,7 +5,8 @@
 //! [`Action`]s and [`Up`] commands. It never waits, never reads a clock, and knows a socket only as a number.
 //!
 //! The parts: this file owns the connections' membership and life; `shard/turn.rs` the pass that sends; `shard/stall.rs`
-//! what happens to a connection whose socket takes no more; `shard/inbound.rs` what clients say.
+//! what happens to a connection whose socket takes no more; `shard/inbound.rs` what clients say, `shard/dialogue.rs` what
+//! those of the JSON dialect say.
 //!
 //! A connection that is not stalled stands at the head of all its rooms between passes, and nothing of it is half sent.
 
@@ -18,7 +19,10 @@ use smallvec::SmallVec;
 
 use crate::arena::Arena;
 use crate::close::CloseReason;
-use crate::command::{ConnectionId, Down, Ledger, RoomSlot, Up};
+use crate::command::{ConnectionId, Down, Label, Ledger, RoomSlot, Up};
+use crate::config::Dialect;
+use crate::dialect;
+use crate::frame::Frame;
 use crate::limits::{CLOSE_LINGER, ROOM_LINGER, SLOW_CLOSE_LINGER};
 use crate::metrics::{DropReason, ShardMetrics};
 use crate::room::{Room, Stage, TOMBSTONE, Window};
@@ -26,6 +30,7 @@ use crate::session::Session;
 use crate::setup::Setup;
 
 mod check;
+mod dialogue;
 mod inbound;
 mod stall;
 #[cfg(test)]
@@ -117,10 +122,12 @@ pub(crate) struct Connection {
     pub phase: Phase,
     /// Index of the listener, [`ADMIN`] for the admin address.
     pub listener: u8,
+    /// How it is spoken to; [`Dialect::Echo`]: its messages come back to it.
+    pub dialect: Dialect,
     pub publish: crate::config::Publish,
     pub hear_self: bool,
-    /// `/echo`: its messages come back to it.
-    pub echo: bool,
+    /// See [`Routes::route`](crate::route::Routes::route).
+    pub route: u16,
     /// A ping is on its way.
     pub pinged: bool,
     /// Why it is not read: [`PAUSED_BY_ANSWER`] and its like, 0 while it is.
@@ -285,11 +292,11 @@ impl Shard {
 
     fn take_command(&mut self, command: Down, wire: &mut impl Wire, now: Micros) {
         match command {
-            Down::Publication { slot, offset, arrived_micros, frame, except, label: _ } => {
+            Down::Publication { slot, offset, arrived_micros, frame, except, label } => {
                 self.metrics().publications.add(1);
-                self.append(slot, offset, arrived_micros, frame, except);
+                self.append(slot, offset, arrived_micros, frame, except, label.as_deref());
             }
-            Down::Warmed(_) => {}
+            Down::Warmed(warmed) => self.warmed(*warmed, wire, now),
             // The raw dialect has no words for epoch and offset.
             Down::Joined { slot, .. } => self.joined(slot, wire, now),
             // The raw dialect has no words for a gap; the relay has counted it.
@@ -315,8 +322,9 @@ impl Shard {
         slot: RoomSlot,
         offset: u64,
         arrived_micros: u64,
-        frame: crate::frame::Frame,
+        frame: Frame,
         except: Option<ConnectionId>,
+        label: Option<&Label>,
     ) {
         // Left out are only members: an entry that leaves out somebody who is elsewhere would cost its room the shared buffer.
         let except = except.filter(|id| {
@@ -343,8 +351,17 @@ impl Shard {
             return;
         }
         metrics.owed.add(members);
-        *window_bytes += frame.len() as u64;
-        room.append(frame, offset, arrived_micros, except, || spare.pop().unwrap_or_default());
+        let (frame, enveloped) = match room.enveloped_len() {
+            0 => (frame, None),
+            enveloped => {
+                let envelope = render(room.plain_name(), &frame, label);
+                let all = enveloped as u64 == members;
+                if all { (envelope, None) } else { (frame, Some(envelope)) }
+            }
+        };
+        *window_bytes += (frame.len() + enveloped.as_ref().map_or(0, Frame::len)) as u64;
+        let window = || spare.pop().unwrap_or_default();
+        room.append(frame, enveloped, offset, arrived_micros, except, window);
         if !room.dirty {
             room.dirty = true;
             dirty.push(slot.index);
@@ -361,7 +378,7 @@ impl Shard {
             return false;
         };
         let subscription = connection.subscriptions.len() as u32;
-        let member = room.enter(slot, subscription);
+        let member = room.enter(slot, subscription, connection.dialect);
         connection.subscriptions.push(Subscription { room: room_index, member });
         let waits = room.stage == Stage::Joining;
         connection.joining += u16::from(waits);
@@ -402,8 +419,10 @@ impl Shard {
         for id in waiting {
             let Some(connection) = self.connection(id) else { continue };
             connection.joining -= 1;
-            if connection.joining == 0 {
-                self.open(id, wire, now);
+            match connection.phase {
+                Phase::Open => self.entered(id, slot.index, wire, now),
+                _ if connection.joining == 0 => self.open(id, wire, now),
+                _ => {}
             }
         }
     }
@@ -413,13 +432,14 @@ impl Shard {
         let Some(id) = self.id_of(slot) else { return };
         let Some(connection) = self.connections.at_mut(slot) else { return };
         let subscriptions = std::mem::take(&mut connection.subscriptions);
+        let dialect = connection.dialect;
         connection.joining = 0;
         let half_sent = connection.stalled.as_mut().is_some_and(|stalled| stalled.forget_delivery());
         let mut dropped = u64::from(half_sent);
         let mut filtered = 0;
         for subscription in &subscriptions {
             let Some(room) = self.rooms.at_mut(subscription.room) else { continue };
-            let (cursor, moved) = room.leave(subscription.member);
+            let (cursor, moved) = room.leave(subscription.member, dialect);
             let (owed, left_out) = owed_from(room, cursor, id);
             dropped += owed;
             filtered += left_out;
@@ -448,6 +468,11 @@ impl Shard {
         }
         let slot = RoomSlot { index, generation: u32::from(generation) };
         self.empty.push_back((now.ticks() + ticks_in(ROOM_LINGER), slot));
+        if self.empty.len() > self.setup.engine.empty_rooms_max
+            && let Some((_, oldest)) = self.empty.pop_front()
+        {
+            self.give_up(oldest, now.ticks());
+        }
     }
 
     /// Forgets what all members of a room have passed.
@@ -468,29 +493,35 @@ impl Shard {
 
     /// Gives up rooms that have been empty for [`ROOM_LINGER`]. A room that waits for `Joined` stays.
     fn drop_empty_rooms(&mut self, tick: u32) {
-        use std::hash::BuildHasher as _;
         while let Some((due, slot)) = self.empty.front().copied() {
             if due > tick {
                 return;
             }
             self.empty.pop_front();
             let Some(room) = self.room_of(slot) else { continue };
-            let again = room.empty_since + ticks_in(ROOM_LINGER);
-            if room.members_len() > 0 || room.stage == Stage::Joining || again > tick {
-                continue;
+            if room.empty_since + ticks_in(ROOM_LINGER) <= tick {
+                self.give_up(slot, tick);
             }
-            if room.in_pass || room.dirty {
-                self.empty.push_back((tick + 1, slot));
-                continue;
-            }
-            let Some(room) = self.rooms.remove(slot.index) else { continue };
-            let hash = self.hasher.hash_one(&*room.name);
-            if let Ok(found) = self.names.find_entry(hash, |index| *index == slot.index) {
-                found.remove();
-            }
-            self.metrics().rooms.sub(1);
-            self.up.push_back(Up::Leave { slot, name: room.name });
         }
+    }
+
+    /// Gives a room up unless somebody is in it or waits for it; one that a pass is about to visit waits for the next tick.
+    fn give_up(&mut self, slot: RoomSlot, tick: u32) {
+        use std::hash::BuildHasher as _;
+        let Some(room) = self.room_of(slot) else { return };
+        if room.members_len() > 0 || room.stage == Stage::Joining {
+            return;
+        }
+        if room.in_pass || room.dirty {
+            return self.empty.push_back((tick + 1, slot));
+        }
+        let Some(room) = self.rooms.remove(slot.index) else { return };
+        let hash = self.hasher.hash_one(&*room.name);
+        if let Ok(found) = self.names.find_entry(hash, |index| *index == slot.index) {
+            found.remove();
+        }
+        self.metrics().rooms.sub(1);
+        self.up.push_back(Up::Leave { slot, name: room.name });
     }
 
     // ---- closing
@@ -716,6 +747,12 @@ impl Shard {
         });
         behind.sum()
     }
+}
+
+/// A publication as members of the JSON dialect get it: once per publication and shard.
+fn render(room: &str, frame: &Frame, label: Option<&Label>) -> Frame {
+    let (kind, is_json) = label.map_or((dialect::PLAIN_KIND, false), |label| (&*label.kind, label.is_json));
+    dialect::publication(kind, room, frame.payload(), is_json).unwrap_or_else(|| dialect::too_long(room))
 }
 
 /// Of the entries from `cursor` on: how many `id` is owed, and how many leave it out.

@@ -534,15 +534,17 @@ fn space(input: &Input) -> Result<String, Wrong> {
 }
 
 fn dialect(input: &Input) -> Result<Dialect, Wrong> {
-    match input.text("\"raw\"")? {
+    match input.text("\"raw\" or \"json\"")? {
         "raw" => Ok(Dialect::Raw),
-        known @ ("json" | "sse") => {
-            Err(Wrong::Sentence(format!("the dialect {known:?} is not there yet: use \"raw\"")))
+        "json" => Ok(Dialect::Json),
+        "sse" => {
+            let sentence = "the dialect \"sse\" is not there yet: use \"raw\" or \"json\"";
+            Err(Wrong::Sentence(sentence.to_owned()))
         }
         "echo" => Err(Wrong::Sentence(
             "\"echo\" is no dialect of rooms: set echo_route = true for /echo".to_owned(),
         )),
-        _ => Err(input.wrong("\"raw\"")),
+        _ => Err(input.wrong("\"raw\" or \"json\"")),
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use domains::Registry;
 use rustix::process::{Resource, getrlimit};
 
 use super::connection::Clock;
@@ -141,7 +142,12 @@ impl Server {
     ///
     /// # Errors
     /// [`StartError`]; nothing is left running.
-    pub fn start(config: &Config, key: Option<String>, passed: Passed) -> Result<Self, StartError> {
+    pub fn start(
+        config: &Config,
+        key: Option<String>,
+        domains: Registry,
+        passed: Passed,
+    ) -> Result<Self, StartError> {
         let config = &passed.applied_to(config);
         let (driver, no_io_uring) = choose(config.driver)?;
         let (cores, relay_core) = plan_cores(config)?;
@@ -150,6 +156,7 @@ impl Server {
         let metrics = Arc::new(Metrics::new(cores.len(), identity(config, driver), config.plain_metrics));
         let mut setup = Setup::new(config, Gate::new(key, loopback_only), metrics);
         setup.bounds.connections_max = setup.bounds.connections_max.min(connections_that_fit(cores.len()));
+        setup.domains = domains;
         let setup = Arc::new(setup);
         let clock = Clock::start();
         let relay_bell = Bell::new().map_err(thread_error("relay"))?;

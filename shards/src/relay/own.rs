@@ -318,7 +318,7 @@ mod tests {
             except_sender: false,
             answer: true,
             label: None,
-            keep: false,
+            keep: None,
         };
         relay.handle(0, Up::Publish(Box::new(publish)), ring, NOW);
         match relay.broker.pop_front() {

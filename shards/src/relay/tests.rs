@@ -109,3 +109,14 @@ fn a_room_that_is_left_again_and_again_is_noted_once() {
     }
     assert_eq!(relay.idle.len(), 1);
 }
+
+#[test]
+fn rooms_that_nobody_reads_any_more_have_a_bound() {
+    let mut relay = relay();
+    for index in 0..400_000 {
+        let (slot, name) = (RoomSlot { index, generation: 0 }, Arc::<str>::from(format!("r{index}")));
+        relay.handle(0, Up::Join { slot, name: name.clone() }, &mut Nowhere, Micros(0));
+        relay.handle(0, Up::Leave { slot, name }, &mut Nowhere, Micros(0));
+    }
+    assert_eq!(relay.rooms.len(), crate::limits::IDLE_ROOMS_MAX);
+}

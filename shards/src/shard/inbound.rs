@@ -61,7 +61,8 @@ struct Upgrade {
     user: Option<Box<str>>,
     publish: config::Publish,
     hear_self: bool,
-    echo: bool,
+    dialect: Dialect,
+    route: u16,
     ping: Duration,
 }
 
@@ -75,7 +76,8 @@ impl Shard {
             ping: 0,
             publish: config::Publish::None,
             hear_self: true,
-            echo: false,
+            dialect: Dialect::Raw,
+            route: 0,
             pinged: false,
             paused: 0,
             keep_alive: false,
@@ -108,8 +110,13 @@ impl Shard {
             return true;
         }
         let Some(connection) = self.connection(id) else { return true };
-        let publishes = !matches!(connection.publish, config::Publish::None | config::Publish::Ignore);
-        if connection.phase != Phase::Open || !publishes || connection.echo {
+        let publishes = match connection.dialect {
+            Dialect::Raw => !matches!(connection.publish, config::Publish::None | config::Publish::Ignore),
+            // Joins go up too.
+            Dialect::Json => true,
+            Dialect::Echo => false,
+        };
+        if connection.phase != Phase::Open || !publishes {
             return true;
         }
         if connection.paused & PAUSED_BY_UP == 0 {
@@ -420,7 +427,7 @@ impl Shard {
             except_sender: false,
             answer: true,
             label: None,
-            keep: false,
+            keep: None,
         };
         Ok(Verdict::Ask(Up::Publish(Box::new(publish)), Some(room)))
     }
@@ -433,6 +440,9 @@ impl Shard {
                     error => HttpError::new(error.status(), error.to_string()),
                 }
             })?;
+        if resolved.key {
+            self.setup.gate.admits_handshake(head)?;
+        }
         let key = head.websocket_key()?;
         if !origin_allowed(&self.setup.origins, head.origin(), head.host()) {
             let message = "this origin may not connect: add it to `origins` in the configuration";
@@ -447,7 +457,9 @@ impl Shard {
             ping: resolved.ping.unwrap_or(self.setup.bounds.ping_interval),
             publish: resolved.publish,
             hear_self: resolved.hear_self,
-            echo: resolved.dialect == Dialect::Echo,
+            dialect: resolved.dialect,
+            // As many as there are tables, twice for the paths below presets' names, and /echo.
+            route: resolved.route_index as u16,
         })))
     }
 
@@ -456,7 +468,8 @@ impl Shard {
         connection.user = upgrade.user;
         connection.publish = upgrade.publish;
         connection.hear_self = upgrade.hear_self;
-        connection.echo = upgrade.echo;
+        connection.dialect = upgrade.dialect;
+        connection.route = upgrade.route;
         connection.ping = if upgrade.ping.is_zero() { 0 } else { super::ticks_in(upgrade.ping) };
         connection.pending = Some(Box::new(Pending { reply: upgrade.reply, ..Pending::default() }));
         for room in &upgrade.rooms {
@@ -487,6 +500,7 @@ impl Shard {
         self.metrics().handshakes.add(1);
         let was_held_back = self.connection(id).is_some_and(|c| c.stalled.is_some());
         self.send_private(id.slot, pending.reply.into(), wire, now);
+        self.entered_all(id, wire, now);
         if was_held_back {
             // The 101 goes first, then what its rooms got meanwhile.
             self.go_on(id, wire, now);
@@ -596,7 +610,7 @@ impl Shard {
         let Some(connection) = self.connection(id) else { return };
         connection.heard = now.ticks();
         connection.pinged = false;
-        let echo = connection.echo;
+        let echo = connection.dialect == Dialect::Echo;
         // The session leaves its slot while it is read, so that what it says can change the connection.
         let mut session = std::mem::take(&mut connection.session);
         let bounds = SessionBounds {
@@ -658,7 +672,7 @@ impl Shard {
     ) {
         self.metrics().messages_received.add(1);
         let Some(connection) = self.connection(id) else { return };
-        if connection.echo {
+        if connection.dialect == Dialect::Echo {
             let (header, header_bytes) = encode_header(first_octet, payload.len());
             let mut frame = Vec::with_capacity(header_bytes + payload.len());
             frame.extend_from_slice(&header[..header_bytes]);
@@ -667,6 +681,9 @@ impl Shard {
         }
         if connection.publish == config::Publish::Ignore {
             return self.metrics().messages_ignored.add(1);
+        }
+        if connection.dialect == Dialect::Json {
+            return self.dialogue(id, payload, wire, now);
         }
         // A raw message can't say which of several rooms it is for.
         let room = match (connection.publish, connection.subscriptions.as_slice()) {
@@ -677,7 +694,7 @@ impl Shard {
         let Some(room) = self.rooms.at(room).map(|room| room.name.clone()) else { return };
         let payload = Bytes::copy_from_slice(payload);
         let publish =
-            Publish { room, payload, from: id, user, except_sender, answer: false, label: None, keep: false };
+            Publish { room, payload, from: id, user, except_sender, answer: false, label: None, keep: None };
         self.up.push_back(Up::Publish(Box::new(publish)));
     }
 

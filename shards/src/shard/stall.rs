@@ -10,7 +10,7 @@ use bytes::Bytes;
 use super::{Action, Micros, PAUSED_BY_LANE, Phase, Shard, Wire, owed_from, ticks_in};
 use crate::close::CloseReason;
 use crate::command::ConnectionId;
-use crate::config::SlowPolicy;
+use crate::config::{Dialect, SlowPolicy};
 use crate::limits::{SLOW_BURST_FACTOR, SLOW_GRACE};
 use crate::metrics::DropReason;
 
@@ -174,7 +174,7 @@ impl Shard {
         loop {
             let Some(connection) = self.connection(id) else { return Sent::Broken };
             let Some(at) = connection.subscriptions.get(subscription).copied() else { return Sent::All };
-            let socket = connection.socket;
+            let (socket, dialect) = (connection.socket, connection.dialect);
             let Some(room) = self.rooms.at(at.room) else { return Sent::Broken };
             let cursor = room.members[at.member as usize].cursor;
             if cursor == room.head {
@@ -188,10 +188,11 @@ impl Shard {
             let mut until = cursor;
             for entry in room.entries_from(cursor) {
                 if entry.except != Some(id) {
-                    if !self.scratch.is_empty() && self.scratch.len() + entry.frame.len() > budget {
+                    let frame = entry.frame_for(dialect);
+                    if !self.scratch.is_empty() && self.scratch.len() + frame.len() > budget {
                         break;
                     }
-                    self.scratch.extend_from_slice(entry.frame.wire());
+                    self.scratch.extend_from_slice(frame.wire());
                 }
                 until += 1;
             }
@@ -273,6 +274,7 @@ impl Shard {
         let Self { rooms, connections, setup, index, .. } = self;
         let metrics = &setup.metrics.shards[*index as usize];
         let Some(room) = rooms.at_mut(room) else { return taken };
+        let dialect = connections.at(id.slot).map_or(Dialect::Raw, |connection| connection.dialect);
         let mut cursor = room.members[member as usize].cursor;
         let mut left = taken;
         let (mut delivered, mut filtered) = (0, 0);
@@ -281,14 +283,15 @@ impl Shard {
             if cursor == until {
                 break;
             }
+            let frame = entry.frame_for(dialect);
             if entry.except == Some(id) {
                 filtered += 1;
-            } else if left >= entry.frame.len() {
-                left -= entry.frame.len();
+            } else if left >= frame.len() {
+                left -= frame.len();
                 delivered += 1;
             } else {
                 if left > 0 {
-                    half = Some((entry.frame.wire_bytes().clone(), left));
+                    half = Some((frame.wire_bytes().clone(), left));
                     cursor += 1;
                     left = 0;
                 }

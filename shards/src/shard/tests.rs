@@ -4,12 +4,16 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use domains::Registry;
+
 use super::*;
 use crate::auth::Gate;
-use crate::config::{Config, RoomClass, Route, Slow, SlowPolicy};
+use crate::config::{Config, Dialect, Role, RoomClass, Route, Slow, SlowPolicy, Template};
 use crate::frame::Frame;
 use crate::limits::EngineBounds;
 use crate::metrics::{Identity, Metrics};
+
+mod dialogue;
 
 /// Sockets by number: what they took, and how many bytes they take yet.
 #[derive(Default)]
@@ -61,11 +65,16 @@ impl Bench {
     }
 
     fn with(class: RoomClass, engine: EngineBounds) -> Self {
-        let routes = vec![Route { separator: Some(','), ..Route::default() }];
+        let json = Route { room: Template::default(), dialect: Dialect::Json, ..Route::default() };
+        let consumers = Route { path: "/json".to_owned(), when_query: None, ..json.clone() };
+        let ingestors = Route { path: "/ingest".to_owned(), role: Role::Ingestor, ..consumers.clone() };
+        let lists = Route { separator: Some(','), ..Route::default() };
+        let routes = vec![lists, consumers, ingestors];
         let config = Config { rooms: vec![class], routes, ..Config::default() };
         let metrics = Arc::new(Metrics::new(1, Identity::default(), false));
         let mut setup = Setup::new(&config, Gate::new(None, true), metrics);
         setup.engine = engine;
+        setup.domains = Registry::built_in(&["trading", "chat"]).expect("they are built in");
         let shard = Shard::new(0, Arc::new(setup));
         Self { shard, wire: Sockets::default(), now: Micros(SECOND), offset: 0 }
     }
@@ -88,6 +97,23 @@ impl Bench {
         self.wire.taken.clear();
         self.shard.actions.clear();
         id
+    }
+
+    /// A WebSocket of the JSON dialect on that path, in no room.
+    fn speaker(&mut self, socket: i32, path: &str) -> ConnectionId {
+        let id = self.accept(socket);
+        let request = String::from_utf8(handshake("")).expect("text").replace("/ws?room=", path);
+        self.receive(id, request.as_bytes());
+        assert!(self.wire.text(socket).starts_with("HTTP/1.1 101 "), "{}", self.wire.text(socket));
+        self.wire.taken.clear();
+        id
+    }
+
+    /// What a connection says, and what it hears of it before anything else happens.
+    fn say(&mut self, socket: i32, id: ConnectionId, text: &str) -> Vec<String> {
+        let before = self.heard(socket).len();
+        self.receive(id, &masked(1, text.as_bytes()));
+        self.heard(socket).split_off(before)
     }
 
     fn answer_joins(&mut self) {
@@ -118,6 +144,15 @@ impl Bench {
         let (offset, arrived_micros) = (self.offset, self.now.0);
         self.offset += 1;
         self.handle(Down::Publication { slot, offset, arrived_micros, frame, except, label: None });
+    }
+
+    fn publish_labelled(&mut self, room: &str, kind: &str, payload: &str) {
+        let slot = self.room(room);
+        let frame = Frame::data(payload.as_bytes()).expect("short");
+        let label = Some(Arc::new(Label { kind: kind.into(), is_json: true }));
+        let (offset, arrived_micros) = (self.offset, self.now.0);
+        self.offset += 1;
+        self.handle(Down::Publication { slot, offset, arrived_micros, frame, except: None, label });
     }
 
     fn step(&mut self) -> Progress {
@@ -168,7 +203,11 @@ fn handshake(room: &str) -> Vec<u8> {
 }
 
 fn masked(opcode: u8, payload: &[u8]) -> Vec<u8> {
-    let mut frame = vec![0x80 | opcode, 0x80 | payload.len() as u8, 0, 0, 0, 0];
+    let mut frame = match payload.len() {
+        short @ ..126 => vec![0x80 | opcode, 0x80 | short as u8],
+        long => [&[0x80 | opcode, 0xfe], &(long as u16).to_be_bytes()[..]].concat(),
+    };
+    frame.extend_from_slice(&[0; 4]);
     frame.extend_from_slice(payload);
     frame
 }

@@ -14,8 +14,9 @@ use bytes::Bytes;
 use super::{Micros, Shard, Wire};
 use crate::close::CloseReason;
 use crate::command::ConnectionId;
+use crate::config::Dialect;
 use crate::limits::PASS_SLICE;
-use crate::room::TOMBSTONE;
+use crate::room::{Room, TOMBSTONE};
 
 /// 256 >> 4: sixteen sends are still one system call for sixteen.
 const HALVINGS_MAX: u32 = 4;
@@ -85,6 +86,19 @@ impl Batch {
         })
     }
 
+    /// Adds what everybody at `passed` who is spoken to in `dialect` is owed by `room`.
+    fn chunk_of(&mut self, room: &Room, dialect: Dialect) {
+        if room.head - room.passed == 1 {
+            let frame = room.entry(room.passed).map(|e| e.frame_for(dialect).wire_bytes().clone());
+            return self.chunks.push(Chunk::Frame(frame.unwrap_or_default()));
+        }
+        let start = self.arena.len();
+        for entry in room.entries_from(room.passed.max(room.base())) {
+            self.arena.extend_from_slice(entry.frame_for(dialect).wire());
+        }
+        self.chunks.push(Chunk::Arena(start..self.arena.len()));
+    }
+
     fn chunk_len(&self, chunk: u32) -> usize {
         match &self.chunks[chunk as usize] {
             Chunk::Frame(bytes) => bytes.len(),
@@ -132,6 +146,8 @@ pub(crate) struct Pass {
     member_at: usize,
     /// The current room has been entered and its chunk is this.
     chunk: Option<u32>,
+    /// What its members of the JSON dialect get, where that is another one.
+    enveloped: Option<u32>,
     excepted: Vec<ConnectionId>,
     links: Vec<Link>,
     collected: Vec<Collected>,
@@ -234,6 +250,10 @@ impl Shard {
                     self.visit_laggard(slot, room_index, member_index, wire, now);
                     continue;
                 }
+                let chunk = match self.pass.enveloped {
+                    Some(enveloped) if connection.dialect == Dialect::Json => enveloped,
+                    _ => chunk,
+                };
                 let share = Share { room: room_index, member: member_index, chunk, from: member.cursor };
                 if !self.pass.excepted.is_empty()
                     && let Some(generation) = self.connections.generation(slot)
@@ -267,23 +287,19 @@ impl Shard {
         }
     }
 
-    /// Makes the room's shared buffer: what everybody at `passed` is owed.
+    /// Makes the room's shared buffer: what everybody at `passed` is owed. Where members are spoken to in two dialects it
+    /// makes one for each.
     fn enter_room(&mut self, room_index: u32) -> u32 {
         let Self { rooms, pass, .. } = self;
-        let batch = &mut pass.batch;
-        let chunk = batch.chunks.len() as u32;
+        let chunk = pass.batch.chunks.len() as u32;
         pass.excepted.clear();
+        pass.enveloped = None;
         if let Some(room) = rooms.at_mut(room_index) {
             room.in_pass = true;
-            let start = batch.arena.len();
-            if room.head - room.passed == 1 {
-                let frame = room.entry(room.passed).map(|e| e.frame.wire_bytes().clone());
-                batch.chunks.push(Chunk::Frame(frame.unwrap_or_default()));
-            } else {
-                for entry in room.entries_from(room.passed.max(room.base())) {
-                    batch.arena.extend_from_slice(entry.frame.wire());
-                }
-                batch.chunks.push(Chunk::Arena(start..batch.arena.len()));
+            pass.batch.chunk_of(room, Dialect::Raw);
+            if room.is_mixed() {
+                pass.enveloped = Some(pass.batch.chunks.len() as u32);
+                pass.batch.chunk_of(room, Dialect::Json);
             }
             if !room.is_uniform() {
                 pass.excepted.extend(room.entries_from(room.passed).filter_map(|e| e.except));

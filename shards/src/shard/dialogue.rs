@@ -1,0 +1,267 @@
+//! What connections of the JSON dialect say: joins, leaves, messages to rooms they are in, events of the domains.
+//!
+//! Whatever a message asks for that isn't done is answered with an error frame that names the field, what was found and
+//! what was due; the connection goes on. Error frames are private frames, so a connection that provokes them faster than
+//! it reads them is not read.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use domains::{Chat, Domain as _, Event, Message, Refusal};
+
+use super::{Micros, Shard, Wire, owed_from};
+use crate::command::{ConnectionId, Label, Publish, RoomSlot, Up, Warm, Warmed};
+use crate::config::{self, Dialect, Role};
+use crate::dialect::{self, ErrorCode};
+use crate::metrics::DropReason;
+use crate::room::Stage;
+use crate::route::{full_name, plain_name};
+
+/// Why a message went nowhere: code, room that it named, what was wrong.
+type Unheard = (ErrorCode, String, Refusal);
+
+impl Shard {
+    /// Takes one message of a connection of the JSON dialect.
+    pub(crate) fn dialogue(&mut self, id: ConnectionId, text: &[u8], wire: &mut impl Wire, now: Micros) {
+        if let Err((code, room, refusal)) = self.hear(id, text, wire, now) {
+            self.metrics().messages_refused.add(1);
+            let frame = dialect::error(code, &room, &refusal);
+            self.send_private(id.slot, frame.wire_bytes().clone(), wire, now);
+        }
+    }
+
+    fn hear(
+        &mut self,
+        id: ConnectionId,
+        text: &[u8],
+        wire: &mut impl Wire,
+        now: Micros,
+    ) -> Result<(), Unheard> {
+        let setup = Arc::clone(&self.setup);
+        let Some(connection) = self.connection(id) else { return Ok(()) };
+        let (publish, route) = (connection.publish, setup.routes.route(connection.route));
+        let message = Message::parse(text).map_err(|refusal| (ErrorCode::Invalid, String::new(), refusal))?;
+        let named = || message.raw("room").and_then(|raw| serde_json::from_str(raw).ok()).unwrap_or_default();
+        let invalid = |refusal| (ErrorCode::Invalid, named(), refusal);
+        let role = |expected: &str| (ErrorCode::Role, named(), message.refuse("type", expected));
+        let space = route.space.as_str();
+        match (message.event_type(), route.role) {
+            ("join", Role::Consumer) => {
+                let room = message.name("room").map_err(invalid)?;
+                self.join_by_message(id, &full_name(space, &room), wire, now)
+            }
+            ("leave", Role::Consumer) => {
+                let room = message.name("room").map_err(invalid)?;
+                self.leave_by_message(id, &full_name(space, &room), wire, now)
+            }
+            ("join" | "leave" | "message", Role::Ingestor) => {
+                Err(role("an event: ingestors never join; joins, leaves and messages are for consumers"))
+            }
+            (_, Role::Ingestor) if publish == config::Publish::Ignore => self.ignored(),
+            ("message", Role::Consumer) if publish == config::Publish::Ignore => self.ignored(),
+            (_, Role::Ingestor) => {
+                let event = self.admit(&message).map_err(invalid)?;
+                let room: Arc<str> = full_name(space, &event.room).into();
+                self.publish_event(id, room, event);
+                Ok(())
+            }
+            ("message", Role::Consumer) => {
+                let event = self.admit(&message).map_err(invalid)?;
+                let room = full_name(space, &event.room);
+                let room = self.room_joined(id, &room)?;
+                if publish == config::Publish::None {
+                    let refusal = message.refuse("type", "join or leave: this route lets nobody publish");
+                    return Err((ErrorCode::PublishNotAllowed, event.room, refusal));
+                }
+                self.publish_event(id, room, event);
+                Ok(())
+            }
+            (_, Role::Consumer) => {
+                Err(role("join, leave or message: only ingestors may publish events of other types"))
+            }
+        }
+    }
+
+    fn ignored(&self) -> Result<(), Unheard> {
+        self.metrics().messages_ignored.add(1);
+        Ok(())
+    }
+
+    /// The event in a message, as its domain sees it. Where no domain is configured, and for messages between members, the
+    /// form of `chat` is all that is due.
+    fn admit(&self, message: &Message<'_>) -> Result<Event, Refusal> {
+        let domains = &self.setup.domains;
+        let kind = message.event_type();
+        if domains.is_empty() || (kind == dialect::PLAIN_KIND && !domains.knows(kind)) {
+            return Chat.admit(message);
+        }
+        domains.admit_message(message)
+    }
+
+    fn publish_event(&mut self, id: ConnectionId, room: Arc<str>, event: Event) {
+        let Some(connection) = self.connection(id) else { return };
+        let (user, except_sender) = (connection.user.clone(), !connection.hear_self);
+        let keep = event.key.map(String::into_boxed_str);
+        let (payload, is_json) = payload_of(event.data);
+        let label = Some(Arc::new(Label { kind: event.event_type.into(), is_json }));
+        let publish = Publish { room, payload, from: id, user, except_sender, answer: false, label, keep };
+        self.up.push_back(Up::Publish(Box::new(publish)));
+    }
+
+    // ---- joining and leaving
+
+    /// The name of a room that the connection is in, and that is live.
+    fn room_joined(&self, id: ConnectionId, room: &str) -> Result<Arc<str>, Unheard> {
+        let subscriptions = self.connections.at(id.slot).map(|c| c.subscriptions.as_slice());
+        let rooms = subscriptions.unwrap_or_default().iter().filter_map(|s| self.rooms.at(s.room));
+        let joined = rooms.filter(|known| known.stage == Stage::Live).find(|known| &*known.name == room);
+        joined.map(|known| known.name.clone()).ok_or_else(|| not_joined(room))
+    }
+
+    fn join_by_message(
+        &mut self,
+        id: ConnectionId,
+        room: &str,
+        wire: &mut impl Wire,
+        now: Micros,
+    ) -> Result<(), Unheard> {
+        let due = self.setup.bounds.rooms_per_connection_max;
+        let Some(connection) = self.connections.at(id.slot) else { return Ok(()) };
+        let rooms = connection.subscriptions.len();
+        let known = connection.subscriptions.iter().find(|s| self.is_named(s.room, room)).copied();
+        if let Some(subscription) = known {
+            // Joining twice is joining: whoever waits still waits, whoever is in is told so.
+            if self.rooms.at(subscription.room).is_some_and(|room| room.stage == Stage::Live) {
+                let frame = dialect::joined(plain_name(room));
+                self.send_private(id.slot, frame.wire_bytes().clone(), wire, now);
+            }
+            return Ok(());
+        }
+        if rooms >= due {
+            let expected = format!("a room that is joined already: a connection may be in {due}");
+            let refusal = Refusal::new("room", &expected, plain_name(room));
+            return Err((ErrorCode::TooManyRooms, plain_name(room).to_owned(), refusal));
+        }
+        if !self.join(id.slot, room)
+            && let Some(last) = self.connections.at(id.slot).and_then(|c| c.subscriptions.last()).copied()
+        {
+            self.entered(id, last.room, wire, now);
+        }
+        Ok(())
+    }
+
+    fn leave_by_message(
+        &mut self,
+        id: ConnectionId,
+        room: &str,
+        wire: &mut impl Wire,
+        now: Micros,
+    ) -> Result<(), Unheard> {
+        let Some(connection) = self.connections.at(id.slot) else { return Ok(()) };
+        let at = connection.subscriptions.iter().position(|s| self.is_named(s.room, room));
+        let at = at.ok_or_else(|| not_joined(room))?;
+        self.leave_room(id, at, now);
+        let frame = dialect::left(plain_name(room));
+        self.send_private(id.slot, frame.wire_bytes().clone(), wire, now);
+        Ok(())
+    }
+
+    fn is_named(&self, index: u32, name: &str) -> bool {
+        self.rooms.at(index).is_some_and(|room| &*room.name == name)
+    }
+
+    /// Takes a connection out of the room of its subscription `at`, and books what it was owed.
+    fn leave_room(&mut self, id: ConnectionId, at: usize, now: Micros) {
+        let Some(connection) = self.connections.at_mut(id.slot) else { return };
+        let subscription = connection.subscriptions.swap_remove(at);
+        let dialect = connection.dialect;
+        let moved = connection.subscriptions.get(at).copied();
+        let Some(room) = self.rooms.at_mut(subscription.room) else { return };
+        let was_joining = room.stage == Stage::Joining;
+        let (cursor, took_its_place) = room.leave(subscription.member, dialect);
+        let (owed, left_out) = owed_from(room, cursor, id);
+        let emptied = room.members_len() == 0;
+        if let Some(member) = took_its_place
+            && let Some(other) = self.connections.at_mut(member.slot)
+        {
+            // Of the connection itself there is one member in a room, so this is somebody else's subscription.
+            other.subscriptions[member.subscription as usize].member = subscription.member;
+        }
+        if let Some(moved) = moved
+            && let Some(room) = self.rooms.at_mut(moved.room)
+        {
+            room.members[moved.member as usize].subscription = at as u32;
+        }
+        if let Some(connection) = self.connections.at_mut(id.slot) {
+            connection.joining -= u16::from(was_joining);
+        }
+        let metrics = self.metrics();
+        metrics.drops.add(DropReason::Left, owed);
+        metrics.filtered.add(left_out);
+        metrics.subscriptions.sub(1);
+        if emptied {
+            self.note_empty(subscription.room, now);
+        }
+    }
+
+    /// A connection has entered a live room after its 101: it is told, and asks for the room's last value.
+    pub(crate) fn entered(&mut self, id: ConnectionId, room_index: u32, wire: &mut impl Wire, now: Micros) {
+        let Some(generation) = self.rooms.generation(room_index) else { return };
+        let Some(room) = self.rooms.at(room_index) else { return };
+        let (name, position) = (room.name.clone(), room.head);
+        let frame = dialect::joined(room.plain_name());
+        self.send_private(id.slot, frame.wire_bytes().clone(), wire, now);
+        if self.setup.routes.keeps_last_value(&name) {
+            let slot = RoomSlot { index: room_index, generation: u32::from(generation) };
+            self.up.push_back(Up::Warm(Box::new(Warm { to: id, slot, room: name, position })));
+        }
+    }
+
+    /// The same for all rooms that a connection of the JSON dialect joined with its handshake.
+    pub(crate) fn entered_all(&mut self, id: ConnectionId, wire: &mut impl Wire, now: Micros) {
+        let Some(connection) = self.connection(id).filter(|c| c.dialect == Dialect::Json) else { return };
+        let rooms: Vec<u32> = connection.subscriptions.iter().map(|s| s.room).collect();
+        for room in rooms {
+            self.entered(id, room, wire, now);
+        }
+    }
+
+    /// The last value of a room has come for a newcomer: it is sent unless something newer was published since.
+    pub(crate) fn warmed(&mut self, warmed: Warmed, wire: &mut impl Wire, now: Micros) {
+        let Warmed { warm, payload, label } = warmed;
+        if self.connection(warm.to).is_none()
+            || !self.rooms.holds(warm.slot.index, warm.slot.generation as u16)
+        {
+            return;
+        }
+        let Some(room) = self.rooms.at(warm.slot.index) else { return };
+        let connection = self.connections.at(warm.to.slot);
+        let is_member = connection.is_some_and(|c| c.subscriptions.iter().any(|s| s.room == warm.slot.index));
+        if !is_member || room.head != warm.position {
+            return self.metrics().warm_superseded.add(1);
+        }
+        let frame = dialect::publication(&label.kind, room.plain_name(), &payload, label.is_json);
+        if let Some(frame) = frame {
+            self.metrics().warm_starts.add(1);
+            self.send_private(warm.to.slot, frame.wire_bytes().clone(), wire, now);
+        }
+    }
+}
+
+fn not_joined(room: &str) -> Unheard {
+    let refusal = Refusal::new("room", "a room that this connection has joined", plain_name(room));
+    (ErrorCode::NotJoined, plain_name(room).to_owned(), refusal)
+}
+
+/// JSON text as a payload, and whether it is still JSON: a string is its content, so that members of the raw dialect get
+/// text and not a literal.
+fn payload_of(data: Bytes) -> (Bytes, bool) {
+    if data.first() != Some(&b'"') {
+        return (data, true);
+    }
+    match serde_json::from_slice::<String>(&data) {
+        Ok(text) => (text.into(), false),
+        // Half a surrogate pair: JSON, but no text.
+        Err(_) => (data, true),
+    }
+}
