@@ -70,6 +70,7 @@ mod domain;
 mod message;
 mod refusal;
 mod registry;
+#[cfg(feature = "schema")]
 pub mod schema;
 #[cfg(test)]
 mod tests;
@@ -82,5 +83,6 @@ pub use domain::{Data, Domain, Event};
 pub use message::Message;
 pub use refusal::{NOTHING, Refusal};
 pub use registry::{BUILT_IN, Conflict, RESERVED_TYPES, Registry};
+#[cfg(feature = "schema")]
 pub use schema::{SchemaDomain, SchemaError};
 pub use trading::Trading;

@@ -177,6 +177,8 @@ pub const SLOW_GRACE: Duration = Duration::from_secs(1);
 pub const SLOW_BURST_FACTOR: u64 = 2;
 /// Commands that may wait for space on a shard's ring to the relay before connections that publish are not read.
 pub const UP_BACKLOG_MAX: usize = 1024;
+/// Bytes of a publication's `type`; longer ones are cut.
+pub const KIND_BYTES_MAX: usize = 255;
 /// An empty room stays on its shard for this long, so that a reconnecting member finds it.
 pub const ROOM_LINGER: Duration = Duration::from_secs(5);
 /// Empty rooms of a shard that linger. Over it the one that has been empty longest goes at once: a connection that joins

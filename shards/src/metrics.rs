@@ -278,6 +278,7 @@ table! {
         broker_breaks: Number, "counter", "corecast_broker_breaks_total", "Times the broker's subscription broke.";
         publishes_sent: Number, "counter", "corecast_broker_publishes_total", "Publications sent to the broker.";
         publishes_local: Number, "counter", "corecast_local_deliveries_total", "Own publications delivered locally because the broker's subscription was broken.";
+        echoes_ignored: Number, "counter", "corecast_echoes_ignored_total", "Own publications that came back from the broker naming this node as their origin.";
         echoes_missing: Number, "counter", "corecast_echoes_missing_total", "Own publications that Redis took and did not return.";
     }
 }

@@ -7,6 +7,7 @@
 //! Overload is not loss: what a ring has no space for waits in a spill, FIFO behind it; beyond the bound in bytes a room is
 //! *behind* on that shard, its log keeps what comes, and the shard gets it (or a gap) when there is space.
 
+use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::hash::BuildHasher as _;
@@ -18,6 +19,7 @@ use smallvec::SmallVec;
 
 use crate::arena::Arena;
 use crate::command::{ConnectionId, Down, Label, Ledger, Outcome, RoomSlot, Up};
+use crate::config::Deliver;
 use crate::envelope;
 use crate::frame::Frame;
 use crate::limits::{EngineBounds, NODE_LOG_BYTES_MAX, PAYLOAD_BYTES_MAX, ROOM_LINGER};
@@ -27,10 +29,12 @@ use crate::route::plain_name;
 use crate::setup::Setup;
 use crate::shard::{Micros, ticks_in};
 
+mod arrival;
 mod own;
 #[cfg(test)]
 mod tests;
 
+use arrival::Arrival;
 use own::Own;
 pub use own::PublishFailure;
 
@@ -152,6 +156,10 @@ pub struct Relay {
     /// High bits of every epoch: tells this process's numbers from those of the one before.
     epoch_seed: u16,
     incarnations: u32,
+    /// Name of this run of the node, in envelopes: two nodes of one name, or two runs, don't take each other's for their own.
+    instance_id: Box<str>,
+    /// The labels used last.
+    labels: Vec<Arc<Label>>,
     own: Own,
     /// Rooms that wait for a confirmation.
     waiting: Vec<(u32, u16)>,
@@ -180,6 +188,8 @@ impl Relay {
             run: 0,
             epoch_seed,
             incarnations: 0,
+            instance_id: format!("{}-{epoch_seed:04x}", setup.routes.node_id()).into(),
+            labels: Vec::new(),
             own: Own::default(),
             waiting: Vec::new(),
             idle: BinaryHeap::new(),
@@ -659,8 +669,25 @@ impl Relay {
             let mut rooms = 0;
             for (source, room) in setup.routes.rooms_of_channel(pattern, channel) {
                 rooms += 1;
-                let delivered = envelope::unwrap(setup.routes.deliver(source), plain_name(&room), payload);
-                self.place(&room, &delivered, None, except, outlet, now);
+                let deliver = setup.routes.deliver(source);
+                if *deliver == Deliver::Event {
+                    let event = envelope::event(payload, None);
+                    self.arrived(Arrival { source, room, payload, event, except }, outlet, now);
+                    continue;
+                }
+                let delivered = envelope::unwrap(deliver, plain_name(&room), payload);
+                let label = self.label_of(&room, &delivered);
+                self.place(&room, &delivered, label, except, outlet, now);
+            }
+            for (source, field) in setup.routes.payload_sources(pattern, channel) {
+                let event = envelope::event(payload, Some(field));
+                let name = event.as_ref().and_then(|event| event.room.as_deref());
+                let Some(room) = name.and_then(|name| setup.routes.room_of_payload(source, name)) else {
+                    continue;
+                };
+                rooms += 1;
+                let room = Cow::Owned(room);
+                self.arrived(Arrival { source, room, payload, event, except }, outlet, now);
             }
             if rooms == 0 {
                 self.metrics().refused.add(RefuseReason::BadRoom, 1);

@@ -34,6 +34,10 @@ pub struct Routes {
     rooms_max: usize,
     classes: Vec<RoomClass>,
     sources: Vec<CompiledSource>,
+    /// Those of them whose rooms the payload names.
+    payload_sources: Vec<usize>,
+    /// Spaces in which connections of the JSON dialect are.
+    json_spaces: Vec<String>,
 }
 
 /// What a request joins.
@@ -156,18 +160,24 @@ impl Routes {
         if config.echo_route {
             routes.push(echo_route());
         }
+        let sources: Vec<CompiledSource> =
+            config.sources.iter().map(|source| CompiledSource::new(source, &config.node_id)).collect();
+        let names_room = |source: &CompiledSource| matches!(source.room, SourceRoom::Payload { .. });
+        let payload_sources = (0..sources.len()).filter(|index| names_room(&sources[*index])).collect();
+        let json = routes.iter().filter(|route| route.dialect == Dialect::Json);
+        let mut json_spaces: Vec<String> = json.map(|route| route.space.clone()).collect();
+        json_spaces.sort();
+        json_spaces.dedup();
         Self {
             routes,
+            payload_sources,
+            json_spaces,
             owners: config.listen_presets.clone(),
             first_preset: config.presets.first().cloned(),
             node_id: config.node_id.clone(),
             rooms_max: config.bounds.rooms_per_connection_max,
             classes: config.rooms.clone(),
-            sources: config
-                .sources
-                .iter()
-                .map(|source| CompiledSource::new(source, &config.node_id))
-                .collect(),
+            sources,
         }
     }
 
@@ -295,6 +305,34 @@ impl Routes {
         Ok(text)
     }
 
+    /// The sources that `channel` belongs to and whose rooms the payload names: each with its index and the member that
+    /// does. `pattern` as in [`Routes::rooms_of_channel`].
+    pub fn payload_sources<'a>(
+        &'a self,
+        pattern: Option<&'a [u8]>,
+        channel: &'a [u8],
+    ) -> impl Iterator<Item = (usize, &'a str)> {
+        self.payload_sources.iter().filter_map(move |index| {
+            let source = &self.sources[*index];
+            let SourceRoom::Payload { field, .. } = &source.room else { return None };
+            source.is_fed_by(pattern, channel).then_some((*index, field.as_str()))
+        })
+    }
+
+    /// The full name of the room that a payload of source `source_index` calls `name`.
+    pub fn room_of_payload(&self, source_index: usize, name: &str) -> Option<String> {
+        let SourceRoom::Payload { prefix, suffix, .. } = &self.sources[source_index].room else {
+            return None;
+        };
+        let room = [prefix, name, suffix].concat();
+        (is_name(name) && is_name(plain_name(&room))).then_some(room)
+    }
+
+    /// Whether a route leads connections of the JSON dialect into rooms of the space of `room` (a full name).
+    pub fn speaks_json(&self, room: &str) -> bool {
+        !self.json_spaces.is_empty() && self.json_spaces.iter().any(|space| space == split_name(room).0)
+    }
+
     /// Index of the class of `room` (a full name) in [`Config::rooms`].
     pub fn class_of(&self, room: &str) -> u8 {
         let (space, name) = split_name(room);
@@ -338,6 +376,11 @@ impl Routes {
     /// The class of index `class`, as [`class_of`](Self::class_of) gives it.
     pub fn class(&self, class: u8) -> &RoomClass {
         &self.classes[usize::from(class)]
+    }
+
+    /// Name of this node.
+    pub fn node_id(&self) -> &str {
+        &self.node_id
     }
 
     /// Sources of the configuration.
@@ -436,6 +479,17 @@ impl CompiledSource {
                 let wildcard = std::str::from_utf8(wildcard).ok()?;
                 Some(Cow::Owned(texts.join(wildcard))).filter(|room| is_name(plain_name(room)))
             }
+        }
+    }
+
+    /// Whether messages of `channel` are this source's.
+    fn is_fed_by(&self, pattern: Option<&[u8]>, channel: &[u8]) -> bool {
+        match (&self.subscribe, pattern) {
+            (Subscribe::Pattern { .. }, Some(pattern)) => {
+                self.pattern.as_ref().is_some_and(|own| own.as_bytes() == pattern)
+            }
+            (Subscribe::Channel(own), None) => own.as_bytes() == channel,
+            _ => false,
         }
     }
 

@@ -305,6 +305,7 @@ impl Reader<'_> {
                 None => Ok(room),
             }
         });
+        let asks_payload = room.as_ref().is_some_and(Template::asks_payload);
         let space = self.optional(fields, "space", space);
         let variable = self.optional(fields, "variable", |input| {
             let due = "the name of a variable that may name the channel instead";
@@ -317,12 +318,12 @@ impl Reader<'_> {
         });
         let deliver = self.optional(fields, "deliver", |input| Deliver::parse(input.text("\"raw\"")?));
         let deliver = deliver.unwrap_or(Deliver::Raw);
+        if asks_payload && deliver != Deliver::Event {
+            let sentence = "a room with {json.NAME} comes out of an envelope: add deliver = \"event\"";
+            let place = self.place(fields.offset);
+            self.errors.push(place.error("room", sentence));
+        }
         let own = self.optional(fields, "own", |input| {
-            if input.text("\"echo\"")? == "origin" {
-                let sentence = "own = \"origin\" is not there yet: leave it out, and own publications are delivered when \
-                                Redis returns them";
-                return Err(Wrong::Sentence(sentence.to_owned()));
-            }
             let own = input.one_of(&[("echo", Own::Echo), ("origin", Own::Origin)])?;
             if own == Own::Origin && deliver != Deliver::Event {
                 let sentence = "own = \"origin\" needs a payload that names its origin: add deliver = \"event\", or leave \
@@ -504,6 +505,16 @@ fn room_template(input: &Input, places: Places) -> Result<Template, Wrong> {
 fn fits(room: &Template, subscribe: &Subscribe) -> Result<(), Wrong> {
     let sentence =
         |text: &str| Err(Wrong::Sentence(format!("found the room {:?}: {text}", room.to_string())));
+    if room.asks_payload() {
+        let places = room.parts.iter().filter(|part| !matches!(part, TemplatePart::Literal(_))).count();
+        return match subscribe {
+            _ if places > 1 => sentence("beside {json.NAME} there may be text, but no other place"),
+            Subscribe::OnDemand { .. } => sentence(
+                "subscribing on demand needs {1} in it, so that a room's name leads back to its channel",
+            ),
+            _ => Ok(()),
+        };
+    }
     match (subscribe, room.wildcards()) {
         (Subscribe::Channel(_), 1..) => {
             sentence("{1} stands for nothing, because the subscription names one channel; name one room too")

@@ -81,10 +81,11 @@ impl Deliver {
         match (text, text.strip_prefix("field:")) {
             ("raw", _) => Ok(Self::Raw),
             ("wrap", _) => Ok(Self::Wrap),
+            ("event", _) => Ok(Self::Event),
             (_, Some(name)) if !name.is_empty() && !name.chars().any(char::is_control) => {
                 Ok(Self::Field(name.to_owned()))
             }
-            _ => Err(Wrong::text(text, "\"raw\", \"field:NAME\" or \"wrap\"")),
+            _ => Err(Wrong::text(text, "\"raw\", \"field:NAME\", \"wrap\" or \"event\"")),
         }
     }
 }
@@ -135,7 +136,7 @@ mod tests {
 
     #[test]
     fn the_deliveries_are_read_and_shown() {
-        for text in ["raw", "wrap", "field:data"] {
+        for text in ["raw", "wrap", "event", "field:data"] {
             assert_eq!(Deliver::parse(text).unwrap().to_string(), text);
         }
         assert!(Deliver::parse("field:").unwrap_err().to_string().contains("due \"raw\""));

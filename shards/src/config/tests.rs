@@ -565,7 +565,20 @@ fn wrong_values_in_a_file_say_where_what_was_found_and_what_was_due() {
         ("[[source]]\nredis = \"subscribe a:{1}\"\nroom = \"{1}{1}\"", "needs exactly one {1}"),
         (
             "[[source]]\nredis = \"subscribe a\"\nroom = \"r\"\nown = \"origin\"",
-            "own = \"origin\" is not there yet",
+            "needs a payload that names its origin: add deliver = \"event\"",
+        ),
+        ("[[source]]\nredis = \"subscribe a\"\nroom = \"{json.room}\"", "add deliver = \"event\""),
+        (
+            "[[source]]\nredis = \"psubscribe a*\"\nroom = \"{1}{json.room}\"\ndeliver = \"event\"",
+            "no other place",
+        ),
+        (
+            "[[source]]\nredis = \"subscribe a:{1}\"\nroom = \"{json.room}\"\ndeliver = \"event\"",
+            "needs {1} in it",
+        ),
+        (
+            "[[source]]\nredis = \"subscribe a\"\nroom = \"r\"\nlast_value = { ttl = \"1s\" }",
+            "prefix: missing in \"last_value\" of a [[source]]",
         ),
         (
             "[[source]]\nredis = \"subscribe a\"\nroom = \"r\"\ndeliver = \"json\"",

@@ -1,12 +1,15 @@
 //! Publications of this node's clients, between their way to Redis and their return.
 //!
-//! They carry no name of their origin, so an echo is known by its channel and payload: Redis returns what one connection
-//! publishes in order, so the echo is one of the first that have not returned. While the subscription is broken, what has
-//! not returned is delivered here, once, and its echo, should it come after all, is swallowed.
+//! Those of a source with `own = "origin"` have been delivered before they leave, and name their origin: their echo is
+//! ignored when it comes, and only the answer of Redis is waited for. The others carry no such name, so an echo is known
+//! by its channel and payload: Redis returns what one connection publishes in order, so the echo is one of the first that
+//! have not returned. While the subscription is broken, what has not returned is delivered here, once, and its echo,
+//! should it come after all, is swallowed.
 //!
 //! An entry ends when it has both returned and been answered; or at a fence: a probe published after it has returned, so
 //! it will not any more.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -14,6 +17,7 @@ use bytes::Bytes;
 
 use super::{BrokerCommand, BrokerState, Outlet, Relay};
 use crate::command::{ConnectionId, Down, Label, Outcome, Publish};
+use crate::config;
 use crate::envelope;
 use crate::limits::{PAYLOAD_BYTES_MAX, PUBLISH_INFLIGHT_BYTES_MAX, PUBLISH_INFLIGHT_MAX};
 use crate::metrics::RefuseReason;
@@ -29,6 +33,8 @@ pub(super) struct Own {
     /// Oldest first; tokens are consecutive.
     entries: VecDeque<Entry>,
     first_token: u64,
+    /// Entries whose echo may still come.
+    unreturned: usize,
     bytes: usize,
     /// Number of the last probe that was published.
     probe: u64,
@@ -67,14 +73,19 @@ impl Own {
     /// Recognises an echo: its index, and what is known of it. What stands before it in the queue is passed over, not
     /// given up: its fence will come.
     pub(super) fn returned(&mut self, channel: &[u8], payload: &[u8]) -> Option<(usize, Returned)> {
-        let waiting = self.entries.iter_mut().enumerate().filter(|(_, entry)| !entry.returned);
-        for (index, entry) in waiting.take(SEARCH_MAX) {
-            if *entry.channel == *channel && *entry.payload == *payload {
-                entry.returned = true;
-                return Some((index, Returned { delivered: entry.delivered, except: entry.except }));
-            }
-        }
-        None
+        let waiting = self.entries.iter().enumerate().filter(|(_, entry)| !entry.returned);
+        let mut waiting = waiting.take(SEARCH_MAX.min(self.unreturned));
+        let (index, entry) =
+            waiting.find(|(_, entry)| *entry.channel == *channel && *entry.payload == *payload)?;
+        let returned = Returned { delivered: entry.delivered, except: entry.except };
+        self.note_returned(index);
+        Some((index, returned))
+    }
+
+    /// It has returned, or will not, or need not.
+    fn note_returned(&mut self, index: usize) {
+        let was_returned = std::mem::replace(&mut self.entries[index].returned, true);
+        self.unreturned -= usize::from(!was_returned);
     }
 
     fn is_full(&self) -> bool {
@@ -95,6 +106,7 @@ impl Relay {
         let setup = Arc::clone(&self.setup);
         let answer_to = answer.then_some(from);
         let source = setup.routes.channel_of_room(&room);
+        let label = label.or_else(|| self.label_of(&room, &payload));
         let Some((source, channel)) = source.filter(|_| self.broker_state != BrokerState::Local) else {
             let outcome = self.place(&room, &payload, label, except, outlet, now);
             return self.answer_publish(answer_to, outcome, outlet);
@@ -103,6 +115,14 @@ impl Relay {
             self.metrics().refused.add(RefuseReason::TooBig, 1);
             return self.answer_publish(answer_to, Outcome::Refused, outlet);
         }
+        let is_placed = setup.routes.own(source) == config::Own::Origin;
+        if is_placed {
+            self.place(&room, &payload, label.clone(), except, outlet, now);
+        }
+        if self.broker_state == BrokerState::Down && is_placed {
+            self.metrics().publishes_local.add(1);
+            return self.answer_publish(answer_to, Outcome::LocalOnly, outlet);
+        }
         if self.broker_state == BrokerState::Down {
             self.metrics().publishes_local.add(1);
             self.place(&room, &payload, label, except, outlet, now);
@@ -110,19 +130,21 @@ impl Relay {
         }
         if self.own.is_full() {
             self.metrics().refused.add(RefuseReason::BrokerBacklog, 1);
-            return self.answer_publish(answer_to, Outcome::Busy, outlet);
+            // What its room here has got must not be sent again.
+            let outcome = if is_placed { Outcome::LocalOnly } else { Outcome::Busy };
+            return self.answer_publish(answer_to, outcome, outlet);
         }
         // Until Redis has confirmed the room's channel (again) nothing returns on it.
-        let is_deaf = self.has_unconfirmed_readers(&room);
+        let is_deaf = !is_placed && self.has_unconfirmed_readers(&room);
         if is_deaf {
             self.metrics().publishes_local.add(1);
             self.place(&room, &payload, label.clone(), except, outlet, now);
         }
-        let payload =
-            envelope::wrap(setup.routes.deliver(source), plain_name(&room), user.as_deref(), &payload);
+        let payload = self.wrapped(source, &room, user.as_deref(), label.as_deref(), &payload);
         let channel: Box<[u8]> = channel.as_bytes().into();
         let token = self.own.first_token + self.own.entries.len() as u64;
         self.own.bytes += payload.len() + channel.len();
+        self.own.unreturned += usize::from(!is_placed);
         self.own.entries.push_back(Entry {
             label,
             room,
@@ -132,13 +154,32 @@ impl Relay {
             except,
             answer_to,
             answer: None,
-            returned: false,
-            delivered: is_deaf,
+            // Its echo names its origin and is not waited for.
+            returned: is_placed,
+            delivered: is_placed || is_deaf,
             after_probe: self.own.probe,
             arrived: now,
         });
         self.metrics().publishes_sent.add(1);
         self.broker.push_back(BrokerCommand::Publish { token, channel, payload });
+    }
+
+    /// An own publication in the form of its source.
+    fn wrapped(
+        &self,
+        source: usize,
+        room: &str,
+        user: Option<&str>,
+        label: Option<&Label>,
+        payload: &Bytes,
+    ) -> Bytes {
+        match self.setup.routes.deliver(source) {
+            config::Deliver::Event => {
+                let (node, instance) = (self.setup.routes.node_id(), &*self.instance_id);
+                envelope::wrap_event(plain_name(room), label, payload, node, instance)
+            }
+            deliver => envelope::wrap(deliver, plain_name(room), user, payload),
+        }
     }
 
     fn answer_publish(&mut self, to: Option<ConnectionId>, outcome: Outcome, outlet: &mut impl Outlet) {
@@ -158,10 +199,11 @@ impl Relay {
     ) {
         let Some(index) = self.own.index_of(token) else { return };
         let has_readers = self.has_readers(&self.own.entries[index].room);
-        let entry = &mut self.own.entries[index];
         // Nobody here waits for it, and an on-demand channel of which nobody is here returns nothing: the client isn't
         // kept waiting for a fence. An echo is then placed like anybody's publication.
-        entry.returned |= receivers.is_ok() && !has_readers;
+        if receivers.is_ok() && !has_readers {
+            self.own.note_returned(index);
+        }
         let (outcome, will_not_return) = match receivers {
             // Nobody subscribes to it, so not this node either: nothing will return. Whoever is here has lost his
             // subscription, or has it not yet.
@@ -170,7 +212,7 @@ impl Relay {
             // `broker_down`, which comes with this, delivers it, unless it returned before. It may yet return after.
             Err(PublishFailure::Unknown) => (Outcome::LocalOnly, false),
             Err(PublishFailure::Refused | PublishFailure::Busy) => {
-                entry.returned = true;
+                self.own.note_returned(index);
                 let (outcome, reason) = match receivers {
                     Err(PublishFailure::Busy) => (Outcome::Busy, RefuseReason::BrokerBacklog),
                     _ => (Outcome::Refused, RefuseReason::BrokerError),
@@ -179,10 +221,11 @@ impl Relay {
                 (outcome, false)
             }
         };
+        let entry = &mut self.own.entries[index];
         entry.answer = entry.answer.or(Some(outcome));
         if will_not_return {
             self.deliver_here(index, outlet);
-            self.own.entries[index].returned = true;
+            self.own.note_returned(index);
         }
         self.answer_entry(index, outlet);
         self.forget_settled();
@@ -202,8 +245,8 @@ impl Relay {
                 break;
             }
             missing += u64::from(!entry.returned && !entry.delivered);
-            entry.returned = true;
             entry.answer = entry.answer.or(Some(Outcome::LocalOnly));
+            self.own.note_returned(index);
             self.answer_entry(index, outlet);
         }
         self.metrics().echoes_missing.add(missing);
@@ -229,7 +272,13 @@ impl Relay {
         let setup = Arc::clone(&self.setup);
         let (room, payload, except) = (entry.room.clone(), entry.payload.clone(), entry.except);
         let (source, arrived, label) = (entry.source, entry.arrived, entry.label.clone());
-        let payload = envelope::unwrap(setup.routes.deliver(source), plain_name(&room), &payload);
+        let payload = match setup.routes.deliver(source) {
+            config::Deliver::Event => match envelope::event(&payload, None) {
+                Some(event) => Cow::Owned(event.data.into_owned()),
+                None => Cow::Borrowed(&payload[..]),
+            },
+            deliver => envelope::unwrap(deliver, plain_name(&room), &payload),
+        };
         self.metrics().publishes_local.add(1);
         self.place(&room, &payload, label, except, outlet, arrived);
     }
