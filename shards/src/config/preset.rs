@@ -16,6 +16,7 @@ pub(super) type Preset = (&'static str, &'static str);
 pub(super) const PRESETS: &[Preset] = &[
     ("event-fanout", include_str!("presets/event-fanout.toml")),
     ("workflow", include_str!("presets/workflow.toml")),
+    ("backbone", include_str!("presets/backbone.toml")),
     ("broadcaster", include_str!("presets/broadcaster.toml")),
     ("star", include_str!("presets/star.toml")),
 ];

@@ -448,12 +448,12 @@ fn a_variable_names_the_channel_of_the_source_that_asks_for_it() {
 fn an_unknown_preset_names_the_known_ones() {
     assert_eq!(
         given().preset("event-fanuot").refused(),
-        "--preset: found the preset \"event-fanuot\"; did you mean \"event-fanout\"? known: event-fanout, workflow, \
+        "--preset: found the preset \"event-fanuot\"; did you mean \"event-fanout\"? known: event-fanout, workflow, backbone, \
          broadcaster, star"
     );
     assert_eq!(
         given().preset("x").refused(),
-        "--preset: found the preset \"x\"; known: event-fanout, workflow, broadcaster, star"
+        "--preset: found the preset \"x\"; known: event-fanout, workflow, backbone, broadcaster, star"
     );
     assert!(given().preset("event-fanout,event-fanout").refused().contains("named twice"));
 }
