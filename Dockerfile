@@ -13,6 +13,8 @@ COPY src src
 COPY shards shards
 COPY domains domains
 COPY bench bench
+COPY consumer consumer
+COPY examples examples
 # The caches outlive the build and stay out of the image, so the binary is copied out of them in the same step.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \

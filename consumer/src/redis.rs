@@ -1,0 +1,326 @@
+//! One blocking connection to Redis in RESP2: commands one at a time, or a subscription.
+//!
+//! Everything that comes is bounded in bytes by the frame scanner of `shards`, everything waited for in time.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpStream, ToSocketAddrs};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use redis_protocol::resp2::encode::extend_encode;
+use redis_protocol::resp2::types::OwnedFrame;
+use redis_protocol::resp2::{decode, types::BytesFrame};
+use shards::config::{RedisAddress, RedisTarget};
+use shards::resp::{Inbox, Received, excerpt};
+
+/// How long a connect may take, per address of the name.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long an answer may take.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why Redis could not be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum RedisError {
+    /// Nobody answers there.
+    #[error("no Redis answers at {place} ({error}): start it, or name another")]
+    Absent {
+        /// Host and port, or path.
+        place: String,
+        /// What the system said.
+        #[source]
+        error: io::Error,
+    },
+    /// The connection ended, or fell silent.
+    #[error("{place} broke the connection ({error})")]
+    Broken {
+        /// Host and port, or path.
+        place: String,
+        /// What the system said.
+        #[source]
+        error: io::Error,
+    },
+    /// User or password.
+    #[error("{place} refused {command} ({text}): set REDIS_PASSWORD, or write redis://USER:PASSWORD@HOST")]
+    Forbidden {
+        /// Host and port, or path.
+        place: String,
+        /// The command's first word.
+        command: String,
+        /// What Redis said.
+        text: String,
+    },
+    /// Another error reply.
+    #[error("{place} refused {command} ({text})")]
+    Refused {
+        /// Host and port, or path.
+        place: String,
+        /// The command's first word.
+        command: String,
+        /// What Redis said.
+        text: String,
+    },
+    /// What came is not what Redis sends.
+    #[error("{place} sent {found} where {due} was due: is that a Redis?")]
+    Unexpected {
+        /// Host and port, or path.
+        place: String,
+        /// Its kind, or what is wrong with it.
+        found: String,
+        /// What the command's answer is.
+        due: &'static str,
+    },
+}
+
+/// What a subscription's connection had to say.
+#[derive(Debug)]
+pub(crate) enum Heard {
+    Frame(OwnedFrame),
+    /// A frame of so many bytes, which were not kept.
+    TooBig(u64),
+    /// Nothing in the time given.
+    Nothing,
+}
+
+/// An open, authenticated connection.
+pub struct Connection {
+    stream: Stream,
+    inbox: Inbox,
+    place: String,
+}
+
+impl Connection {
+    /// Connects and authenticates; selects the target's database.
+    ///
+    /// # Errors
+    /// [`RedisError`].
+    pub fn open(target: &RedisTarget) -> Result<Self, RedisError> {
+        let place = match &target.address {
+            RedisAddress::Tcp { host, port } => format!("{host}:{port}"),
+            RedisAddress::Unix(path) => path.display().to_string(),
+        };
+        let opened = Stream::open(&target.address)
+            .and_then(|stream| stream.set_write_timeout(ANSWER_TIMEOUT).map(|()| stream));
+        let stream = opened.map_err(|error| RedisError::Absent { place: place.clone(), error })?;
+        let mut connection = Self { stream, inbox: Inbox::new(), place };
+        match (&target.username, &target.password) {
+            (_, None) => {}
+            (None, Some(password)) => drop(connection.ask(&[b"AUTH", password.as_bytes()])?),
+            (Some(user), Some(password)) => {
+                drop(connection.ask(&[b"AUTH", user.as_bytes(), password.as_bytes()])?);
+            }
+        }
+        if target.database != 0 {
+            connection.ask(&[b"SELECT", target.database.to_string().as_bytes()])?;
+        }
+        Ok(connection)
+    }
+
+    /// Sends a command and waits for its answer.
+    ///
+    /// # Errors
+    /// [`RedisError`]; an error reply is `Forbidden` or `Refused`.
+    pub fn ask(&mut self, command: &[&[u8]]) -> Result<OwnedFrame, RedisError> {
+        self.send(command)?;
+        match self.hear(ANSWER_TIMEOUT)? {
+            Heard::Frame(OwnedFrame::Error(text)) => Err(self.refused(command, &text)),
+            Heard::Frame(frame) => Ok(frame),
+            Heard::TooBig(bytes) => Err(self.unexpected(format!("{bytes} bytes"), "an answer")),
+            Heard::Nothing => {
+                let late =
+                    io::Error::new(io::ErrorKind::TimedOut, format!("no answer in {ANSWER_TIMEOUT:?}"));
+                Err(self.broken(late))
+            }
+        }
+    }
+
+    /// As [`ask`](Self::ask), for commands that answer with a number.
+    ///
+    /// # Errors
+    /// [`RedisError`].
+    pub fn ask_number(&mut self, command: &[&[u8]]) -> Result<i64, RedisError> {
+        match self.ask(command)? {
+            OwnedFrame::Integer(number) => Ok(number),
+            other => Err(self.unexpected(described(&other), "a number")),
+        }
+    }
+
+    /// Publishes `payload` and returns how many subscribers this Redis node handed it to.
+    ///
+    /// # Errors
+    /// [`RedisError`].
+    pub fn publish(&mut self, channel: &str, payload: &[u8]) -> Result<i64, RedisError> {
+        self.ask_number(&[b"PUBLISH", channel.as_bytes(), payload])
+    }
+
+    pub(crate) fn send(&mut self, command: &[&[u8]]) -> Result<(), RedisError> {
+        let words = command.iter().map(|word| BytesFrame::BulkString(word.to_vec().into())).collect();
+        let mut bytes = Default::default();
+        extend_encode(&mut bytes, &BytesFrame::Array(words), false)
+            .map_err(|error| self.unexpected(error.to_string(), "a command that can be encoded"))?;
+        self.stream.write_all(&bytes).map_err(|error| self.broken(error))
+    }
+
+    /// What comes within `wait`.
+    pub(crate) fn hear(&mut self, wait: Duration) -> Result<Heard, RedisError> {
+        loop {
+            let frame = match self.inbox.take_frame() {
+                Ok(Some(Received::Frame(bytes))) => decoded(bytes),
+                Ok(Some(Received::TooBig { bytes })) => return Ok(Heard::TooBig(bytes)),
+                Ok(None) => {
+                    if self.receive(wait)? {
+                        continue;
+                    }
+                    return Ok(Heard::Nothing);
+                }
+                Err(error) => Err(error.to_string()),
+            };
+            return frame.map(Heard::Frame).map_err(|found| self.unexpected(found, "RESP"));
+        }
+    }
+
+    /// The next frame that has been received already. For who ends: nothing more is read.
+    pub(crate) fn at_hand(&mut self) -> Option<OwnedFrame> {
+        loop {
+            match self.inbox.take_frame() {
+                Ok(Some(Received::Frame(bytes))) => return decoded(bytes).ok(),
+                Ok(Some(Received::TooBig { .. })) => {}
+                Ok(None) | Err(_) => return None,
+            }
+        }
+    }
+
+    /// The same socket, for another thread to shut down.
+    pub(crate) fn stream(&self) -> io::Result<Stream> {
+        self.stream.try_clone()
+    }
+
+    /// False when nothing came within `wait`.
+    fn receive(&mut self, wait: Duration) -> Result<bool, RedisError> {
+        // A time-out of zero would mean none.
+        let wait = wait.max(Duration::from_millis(1));
+        self.stream.set_read_timeout(wait).map_err(|error| self.broken(error))?;
+        let mut buffer = self.inbox.take_buffer();
+        let held = buffer.len();
+        buffer.resize(buffer.capacity(), 0);
+        let received = self.stream.read(&mut buffer[held..]);
+        buffer.truncate(held + *received.as_ref().unwrap_or(&0));
+        self.inbox.put_buffer(buffer);
+        match received {
+            Ok(0) => Err(self.broken(io::ErrorKind::UnexpectedEof.into())),
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(true),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                Ok(false)
+            }
+            Err(error) => Err(self.broken(error)),
+        }
+    }
+
+    pub(crate) fn broken(&self, error: io::Error) -> RedisError {
+        RedisError::Broken { place: self.place.clone(), error }
+    }
+
+    pub(crate) fn unexpected(&self, found: String, due: &'static str) -> RedisError {
+        RedisError::Unexpected { place: self.place.clone(), found, due }
+    }
+
+    pub(crate) fn refused(&self, command: &[&[u8]], text: &str) -> RedisError {
+        let word = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let (place, command) = (self.place.clone(), word(command.first().copied().unwrap_or_default()));
+        let text = excerpt(text.as_bytes());
+        let is_forbidden =
+            ["NOAUTH", "WRONGPASS", "NOPERM", "ERR AUTH"].iter().any(|code| text.starts_with(code));
+        match is_forbidden {
+            true => RedisError::Forbidden { place, command, text },
+            false => RedisError::Refused { place, command, text },
+        }
+    }
+}
+
+fn decoded(bytes: &[u8]) -> Result<OwnedFrame, String> {
+    match decode::decode(bytes) {
+        Ok(Some((frame, _))) => Ok(frame),
+        Ok(None) => Err("half a frame".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// A value's kind, for errors.
+pub(crate) fn described(frame: &OwnedFrame) -> String {
+    use redis_protocol::resp2::types::Resp2Frame;
+    format!("a {:?}", frame.kind())
+}
+
+/// TCP or unix.
+pub(crate) enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Stream {
+    fn open(address: &RedisAddress) -> io::Result<Self> {
+        let (host, port) = match address {
+            RedisAddress::Unix(path) => return UnixStream::connect(path).map(Self::Unix),
+            RedisAddress::Tcp { host, port } => (host.as_str(), *port),
+        };
+        let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+        for address in (host, port).to_socket_addrs()? {
+            match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
+                Ok(stream) => return stream.set_nodelay(true).map(|()| Self::Tcp(stream)),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    fn try_clone(&self) -> io::Result<Self> {
+        match self {
+            Self::Tcp(stream) => stream.try_clone().map(Self::Tcp),
+            Self::Unix(stream) => stream.try_clone().map(Self::Unix),
+        }
+    }
+
+    fn set_read_timeout(&self, wait: Duration) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.set_read_timeout(Some(wait)),
+            Self::Unix(stream) => stream.set_read_timeout(Some(wait)),
+        }
+    }
+
+    fn set_write_timeout(&self, wait: Duration) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.set_write_timeout(Some(wait)),
+            Self::Unix(stream) => stream.set_write_timeout(Some(wait)),
+        }
+    }
+
+    /// Ends reads and writes on every clone. A socket that is gone already needs no more.
+    pub(crate) fn shutdown(&self) {
+        let _ = match self {
+            Self::Tcp(stream) => stream.shutdown(Shutdown::Both),
+            Self::Unix(stream) => stream.shutdown(Shutdown::Both),
+        };
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.read(buffer),
+            Self::Unix(stream) => stream.read(buffer),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.write(bytes),
+            Self::Unix(stream) => stream.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
