@@ -10,6 +10,8 @@ use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches, Parser, Subcommand,
 use shards::config::settings::{SETTINGS, Setting};
 
 use crate::clients::ClientsArgs;
+use crate::consume::{self, ConsumeArgs};
+use crate::dead_letters::{self, DeadLettersCommand};
 use crate::publish::PublishArgs;
 use crate::report::ReportArgs;
 use crate::subscribe::SubscribeArgs;
@@ -55,6 +57,15 @@ pub enum Command {
     Clients(ClientsArgs),
     /// Say what the clients received, out of their logs
     Report(ReportArgs),
+    /// Handle the events of a Redis channel: log them, run a command, call a webhook
+    #[command(after_help = consume::EXAMPLES)]
+    Consume(Box<ConsumeArgs>),
+    /// List or replay the events that `consume` gave up
+    #[command(after_help = dead_letters::EXAMPLES)]
+    DeadLetters {
+        #[command(subcommand)]
+        command: DeadLettersCommand,
+    },
     /// Say whether a configuration is good, without starting anything
     CheckConfig(CheckArgs),
     /// Work with the configuration

@@ -1,6 +1,7 @@
 //! Log lines: text for people or one JSON object a line, on stderr, from a thread of their own.
 //!
 //! A full pipe never stops a shard: lines beyond [`LINES_MAX`] are lost, counted by [`lost_lines`], and told at the end.
+//! Where no shard runs, [`start_lossless`] waits instead.
 
 use std::fmt;
 use std::sync::OnceLock;
@@ -33,9 +34,22 @@ pub struct Logs {
 /// # Errors
 /// A [`Failure`] of the configuration for a level that nothing understands; an error when logs were started before.
 pub fn start(format: LogFormat, level: &str) -> anyhow::Result<Logs> {
+    start_with(format, level, true, Vec::new())
+}
+
+/// As [`start`], but a slow stderr slows whoever logs instead of losing lines, and every line of JSON has `constants`
+/// before its own fields.
+///
+/// # Errors
+/// As [`start`].
+pub fn start_lossless(format: LogFormat, level: &str, constants: Constants) -> anyhow::Result<Logs> {
+    start_with(format, level, false, constants)
+}
+
+fn start_with(format: LogFormat, level: &str, is_lossy: bool, constants: Constants) -> anyhow::Result<Logs> {
     let filter = check_level(level)?;
     let builder =
-        NonBlockingBuilder::default().lossy(true).buffered_lines_limit(LINES_MAX).thread_name("logs");
+        NonBlockingBuilder::default().lossy(is_lossy).buffered_lines_limit(LINES_MAX).thread_name("logs");
     let (writer, guard) = builder.finish(std::io::stderr());
     LOST.get_or_init(|| writer.error_counter());
     let subscriber = tracing_subscriber::fmt()
@@ -46,7 +60,7 @@ pub fn start(format: LogFormat, level: &str) -> anyhow::Result<Logs> {
     let started = match format {
         LogFormat::Text => tracing::subscriber::set_global_default(subscriber.finish()),
         LogFormat::Json => {
-            tracing::subscriber::set_global_default(subscriber.event_format(JsonLines).finish())
+            tracing::subscriber::set_global_default(subscriber.event_format(JsonLines { constants }).finish())
         }
     };
     started.map_err(|error| anyhow::anyhow!("logs were started twice: {error}"))?;
@@ -85,10 +99,16 @@ impl Drop for Logs {
     }
 }
 
-/// `{"time":..,"level":..,"msg":..,FIELDS..,"component":..}`: the keys that log collectors of Go's slog know.
+/// Fields that every line of JSON has.
+pub type Constants = Vec<(&'static str, Value)>;
+
+/// `{"time":..,"level":..,"msg":..,CONSTANTS..,FIELDS..,"component":..}`: the keys that log collectors of Go's slog know.
 ///
-/// `component` is the last part of the event's module, unless the event has such a field itself.
-struct JsonLines;
+/// `component` is the last part of the event's module, unless the event has such a field itself. A field `NAME_json`
+/// that holds JSON becomes the value of `NAME`, not a string.
+struct JsonLines {
+    constants: Constants,
+}
 
 impl<S, N> FormatEvent<S, N> for JsonLines
 where
@@ -111,8 +131,8 @@ where
         write!(writer, "{{\"time\":{},\"level\":\"{}\"", Value::from(time), metadata.level())?;
         write!(writer, ",\"msg\":{}", Value::from(fields.message))?;
         let has_component = fields.others.iter().any(|(name, _)| *name == "component");
-        for (name, value) in fields.others {
-            write!(writer, ",{}:{value}", Value::from(name))?;
+        for (name, value) in self.constants.iter().chain(&fields.others) {
+            write!(writer, ",{}:{value}", Value::from(*name))?;
         }
         if !has_component {
             write!(writer, ",\"component\":{}", Value::from(component))?;
@@ -155,7 +175,11 @@ impl Visit for JsonFields {
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.add(field, Value::from(value));
+        let parsed = field.name().strip_suffix("_json").zip(serde_json::from_str(value).ok());
+        match parsed {
+            Some((name, value)) => self.others.push((name, value)),
+            None => self.add(field, Value::from(value)),
+        }
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
@@ -187,11 +211,12 @@ mod tests {
     fn a_json_line_has_the_keys_of_slog_and_its_fields_beside_them() {
         let lines = Lines::default();
         let writer = lines.clone();
+        let format = JsonLines { constants: vec![("server_id", Value::from("s-1"))] };
         let subscriber =
-            tracing_subscriber::fmt().with_writer(move || writer.clone()).event_format(JsonLines).finish();
+            tracing_subscriber::fmt().with_writer(move || writer.clone()).event_format(format).finish();
         tracing::subscriber::with_default(subscriber, || {
             tracing::info!(channel = "a\"b", clients = 3_u64, up = true, error = ?Some(1), "subscribed to {}", "redis");
-            tracing::warn!(component = "hub", "x");
+            tracing::warn!(component = "hub", payload_json = "{\"n\":[1]}", text_json = "{", "x");
         });
         let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
         let parsed: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
@@ -204,6 +229,14 @@ mod tests {
         assert_eq!((&parsed[0]["channel"], &parsed[0]["clients"]), (&Value::from("a\"b"), &Value::from(3)));
         assert_eq!((&parsed[0]["up"], &parsed[0]["error"]), (&Value::from(true), &Value::from("Some(1)")));
         assert_eq!(parsed[0]["component"], "tests");
+        assert_eq!(
+            (&parsed[0]["server_id"], &parsed[1]["server_id"]),
+            (&Value::from("s-1"), &Value::from("s-1"))
+        );
+        assert_eq!(
+            (&parsed[1]["payload"]["n"][0], &parsed[1]["text_json"]),
+            (&Value::from(1), &Value::from("{"))
+        );
         assert_eq!(text.lines().nth(1).unwrap().matches("component").count(), 1);
     }
 

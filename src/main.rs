@@ -6,6 +6,8 @@ mod clients;
 mod configuration;
 mod connection;
 mod dialect;
+mod consume;
+mod dead_letters;
 mod exit;
 mod iso8601;
 mod logs;
@@ -40,6 +42,8 @@ fn main() -> ExitCode {
         Command::CheckConfig(args) => configuration::check(&args.in_place()),
         Command::Config { command: ConfigCommand::Show(args) } => configuration::show(&args),
         Command::Publish(args) => publish::run(args),
+        Command::Consume(args) => consume::run(&args),
+        Command::DeadLetters { command } => dead_letters::run(&command),
         Command::Subscribe(args) => subscribe::run(args),
         Command::Clients(args) => clients::run(args),
         Command::Report(args) => report::run(args),

@@ -19,7 +19,7 @@ use time::format_description::well_known::Rfc3339;
 use crate::event::{Event, EventError};
 use crate::redis::RedisError;
 
-pub use file::{FileLetters, LetterFile, NumberedLetter};
+pub use file::{FileLetters, LetterFile, LineMark, NumberedLetter};
 pub use stream::{LetterStream, Replayed, StreamLetters, StreamedLetter};
 
 /// Bytes of a reason that are kept.

@@ -69,7 +69,7 @@ mod work;
 
 pub use backoff::Backoff;
 pub use dead_letter::{
-    DeadLetter, DeadLetterError, DeadLetters, FileLetters, LetterFile, LetterStream, LogLetters,
+    DeadLetter, DeadLetterError, DeadLetters, FileLetters, LetterFile, LetterStream, LineMark, LogLetters,
     NumberedLetter, Replayed, StreamLetters, StreamedLetter,
 };
 pub use event::{EVENT_BYTES_MAX, Event, EventError, TYPE_BYTES_MAX};

@@ -68,13 +68,20 @@ pub struct LetterFile {
     _alone: Option<File>,
 }
 
-/// A line of the file.
-#[derive(Debug)]
-pub struct NumberedLetter {
+/// Which line of the file.
+#[derive(Debug, Clone, Copy)]
+pub struct LineMark {
     /// From 1, marked lines counted.
     pub line: u64,
     /// Where the line begins.
     offset: u64,
+}
+
+/// A line of the file.
+#[derive(Debug)]
+pub struct NumberedLetter {
+    /// Which it is.
+    pub mark: LineMark,
     /// What it says.
     pub letter: Result<DeadLetter, DeadLetterError>,
 }
@@ -119,7 +126,7 @@ impl LetterFile {
     /// [`DeadLetterError::File`]; a line that is no letter is an item instead.
     pub fn letters(
         &self,
-    ) -> Result<impl Iterator<Item = Result<NumberedLetter, DeadLetterError>>, DeadLetterError> {
+    ) -> Result<impl Iterator<Item = Result<NumberedLetter, DeadLetterError>> + use<>, DeadLetterError> {
         let failed = |error| file_error(&self.path, error);
         let mut file = self.file.try_clone().map_err(failed)?;
         file.seek(SeekFrom::Start(0)).map_err(failed)?;
@@ -132,8 +139,8 @@ impl LetterFile {
     ///
     /// # Errors
     /// [`DeadLetterError::File`].
-    pub fn mark(&self, letter: &NumberedLetter) -> Result<(), DeadLetterError> {
-        self.file.write_all_at(&[REPLAYED], letter.offset).map_err(|error| file_error(&self.path, error))
+    pub fn mark(&self, mark: &LineMark) -> Result<(), DeadLetterError> {
+        self.file.write_all_at(&[REPLAYED], mark.offset).map_err(|error| file_error(&self.path, error))
     }
 
     /// Removes the marked lines; letters that arrive meanwhile wait for it.
@@ -184,7 +191,7 @@ impl<R: BufRead> Iterator for Lines<R> {
             if !text.is_empty() && text[0] != REPLAYED {
                 let letter =
                     std::str::from_utf8(&text).map_err(super::unreadable).and_then(DeadLetter::from_json);
-                return Some(Ok(NumberedLetter { line: self.line, offset, letter }));
+                return Some(Ok(NumberedLetter { mark: LineMark { line: self.line, offset }, letter }));
             }
         }
     }
@@ -280,8 +287,8 @@ mod tests {
         (1..=3).for_each(|number| letters.keep(&letter(number)).unwrap());
         let file = LetterFile::open(&path).unwrap();
         let second = file.letters().unwrap().nth(1).unwrap().unwrap();
-        assert_eq!(second.line, 2);
-        file.mark(&second).unwrap();
+        assert_eq!(second.mark.line, 2);
+        file.mark(&second.mark).unwrap();
         assert_eq!(numbers(&path), [1, 3]);
         letters.keep(&letter(4)).unwrap();
         file.compact().unwrap();
