@@ -12,7 +12,8 @@ mod webhook;
 use std::net::TcpListener;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
 
 use anyhow::Context;
 use clap::Args;
@@ -109,6 +110,9 @@ Examples:
 Exit codes: 0 ended by a signal with the queue drained, 1 failed at run time, 2 usage, 73 can't bind --metrics,
 77 no permission, 78 a variable makes no sense, 130 a second signal.";
 
+/// As a shell has it for a program that SIGINT ended.
+const SECOND_SIGNAL: i32 = 130;
+
 /// Consumes until a signal ends it.
 ///
 /// # Errors
@@ -131,7 +135,7 @@ pub fn run(args: &ConsumeArgs) -> anyhow::Result<ExitCode> {
     });
     let listener = listener.transpose()?;
     // Before any thread starts, so that none of them is interrupted.
-    let mut signals = listen_for_signals()?;
+    let signals = listen_for_signals()?;
     let kinds = settings.registry.kinds().join(" ");
     let consumer = Consumer::start(settings.options.clone(), settings.registry, dead_letters);
     let consumer = Arc::new(consumer.context("can't start the workers")?);
@@ -150,23 +154,30 @@ pub fn run(args: &ConsumeArgs) -> anyhow::Result<ExitCode> {
         dead_letters = %settings.dead_letters,
         "consuming"
     );
-    signals.forever().next();
+    signals.recv().context("the thread that waits for signals has ended")?;
     tracing::info!(queued = consumer.metrics().queued, "draining; a second signal ends at once");
     consumer.begin_drain();
     subscription.stop();
     say_drained(&consumer.stop());
+    exec::kill_all();
     Ok(ExitCode::SUCCESS)
 }
 
-/// In this order a second signal ends the process at once.
-fn listen_for_signals() -> anyhow::Result<Signals> {
-    let is_second = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&is_second))
-            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&is_second)))
-            .context("can't listen for signals")?;
-    }
-    Signals::new([SIGINT, SIGTERM]).context("can't listen for signals")
+/// One thread turns the first signal into a message; a second one ends the process.
+fn listen_for_signals() -> anyhow::Result<Receiver<()>> {
+    let mut signals = Signals::new([SIGINT, SIGTERM]).context("can't listen for signals")?;
+    let (sender, receiver) = channel();
+    let listen = move || {
+        let mut signals = signals.forever();
+        signals.next();
+        // Nobody waits any more only when the process is ending already.
+        let _ = sender.send(());
+        signals.next();
+        exec::kill_all();
+        std::process::exit(SECOND_SIGNAL);
+    };
+    thread::Builder::new().name("signals".to_owned()).spawn(listen).context("can't start a thread")?;
+    Ok(receiver)
 }
 
 fn say_drained(metrics: &Metrics) {

@@ -10,14 +10,14 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use corecast_consumer::{
-    Connection, DeadLetter, DeadLetterError, LetterFile, LetterStream, LineMark, NumberedLetter, RedisError,
-    RedisTarget, Replayed,
+    Connection, DeadLetter, DeadLetterError, LetterFile, LetterStream, NumberedLetter, RedisTarget, Replayed,
+    StreamedLetter,
 };
 use serde_json::json;
 
-use crate::consume::place::Place;
+use crate::consume::place::{Place, failure};
 use crate::consume::settings::{pick, redis_target};
-use crate::exit::{FAILED, Failure, NO_PERMISSION, UNAVAILABLE, USAGE};
+use crate::exit::{FAILED, Failure, USAGE};
 
 /// What to do with them.
 #[derive(Debug, Subcommand)]
@@ -79,75 +79,102 @@ Exit codes: 0 done, 1 failed or nobody listens, 2 usage, 69 no Redis, 77 refused
 /// A [`Failure`] with its exit code; what was replayed before it is removed.
 pub fn run(command: &DeadLettersCommand) -> anyhow::Result<ExitCode> {
     match command {
-        DeadLettersCommand::List { which, json } => list(which, *json),
-        DeadLettersCommand::Replay { which, dry_run, unheard_too } => replay(which, *dry_run, *unheard_too),
+        DeadLettersCommand::List { which, json } => list(which, *json)?,
+        DeadLettersCommand::Replay { which, dry_run, unheard_too } => replay(which, *dry_run, *unheard_too)?,
     }
-    .map_err(coded)?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// A letter, from wherever it is.
-struct Found {
+struct Found<'s> {
     /// Line or entry.
-    at: At,
+    at: String,
     letter: Result<DeadLetter, DeadLetterError>,
+    /// Publishes it and removes it, if somebody heard it or the argument says that this doesn't matter.
+    replay: &'s mut dyn FnMut(&DeadLetter, bool) -> Result<Replayed, Failure>,
 }
 
-enum At {
-    Line(LineMark),
-    Entry(String),
-}
+/// What is done with each letter; false ends it.
+type Each<'e> = &'e mut dyn FnMut(Found<'_>) -> anyhow::Result<bool>;
 
+/// Where the letters are, and how those of a file are published: a stream's go where the stream is.
 enum Source {
-    File(LetterFile),
+    File { file: LetterFile, redis: RedisTarget },
     Stream(LetterStream),
 }
 
 impl Source {
-    fn open(which: &Which, redis: &RedisTarget, is_replay: bool) -> anyhow::Result<Self> {
+    fn open(which: &Which, redis: &RedisTarget, is_replay: bool) -> Result<Self, Failure> {
         let place = pick("PLACE", &which.place, &["CORECAST_DEAD_LETTERS"], str::parse)?;
         let due = "due file:PATH or stream:KEY, where `corecast consume --dead-letters` put them";
-        match place {
-            Some(Place::File(path)) if is_replay => Ok(Self::File(LetterFile::open_for_replay(path)?)),
-            Some(Place::File(path)) => Ok(Self::File(LetterFile::open(path)?)),
-            Some(Place::Stream(key)) => Ok(Self::Stream(LetterStream::open(redis, key)?)),
+        let usage = |sentence| Failure { code: USAGE, sentence };
+        let file = match place {
+            Some(Place::File(path)) if is_replay => LetterFile::open_for_replay(path),
+            Some(Place::File(path)) => LetterFile::open(path),
+            Some(Place::Stream(key)) => {
+                return LetterStream::open(redis, key).map(Self::Stream).map_err(failure);
+            }
             Some(Place::Log) => {
-                Err(usage(format!("found log, {due}: what is in a log can only be read there")))
+                return Err(usage(format!("found log, {due}: what is in a log can only be read there")));
             }
-            None => Err(usage(format!("found no place, {due}"))),
-        }
+            None => return Err(usage(format!("found no place, {due}"))),
+        };
+        Ok(Self::File { file: file.map_err(failure)?, redis: redis.clone() })
     }
 
-    /// Calls `each` for the letters that were there when the source was opened, until it returns false.
-    fn each(&mut self, mut each: impl FnMut(&mut Self, Found) -> anyhow::Result<bool>) -> anyhow::Result<()> {
-        if let Self::File(file) = self {
-            let letters = file.letters()?;
-            for item in letters {
-                let NumberedLetter { mark, letter } = item?;
-                if !each(self, Found { at: At::Line(mark), letter })? {
-                    return Ok(());
-                }
-            }
-            return Ok(());
-        }
-        let Some(last) = self.stream()?.last_id()? else { return Ok(()) };
-        let mut after: Option<String> = None;
-        loop {
-            let page = self.stream()?.page(after.as_deref(), &last)?;
-            let Some(newest) = page.last() else { return Ok(()) };
-            after = Some(newest.id.clone());
-            for entry in page {
-                if !each(self, Found { at: At::Entry(entry.id), letter: entry.letter })? {
-                    return Ok(());
-                }
-            }
-        }
-    }
-
-    fn stream(&mut self) -> anyhow::Result<&mut LetterStream> {
+    /// Calls `each` for the letters that were there when it began.
+    fn each(&mut self, each: Each<'_>) -> anyhow::Result<()> {
         match self {
-            Self::Stream(stream) => Ok(stream),
-            Self::File(_) => Err(anyhow::anyhow!("a file was asked for the entries of a stream")),
+            Self::File { file, redis } => each_of_file(file, redis, each),
+            Self::Stream(stream) => each_of_stream(stream, each),
+        }
+    }
+
+    /// Tidies up after a replay.
+    fn finish(self) -> Result<(), Failure> {
+        match self {
+            Self::File { file, .. } => file.compact().map_err(failure),
+            Self::Stream(_) => Ok(()),
+        }
+    }
+}
+
+fn each_of_file(file: &LetterFile, redis: &RedisTarget, each: Each<'_>) -> anyhow::Result<()> {
+    let mut publisher: Option<Connection> = None;
+    for item in file.letters().map_err(failure)? {
+        let NumberedLetter { mark, letter } = item.map_err(failure)?;
+        let mut replay = |letter: &DeadLetter, unheard_too: bool| {
+            let connection = match &mut publisher {
+                Some(connection) => connection,
+                none => none.insert(Connection::open(redis).map_err(failure)?),
+            };
+            let text = letter.event.text().as_bytes();
+            let heard = connection.publish(&letter.channel, text).map_err(failure)?;
+            if heard > 0 || unheard_too {
+                file.mark(&mark).map_err(failure)?;
+            }
+            Ok(Replayed::Heard(heard))
+        };
+        if !each(Found { at: format!("line {}", mark.line), letter, replay: &mut replay })? {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn each_of_stream(stream: &mut LetterStream, each: Each<'_>) -> anyhow::Result<()> {
+    let Some(last) = stream.last_id().map_err(failure)? else { return Ok(()) };
+    let mut after: Option<String> = None;
+    loop {
+        let page = stream.page(after.as_deref(), &last).map_err(failure)?;
+        let Some(newest) = page.last() else { return Ok(()) };
+        after = Some(newest.id.clone());
+        for StreamedLetter { id, letter } in page {
+            let mut replay =
+                |letter: &DeadLetter, unheard_too| stream.replay(&id, letter, unheard_too).map_err(failure);
+            if !each(Found { at: id.clone(), letter, replay: &mut replay })? {
+                return Ok(());
+            }
         }
     }
 }
@@ -162,21 +189,12 @@ impl Which {
     }
 }
 
-impl At {
-    fn text(&self) -> String {
-        match self {
-            Self::Line(mark) => format!("line {}", mark.line),
-            Self::Entry(id) => id.clone(),
-        }
-    }
-}
-
 fn list(which: &Which, is_json: bool) -> anyhow::Result<()> {
     let redis = redis_of(which)?;
     let now = SystemTime::now();
     let (mut count, mut unreadable) = (0, 0);
     let mut out = io::stdout().lock();
-    let listed = Source::open(which, &redis, false)?.each(|_, found| {
+    let listed = Source::open(which, &redis, false)?.each(&mut |found| {
         if which.is_enough(count) {
             return Ok(false);
         }
@@ -190,13 +208,13 @@ fn list(which: &Which, is_json: bool) -> anyhow::Result<()> {
             Ok(_) => {}
             Err(error) => {
                 unreadable += 1;
-                eprintln!("corecast: {}: {error}", found.at.text());
+                eprintln!("corecast: {}: {error}", found.at);
             }
         }
         Ok(true)
     });
-    // The reader of our output has seen enough.
     match listed {
+        // The reader of our output has seen enough.
         Err(error) if is_broken_pipe(&error) => return Ok(()),
         listed => listed?,
     }
@@ -204,46 +222,47 @@ fn list(which: &Which, is_json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What became of the letters of a replay.
+#[derive(Default)]
+struct Tally {
+    replayed: u64,
+    unheard: u64,
+    unreadable: u64,
+}
+
 fn replay(which: &Which, is_dry: bool, unheard_too: bool) -> anyhow::Result<()> {
     let redis = redis_of(which)?;
     let mut source = Source::open(which, &redis, true)?;
-    let mut publisher = match (&source, is_dry) {
-        (Source::File(_), false) => Some(Connection::open(&redis)?),
-        _ => None,
-    };
-    let (mut replayed, mut unheard, mut unreadable) = (0, 0, 0);
-    let outcome = source.each(|source, found| {
-        if which.is_enough(replayed + unheard) {
+    let mut tally = Tally::default();
+    let outcome = source.each(&mut |found| {
+        if which.is_enough(tally.replayed + tally.unheard) {
             return Ok(false);
         }
-        let letter = match found.letter {
-            Ok(letter) if which.fits(&letter) => letter,
-            Ok(_) => return Ok(true),
-            Err(error) => {
-                unreadable += 1;
-                eprintln!("corecast: {} stays: {error}", found.at.text());
-                return Ok(true);
+        match found.letter {
+            Ok(letter) if !which.fits(&letter) => {}
+            Ok(letter) if is_dry => {
+                println!("{}", row(&found.at, &letter, SystemTime::now()));
+                tally.replayed += 1;
             }
-        };
-        if is_dry {
-            println!("{}", row(&found.at, &letter, SystemTime::now()));
-            replayed += 1;
-            return Ok(true);
-        }
-        match publish(source, publisher.as_mut(), &found.at, &letter, unheard_too)? {
-            Replayed::Gone => {}
-            Replayed::Heard(0) if !unheard_too => unheard += 1,
-            Replayed::Heard(_) => replayed += 1,
+            Ok(letter) => match (found.replay)(&letter, unheard_too)? {
+                Replayed::Gone => {}
+                Replayed::Heard(0) if !unheard_too => tally.unheard += 1,
+                Replayed::Heard(_) => tally.replayed += 1,
+            },
+            Err(error) => {
+                tally.unreadable += 1;
+                eprintln!("corecast: {} stays: {error}", found.at);
+            }
         }
         Ok(true)
     });
-    if let (Source::File(file), false) = (source, is_dry) {
-        file.compact()?;
-    }
+    let finished = if is_dry { Ok(()) } else { source.finish() };
+    let Tally { replayed, unheard, unreadable } = tally;
     let done = if is_dry { "would be replayed" } else { "replayed" };
-    let stopped = outcome.as_ref().err().map_or("", |_| "; the rest stays");
+    let stopped = if outcome.is_err() { "; the rest stays" } else { "" };
     eprintln!("{replayed} {done}, {unheard} unheard and kept, {unreadable} unreadable{stopped}");
     outcome?;
+    finished?;
     if unheard > 0 {
         let sentence = format!(
             "nobody is subscribed to the channel of {unheard} letters at {redis}: start `corecast consume`, or name its \
@@ -254,26 +273,6 @@ fn replay(which: &Which, is_dry: bool, unheard_too: bool) -> anyhow::Result<()> 
     Ok(())
 }
 
-fn publish(
-    source: &mut Source,
-    publisher: Option<&mut Connection>,
-    at: &At,
-    letter: &DeadLetter,
-    unheard_too: bool,
-) -> anyhow::Result<Replayed> {
-    match (source, at, publisher) {
-        (Source::Stream(stream), At::Entry(id), _) => Ok(stream.replay(id, letter, unheard_too)?),
-        (Source::File(file), At::Line(mark), Some(publisher)) => {
-            let heard = publisher.publish(&letter.channel, letter.event.text().as_bytes())?;
-            if heard > 0 || unheard_too {
-                file.mark(mark)?;
-            }
-            Ok(Replayed::Heard(heard))
-        }
-        _ => Err(anyhow::anyhow!("a line is of a file and an entry of a stream")),
-    }
-}
-
 fn redis_of(which: &Which) -> anyhow::Result<RedisTarget> {
     let (target, warnings) = redis_target(which.redis.as_deref())?;
     for warning in warnings {
@@ -282,7 +281,7 @@ fn redis_of(which: &Which) -> anyhow::Result<RedisTarget> {
     Ok(target)
 }
 
-fn row(at: &At, letter: &DeadLetter, now: SystemTime) -> String {
+fn row(at: &str, letter: &DeadLetter, now: SystemTime) -> String {
     let age = age_text(letter.age(now));
     let attempts = match letter.attempts {
         1 => "1 attempt".to_owned(),
@@ -290,13 +289,13 @@ fn row(at: &At, letter: &DeadLetter, now: SystemTime) -> String {
     };
     let reason: String = letter.reason.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     let (kind, id) = (letter.event.kind(), letter.event.id());
-    format!("{}  {age} ago  {kind}  {id}  {attempts}  {reason}", at.text())
+    format!("{at}  {age} ago  {kind}  {id}  {attempts}  {reason}")
 }
 
-fn json_line(at: &At, letter: &DeadLetter) -> anyhow::Result<String> {
+fn json_line(at: &str, letter: &DeadLetter) -> anyhow::Result<String> {
     let mut line: serde_json::Value =
         serde_json::from_str(&letter.to_json()).context("a letter that was read can't be written")?;
-    line["at"] = json!(at.text());
+    line["at"] = json!(at);
     Ok(line.to_string())
 }
 
@@ -317,28 +316,9 @@ fn age_text(age: Duration) -> String {
     parts[first..].iter().take(2).map(|(count, unit)| format!("{count}{unit}")).collect()
 }
 
-fn usage(sentence: String) -> anyhow::Error {
-    Failure { code: USAGE, sentence }.into()
-}
-
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let io = error.chain().find_map(|cause| cause.downcast_ref::<io::Error>());
     io.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
-}
-
-/// Gives Redis' refusals their exit codes; files have them by their kind.
-fn coded(error: anyhow::Error) -> anyhow::Error {
-    let redis = error.chain().find_map(|cause| match cause.downcast_ref() {
-        Some(DeadLetterError::Redis(error)) => Some(error),
-        _ => cause.downcast_ref::<RedisError>(),
-    });
-    let code = match redis {
-        None => return error,
-        Some(RedisError::Absent { .. } | RedisError::Broken { .. }) => UNAVAILABLE,
-        Some(RedisError::Forbidden { .. }) => NO_PERMISSION,
-        Some(RedisError::Refused { .. } | RedisError::Unexpected { .. }) => FAILED,
-    };
-    Failure { code, sentence: format!("{error:#}") }.into()
 }
 
 #[cfg(test)]

@@ -10,6 +10,8 @@ mod broadcaster;
 mod cli;
 mod clients;
 mod dashboards;
+mod consume;
+mod dead_letters;
 mod deploy;
 mod descriptors;
 mod docs;

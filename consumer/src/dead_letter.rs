@@ -66,7 +66,6 @@ pub enum DeadLetterError {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        #[source]
         error: io::Error,
     },
     /// The bound of the place has been reached.

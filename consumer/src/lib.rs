@@ -62,6 +62,7 @@ mod dead_letter;
 mod event;
 mod handler;
 mod metrics;
+mod options;
 mod pool;
 mod redis;
 mod subscription;
@@ -75,7 +76,8 @@ pub use dead_letter::{
 pub use event::{EVENT_BYTES_MAX, Event, EventError, TYPE_BYTES_MAX};
 pub use handler::{ANY_TYPE, Handler, HandlerError, Registry};
 pub use metrics::{Metrics, UNKNOWN_TYPES_MAX};
-pub use pool::{Consumer, MessageError, OfferError, Options, WhenFull};
+pub use options::{Options, WhenFull};
+pub use pool::{Consumer, MessageError, OfferError};
 pub use redis::{Connection, RedisError};
 pub use shards::config::{RedisAddress, RedisTarget};
 pub use subscription::Subscription;

@@ -9,45 +9,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::backoff::Backoff;
 use crate::dead_letter::{DeadLetter, DeadLetters};
 use crate::event::{Event, EventError};
 use crate::handler::{HandlerError, Registry};
 use crate::metrics::Metrics;
+use crate::options::{Options, WhenFull};
 use crate::work::{Bounds, Job, Next, Refusal, Verdict, Work};
-
-/// How a consumer is built. The crate's page has a table of workers and queue by load.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// Threads that call handlers. Default 4.
-    pub workers: usize,
-    /// Events that wait for a worker, at most; beyond it [`Consumer::offer`] refuses. Default 100.
-    pub queue: usize,
-    /// Calls of a handler for one event, the first included. Default 3.
-    pub attempts: u32,
-    /// The wait between them.
-    pub backoff: Backoff,
-    /// How long [`Consumer::stop`] works on what is left. Default 30 s.
-    pub drain: Duration,
-    /// Where the events come from; kept with dead letters, so that they can go back there.
-    pub channel: String,
-    /// Who consumes; kept with dead letters.
-    pub server_id: String,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            workers: 4,
-            queue: 100,
-            attempts: 3,
-            backoff: Backoff::default(),
-            drain: Duration::from_secs(30),
-            channel: "broadcast.events".to_owned(),
-            server_id: "unknown-server".to_owned(),
-        }
-    }
-}
 
 /// Why an event was not taken. It has been counted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -82,17 +49,6 @@ pub enum MessageError {
     /// It is one, but was not taken.
     #[error(transparent)]
     Refused(#[from] OfferError),
-}
-
-/// What [`Consumer::offer_message`] does at a full queue.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum WhenFull {
-    /// Refuses, with [`OfferError::QueueFull`].
-    #[default]
-    Drop,
-    /// Waits until there is room. Who reads from Redis stops reading meanwhile; beyond its `client-output-buffer-limit
-    /// pubsub` (32 MiB by default) Redis then ends the connection, and what is published until the next one is lost.
-    Block,
 }
 
 /// Takes events and has them handled, until it is stopped.
@@ -297,6 +253,10 @@ impl Shared {
     fn serve(&self, worker: usize) {
         while let Some(job) = self.next_job(worker) {
             let outcome = self.call(&job);
+            if let Err(error) = &outcome {
+                let (id, attempt) = (job.event.id(), job.failures + 1);
+                tracing::debug!(id, r#type = job.event.kind(), attempt, %error, "attempt failed");
+            }
             let verdict = self.lock().finish(worker, outcome, Instant::now(), random());
             match verdict {
                 Verdict::Done | Verdict::Abandoned => {}
@@ -385,6 +345,7 @@ pub(crate) mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::backoff::Backoff;
     use crate::dead_letter::DeadLetterError;
 
     /// An event of type `kind` whose payload holds `number`.

@@ -27,7 +27,6 @@ pub enum RedisError {
         /// Host and port, or path.
         place: String,
         /// What the system said.
-        #[source]
         error: io::Error,
     },
     /// The connection ended, or fell silent.
@@ -36,7 +35,6 @@ pub enum RedisError {
         /// Host and port, or path.
         place: String,
         /// What the system said.
-        #[source]
         error: io::Error,
     },
     /// User or password.

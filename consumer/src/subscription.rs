@@ -15,7 +15,8 @@ use redis_protocol::resp2::types::OwnedFrame;
 use shards::config::RedisTarget;
 use shards::redis::Reconnect;
 
-use crate::pool::{Consumer, MessageError, OfferError, WhenFull};
+use crate::options::WhenFull;
+use crate::pool::{Consumer, MessageError, OfferError};
 use crate::redis::{Connection, Heard, RedisError, Stream, described};
 
 /// Silence after which Redis is asked whether it is there, and how long its answer may take.
@@ -204,12 +205,16 @@ impl<'s> Subscriber<'s> {
             Err(MessageError::Invalid(error)) => self.say_invalid(&error.to_string()),
             // Once per name: what goes on is in the counters.
             Err(MessageError::Refused(OfferError::UnknownType { kind, is_new: true })) => {
-                tracing::warn!(r#type = kind, "no handler for this type of event: counted, not handled");
+                tracing::warn!(
+                    component = "subscriber",
+                    r#type = kind,
+                    "no handler for this type of event: counted, not handled"
+                );
             }
             Err(MessageError::Refused(OfferError::UnknownType { .. })) => {}
             Err(MessageError::Refused(error)) => {
                 if let Some(events) = self.dropped.note(Instant::now()) {
-                    tracing::warn!(events, %error, "event dropped");
+                    tracing::warn!(component = "subscriber", events, %error, "event dropped");
                 }
             }
         }
@@ -217,7 +222,7 @@ impl<'s> Subscriber<'s> {
 
     fn say_invalid(&mut self, error: &str) {
         if let Some(events) = self.invalid.note(Instant::now()) {
-            tracing::warn!(events, error, "invalid event");
+            tracing::warn!(component = "subscriber", events, error, "invalid event");
         }
     }
 

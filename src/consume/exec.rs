@@ -3,7 +3,8 @@
 use std::fs::File;
 use std::io::{self, PipeReader, Read, Seek, Write};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command};
+use std::process::{Child, Command, ExitStatus};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use corecast_consumer::{Event, Handler, HandlerError};
@@ -78,7 +79,7 @@ impl Handler for Exec {
     fn handle(&self, event: &Event) -> Result<(), HandlerError> {
         let (child, mut output) =
             self.spawn(event).map_err(|error| failed(format!("the command can't be run ({error})")))?;
-        let mut child = Killed(child);
+        let mut child = Running::of(child);
         let mut said = Tail::default();
         if !self.watch(&child.0, &mut output, &mut said)? {
             return Err(failed(format!(
@@ -86,7 +87,7 @@ impl Handler for Exec {
                 self.timeout
             )));
         }
-        let status = child.0.wait()?;
+        let status = child.wait()?;
         let said = said.text();
         match status.success() {
             true => {
@@ -111,17 +112,57 @@ fn input(event: &Event) -> io::Result<File> {
     Ok(file)
 }
 
-/// A child that does not outlive its owner, nor do the processes of its group that it left.
-struct Killed(Child);
+/// Process groups of the commands that run now, for [`kill_all`]. A group is taken out before its leader is waited for,
+/// so a number in here is never another process's.
+static GROUPS: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
 
-impl Drop for Killed {
+/// Ends all commands that are still running: whoever ends the process leaves none behind.
+pub fn kill_all() {
+    for group in &*groups() {
+        // Fails only where all of the group has ended.
+        let _ = kill_process_group(*group, Signal::KILL);
+    }
+}
+
+fn groups() -> MutexGuard<'static, Vec<Pid>> {
+    GROUPS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A command that does not outlive its owner, nor do the processes of its group, unless it has ended by itself.
+struct Running(Child);
+
+impl Running {
+    fn of(child: Child) -> Self {
+        groups().push(Pid::from_child(&child));
+        Self(child)
+    }
+
+    /// To be called once it has ended.
+    fn wait(&mut self) -> io::Result<ExitStatus> {
+        self.forget(|_| {});
+        self.0.wait()
+    }
+
+    /// Takes the group out of the list, after `last` was called if it was still there; returns whether it was.
+    fn forget(&self, last: impl FnOnce(Pid)) -> bool {
+        let group = Pid::from_child(&self.0);
+        let mut groups = groups();
+        let Some(index) = groups.iter().position(|&listed| listed == group) else { return false };
+        last(group);
+        groups.swap_remove(index);
+        true
+    }
+}
+
+impl Drop for Running {
     fn drop(&mut self) {
-        if matches!(self.0.try_wait(), Ok(Some(_))) {
-            return;
+        // Neither fails for a child that nobody has waited for.
+        let was_running = self.forget(|group| {
+            let _ = kill_process_group(group, Signal::KILL);
+        });
+        if was_running {
+            let _ = self.0.wait();
         }
-        // Fails only where the group has ended meanwhile.
-        let _ = kill_process_group(Pid::from_child(&self.0), Signal::KILL);
-        let _ = self.0.wait();
     }
 }
 

@@ -1,11 +1,15 @@
 //! Where dead letters are, as text: `log`, `file:PATH` or `stream:KEY`.
 
 use std::fmt;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use anyhow::Context;
-use corecast_consumer::{DeadLetters, FileLetters, LogLetters, RedisTarget, StreamLetters};
+use corecast_consumer::{
+    DeadLetterError, DeadLetters, FileLetters, LogLetters, RedisError, RedisTarget, StreamLetters,
+};
+
+use crate::exit::{FAILED, Failure, NO_PERMISSION, UNAVAILABLE};
 
 /// A place of dead letters.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -22,13 +26,26 @@ impl Place {
     ///
     /// # Errors
     /// A file that can't be written.
-    pub fn keeper(&self, redis: &RedisTarget) -> anyhow::Result<Box<dyn DeadLetters>> {
+    pub fn keeper(&self, redis: &RedisTarget) -> Result<Box<dyn DeadLetters>, Failure> {
         Ok(match self {
             Self::Log => Box::new(LogLetters),
-            Self::File(path) => Box::new(FileLetters::open(path).context("--dead-letters")?),
+            Self::File(path) => Box::new(FileLetters::open(path).map_err(failure)?),
             Self::Stream(key) => Box::new(StreamLetters::new(redis.clone(), key)),
         })
     }
+}
+
+/// The exit code that an error of a place ends with.
+pub fn failure(error: impl Into<DeadLetterError>) -> Failure {
+    let error = error.into();
+    let code = match &error {
+        DeadLetterError::Redis(RedisError::Absent { .. } | RedisError::Broken { .. }) => UNAVAILABLE,
+        DeadLetterError::Redis(RedisError::Forbidden { .. }) => NO_PERMISSION,
+        DeadLetterError::File { error, .. } if error.kind() == ErrorKind::PermissionDenied => NO_PERMISSION,
+        DeadLetterError::File { error, .. } if error.kind() == ErrorKind::NotFound => UNAVAILABLE,
+        _ => FAILED,
+    };
+    Failure { code, sentence: error.to_string() }
 }
 
 impl FromStr for Place {

@@ -3,7 +3,7 @@
 //! A replayed letter is marked in place, by its first byte: one write of one byte, which a crash either did or didn't
 //! do. Marked lines are removed later, by writing the rest anew and renaming it over the file. A lock file beside it
 //! (`PATH.lock`) keeps that apart from appending; the file is opened anew for each letter, because a rename may have
-//! replaced it.
+//! replaced it. `PATH.replay.lock` keeps two replays apart.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
@@ -101,7 +101,7 @@ impl LetterFile {
     /// [`DeadLetterError::File`], and [`DeadLetterError::Busy`] while another replay has it.
     pub fn open_for_replay(path: impl Into<PathBuf>) -> Result<Self, DeadLetterError> {
         let path = path.into();
-        let alone = lock_file(&path, ".replay").map_err(|error| file_error(&path, error))?;
+        let alone = lock_file(&path, ".replay.lock").map_err(|error| file_error(&path, error))?;
         match alone.try_lock() {
             Ok(()) => Self::open_with(path, Some(alone)),
             Err(TryLockError::WouldBlock) => Err(DeadLetterError::Busy { place: path.display().to_string() }),
