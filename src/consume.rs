@@ -156,7 +156,6 @@ pub fn run(args: &ConsumeArgs) -> anyhow::Result<ExitCode> {
     );
     signals.recv().context("the thread that waits for signals has ended")?;
     tracing::info!(queued = consumer.metrics().queued, "draining; a second signal ends at once");
-    consumer.begin_drain();
     subscription.stop();
     say_drained(&consumer.stop());
     exec::kill_all();

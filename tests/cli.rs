@@ -12,7 +12,11 @@ fn version_and_help_go_to_stdout() {
     let version = run(&["version"]);
     let line = format!("corecast {}\n", env!("CARGO_PKG_VERSION"));
     assert_eq!((version.code(), version.stdout), (Some(0), line));
-    assert!(run(&["version", "--verbose"]).stdout.contains("presets event-fanout workflow backbone broadcaster star"));
+    assert!(
+        run(&["version", "--verbose"])
+            .stdout
+            .contains("presets event-fanout workflow backbone broadcaster star")
+    );
     assert_eq!(run(&["--help"]).code(), Some(0));
 }
 

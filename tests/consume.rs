@@ -219,6 +219,44 @@ fn sigterm_with_a_full_queue_handles_all_of_it() {
 }
 
 #[test]
+fn with_when_full_block_what_redis_still_holds_is_handled_before_the_end() {
+    let redis = Redis::start();
+    let handler = "*=exec:until [ -e go ]; do sleep 0.01; done; cat >> got";
+    let args = ["--workers", "1", "--queue", "1", "--when-full", "block", "--handler", handler];
+    let mut consumer = Consumer::start(&redis, &[&args[..], &["--handler-timeout", "60s"]].concat());
+    publish(&redis, "a", 40);
+    consumer.wait_metric("queued", |queued| queued == 1.0);
+    consumer.signal(Signal::TERM);
+    consumer.wait_log("it drains", |line| {
+        line["msg"].as_str().is_some_and(|message| message.starts_with("draining"))
+    });
+    consumer.create("go");
+    assert_eq!(consumer.wait().code(), Some(0));
+    assert_eq!(consumer.file("got").lines().count(), 40);
+}
+
+#[test]
+fn a_redis_that_hangs_does_not_keep_it_from_ending() {
+    let redis = Redis::start();
+    let mut consumer = Consumer::start(&redis, &[]);
+    redis.sigstop();
+    let drained = consumer.drain();
+    redis.sigcont();
+    assert_eq!(drained["processed"], json!(0));
+}
+
+#[test]
+fn variables_that_disagree_are_said_and_the_higher_wins() {
+    let redis = Redis::start();
+    let variables = [("REDIS_URL", redis.url()), ("REDIS_ADDR", "127.0.0.1:1".to_owned())];
+    let consumer = Consumer::spawn(&variables.each_ref().map(|(name, value)| (*name, value.as_str())), &[]);
+    consumer.wait_log("it subscribes", |line| line["msg"] == "subscribed to redis");
+    let line = consumer.wait_log("the warning", |line| line["level"] == "WARN");
+    let message = line["msg"].as_str().expect("text");
+    assert!(message.starts_with("REDIS_URL (") && message.contains("wins over REDIS_ADDR ("), "{line}");
+}
+
+#[test]
 fn what_the_drain_has_no_time_for_becomes_dead_letters() {
     let redis = Redis::start();
     let args =

@@ -176,18 +176,7 @@ impl Connection {
         }
     }
 
-    /// The next frame that has been received already. For who ends: nothing more is read.
-    pub(crate) fn at_hand(&mut self) -> Option<OwnedFrame> {
-        loop {
-            match self.inbox.take_frame() {
-                Ok(Some(Received::Frame(bytes))) => return decoded(bytes).ok(),
-                Ok(Some(Received::TooBig { .. })) => {}
-                Ok(None) | Err(_) => return None,
-            }
-        }
-    }
-
-    /// The same socket, for another thread to shut down.
+    /// The same socket, for another thread to write to or to shut down.
     pub(crate) fn stream(&self) -> io::Result<Stream> {
         self.stream.try_clone()
     }

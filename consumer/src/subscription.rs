@@ -5,7 +5,7 @@
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
-use std::io;
+use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -36,7 +36,7 @@ struct Shared {
     when_full: WhenFull,
     is_stopping: AtomicBool,
     is_up: AtomicBool,
-    /// The connection in use, for [`Subscription::stop`] to end its reads.
+    /// The connection in use, for [`Subscription::stop`] to write to.
     stream: Mutex<Option<Stream>>,
 }
 
@@ -72,20 +72,29 @@ impl Subscription {
         move || shared.is_up.load(Ordering::Acquire)
     }
 
-    /// Ends the subscription and returns when what had been received is with the consumer.
+    /// Ends the subscription, and returns when all that Redis had for it is with the consumer; [`Consumer::stop`] is next.
     ///
-    /// Call [`Consumer::begin_drain`] before it where events wait for room, so that this has an end, and
-    /// [`Consumer::stop`] after it.
+    /// Begins the consumer's drain, whose deadline bounds the wait for room in the queue. A Redis that doesn't answer is
+    /// waited for as long as any silence, 5 s.
     pub fn stop(self) {
+        self.shared.consumer.begin_drain();
         self.shared.is_stopping.store(true, Ordering::Release);
         let stream = self.shared.stream().take();
         self.thread.thread().unpark();
         // Without a connection there is nothing at hand, and a connect may take long: the thread ends by itself.
-        if let Some(stream) = stream {
+        let Some(mut stream) = stream else { return };
+        // What was published before Redis answers this comes before the answer. Where it can't be written, the
+        // connection is broken, and its reader finds out by itself.
+        if unsubscribe(&mut stream).is_err() {
             stream.shutdown();
-            self.thread.join().expect("the subscriber's thread does not panic");
         }
+        self.thread.join().expect("the subscriber's thread does not panic");
     }
+}
+
+/// Written by another thread than the subscriber's: one write of few bytes, which the other's can't come between.
+fn unsubscribe(stream: &mut Stream) -> io::Result<()> {
+    stream.write_all(b"*1\r\n$11\r\nUNSUBSCRIBE\r\n")
 }
 
 impl Shared {
@@ -137,22 +146,18 @@ impl<'s> Subscriber<'s> {
         }
         let served = self.read(&mut connection);
         *self.shared.stream() = None;
-        if !self.shared.is_stopping() {
-            return served;
-        }
-        while let Some(frame) = connection.at_hand() {
-            self.handle(&connection, frame)?;
-        }
-        Ok(())
+        if self.shared.is_stopping() { Ok(()) } else { served }
     }
 
+    /// Until the connection fails, or Redis has confirmed the end that [`Subscription::stop`] asked for.
     fn read(&mut self, connection: &mut Connection) -> Result<(), RedisError> {
         let subscribe: [&[u8]; 2] = [b"SUBSCRIBE", self.channel.as_bytes()];
         connection.send(&subscribe)?;
         let mut liveness = Liveness::new(Instant::now());
-        while !self.shared.is_stopping() {
+        loop {
             match liveness.next(Instant::now()) {
                 Step::Hear(wait) => match connection.hear(wait)? {
+                    Heard::Nothing if self.shared.is_stopping() => return Ok(()),
                     Heard::Nothing => {}
                     Heard::TooBig(bytes) => {
                         liveness.heard(Instant::now());
@@ -163,7 +168,9 @@ impl<'s> Subscriber<'s> {
                         return Err(connection.refused(&subscribe, &text));
                     }
                     Heard::Frame(frame) => {
-                        self.handle(connection, frame)?;
+                        if self.handle(connection, frame)? {
+                            return Ok(());
+                        }
                         // Afterwards: while we waited for room in the queue, Redis was not the silent one.
                         liveness.heard(Instant::now());
                     }
@@ -175,11 +182,11 @@ impl<'s> Subscriber<'s> {
                 }
             }
         }
-        Ok(())
     }
 
-    /// `["message", channel, payload]`, `["subscribe", channel, count]`, `["pong", ""]`.
-    fn handle(&mut self, connection: &Connection, frame: OwnedFrame) -> Result<(), RedisError> {
+    /// `["message", channel, payload]`, `["subscribe", channel, count]`, `["pong", ""]`, `["unsubscribe", channel, 0]`;
+    /// returns whether it was the last, which was asked for.
+    fn handle(&mut self, connection: &Connection, frame: OwnedFrame) -> Result<bool, RedisError> {
         let OwnedFrame::Array(parts) = &frame else {
             return Err(connection.unexpected(described(&frame), "a message"));
         };
@@ -191,12 +198,13 @@ impl<'s> Subscriber<'s> {
             b"message" => self.offer(word(2)),
             b"subscribe" => self.note_up(),
             b"pong" => {}
+            b"unsubscribe" if self.shared.is_stopping() => return Ok(true),
             other => {
                 let found = format!("{:?}", String::from_utf8_lossy(other));
                 return Err(connection.unexpected(found, "a message, subscribe or pong"));
             }
         }
-        Ok(())
+        Ok(false)
     }
 
     fn offer(&mut self, message: &[u8]) {

@@ -57,7 +57,7 @@ impl Action {
 
 /// One line at info, with the payload as JSON.
 fn log(event: &Event) -> Result<(), HandlerError> {
-    let payload = serde_json::Value::from(event.payload().clone()).to_string();
+    let payload = serde_json::to_string(event.payload())?;
     tracing::info!(
         component = "log",
         id = event.id(),

@@ -109,26 +109,25 @@ pub fn pick<T>(
 /// # Errors
 /// A [`Failure`]: 2 or 78.
 pub fn redis_target(flag: Option<&str>) -> Result<(RedisTarget, Vec<String>), Failure> {
-    const NAMES: [&str; 5] = ["CORECAST_REDIS", "REDIS_URL", "REDIS_ADDR", "REDIS_HOST", "REDIS_PORT"];
+    const NAMES: [&str; 6] =
+        ["CORECAST_REDIS", "REDIS_URL", "REDIS_ADDR", "REDIS_HOST", "REDIS_PORT", "REDIS_PASSWORD"];
+    let flags: Vec<_> = flag.map(|text| ("redis".to_owned(), text.to_owned())).into_iter().collect();
     let mut environment: BTreeMap<String, String> =
         NAMES.iter().filter_map(|name| Some(((*name).to_owned(), set(name)?))).collect();
-    if environment.is_empty() && flag.is_none() {
-        environment.insert("REDIS_ADDR".to_owned(), "localhost:6379".to_owned());
-    }
-    environment.extend(set("REDIS_PASSWORD").map(|password| ("REDIS_PASSWORD".to_owned(), password)));
-    let flags = flag.map(|text| ("redis".to_owned(), text.to_owned())).into_iter().collect();
-    let inputs = Inputs { environment, flags, node_id: "consumer".to_owned(), ..Inputs::default() };
-    let code = if flag.is_some() { USAGE } else { CONFIG };
-    let loaded =
-        shards::config::load(&inputs).map_err(|errors| Failure { code, sentence: errors.to_string() })?;
-    let warnings = loaded.warnings.iter().map(ToString::to_string).collect();
-    match loaded.config.broker {
-        BrokerChoice::Redis(target) => Ok((target, warnings)),
-        // REDIS_PORT as Kubernetes sets it is no address, and nothing else was said.
-        BrokerChoice::Local => {
-            let target =
-                "localhost:6379".parse().map_err(|_| Failure::config("localhost:6379 is an address"))?;
-            Ok((target, warnings))
+    loop {
+        let (environment_now, flags) = (environment.clone(), flags.clone());
+        let inputs = Inputs { environment: environment_now, flags, ..Inputs::default() };
+        let code = if flag.is_some() { USAGE } else { CONFIG };
+        let loaded =
+            shards::config::load(&inputs).map_err(|errors| Failure { code, sentence: errors.to_string() })?;
+        let warnings = loaded.warnings.iter().map(ToString::to_string).collect();
+        match loaded.config.broker {
+            BrokerChoice::Redis(target) => return Ok((target, warnings)),
+            // Nobody named one; REDIS_PASSWORD may be set all the same.
+            BrokerChoice::Local => {
+                let named = environment.insert("REDIS_ADDR".to_owned(), "localhost:6379".to_owned());
+                assert!(named.is_none(), "an address of Redis that was named is the broker");
+            }
         }
     }
 }

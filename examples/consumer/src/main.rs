@@ -36,7 +36,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     let consumer = Arc::new(Consumer::start(Options::default(), registry, LogLetters)?);
     let subscription = Subscription::start("localhost:6379".parse()?, Arc::clone(&consumer), WhenFull::Drop)?;
     signals.forever().next();
-    consumer.begin_drain();
     subscription.stop();
     println!("{:?}", consumer.stop());
     Ok(())
