@@ -19,6 +19,7 @@ pub mod frame;
 pub mod limits;
 pub mod log;
 pub mod metrics;
+pub mod notice;
 pub mod redis;
 pub mod relay;
 pub mod request;

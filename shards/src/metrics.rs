@@ -230,6 +230,7 @@ table! {
         accepted: Number, "counter", "corecast_connections_accepted_total", "Connections accepted.";
         closed: By<CloseReason>, "counter", "corecast_connections_closed_total", "Connections ended, by reason.";
         accept_pauses: Number, "counter", "corecast_accept_pauses_total", "Times accepting paused: out of descriptors, or at the bound of connections.";
+        websockets: Number, "gauge", "corecast_websockets", "Open WebSockets: connections that have their 101 and are not closing.";
         subscriptions: Number, "gauge", "corecast_subscriptions", "Memberships of connections in rooms.";
         rooms: Number, "gauge", "corecast_rooms", "Rooms on shards; a room with members on two shards counts twice.";
         handshakes: Number, "counter", "corecast_handshakes_total", "WebSocket handshakes answered with 101.";
@@ -265,6 +266,7 @@ table! {
     /// Written by the relay.
     RelayMetrics {
         publications_received: Number, "counter", "corecast_publications_received_total", "Publications that got a place in a room, from the broker and from clients.";
+        publications_broadcast: Number, "counter", "corecast_publications_broadcast_total", "Publications that went to a shard whose clients are in their room, or were within the last seconds.";
         publications_unrouted: Number, "counter", "corecast_publications_unrouted_total", "Publications for rooms without members here.";
         refused: By<RefuseReason>, "counter", "corecast_publications_refused_total", "Publications refused, by reason.";
         gaps: By<GapReason>, "counter", "corecast_gaps_total", "Publications (broker: rooms touched by a break) that members missed, by reason.";

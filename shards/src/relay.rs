@@ -444,6 +444,7 @@ impl Relay {
             room.idle_since = now.ticks();
         }
         let epoch = room.epoch(*epoch_seed, *run);
+        metrics.publications_broadcast.add(u64::from(!room.interest.is_empty()));
         for at in 0..room.interest.len() {
             let Interest { shard, slot } = room.interest[at];
             if room.is_behind_on(shard) {

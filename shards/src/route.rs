@@ -383,6 +383,11 @@ impl Routes {
         &self.node_id
     }
 
+    /// Whether route `route_index` names room and user by the same text, so that a room of it has one user.
+    pub fn is_users_own(&self, route_index: usize) -> bool {
+        self.routes.get(route_index).is_some_and(|route| route.user.as_ref() == Some(&route.room))
+    }
+
     /// Sources of the configuration.
     pub fn sources_len(&self) -> usize {
         self.sources.len()

@@ -9,6 +9,7 @@ use crate::auth::Gate;
 use crate::config::{Config, Health, Origins};
 use crate::limits::{Bounds, EngineBounds};
 use crate::metrics::Metrics;
+use crate::notice::Noticed;
 use crate::route::Routes;
 
 /// See the module.
@@ -31,6 +32,8 @@ pub struct Setup {
     pub require_broker: bool,
     /// An admin listener has taken everything but health and the page.
     pub admin_elsewhere: bool,
+    /// Which notices the shards make; none unless whoever starts them has somebody to read them.
+    pub noticed: Noticed,
     /// Everybody's numbers.
     pub metrics: Arc<Metrics>,
     /// Set once, when the drain begins.
@@ -51,6 +54,7 @@ impl Setup {
             health: config.health,
             require_broker: config.require_broker,
             admin_elsewhere: config.admin.is_some(),
+            noticed: Noticed::default(),
             metrics,
             draining: AtomicBool::new(false),
         }

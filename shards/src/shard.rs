@@ -25,6 +25,7 @@ use crate::dialect;
 use crate::frame::Frame;
 use crate::limits::{CLOSE_LINGER, ROOM_LINGER, SLOW_CLOSE_LINGER};
 use crate::metrics::{DropReason, ShardMetrics};
+use crate::notice::Notice;
 use crate::room::{Room, Stage, TOMBSTONE, Window};
 use crate::session::Session;
 use crate::setup::Setup;
@@ -32,6 +33,7 @@ use crate::setup::Setup;
 mod check;
 mod dialogue;
 mod inbound;
+mod notices;
 mod stall;
 #[cfg(test)]
 mod tests;
@@ -150,6 +152,8 @@ pub(crate) struct Connection {
     pub pending: Option<Box<Pending>>,
     pub session: Session,
     pub user: Option<Box<str>>,
+    /// Tick of its 101.
+    pub opened: u32,
 }
 
 /// See [`Connection::pending`].
@@ -199,6 +203,8 @@ pub struct Shard {
     pub(crate) resumed_up: (Vec<ConnectionId>, usize),
     /// Taken by the runtime after each call.
     pub actions: Vec<Action>,
+    /// Taken by the runtime after each call; empty but for what [`Noticed`](crate::notice::Noticed) asks for.
+    pub notices: Vec<Notice>,
     /// Taken by the runtime after each call; what the ring has no space for stays.
     pub up: VecDeque<Up>,
 }
@@ -231,6 +237,7 @@ impl Shard {
             unread_up: VecDeque::new(),
             resumed_up: (Vec::new(), 0),
             actions: Vec::new(),
+            notices: Vec::new(),
             up: VecDeque::new(),
         }
     }
@@ -543,7 +550,7 @@ impl Shard {
         let was = connection.phase;
         connection.phase = Phase::Closing;
         connection.pending = None;
-        self.leave_rooms(id.slot, now);
+        self.leave_open(id.slot, was, reason, now);
         if was == Phase::Joining {
             // Held back, not stalled: nothing of it is on its way.
             self.unlist_stalled(id.slot);
@@ -584,10 +591,9 @@ impl Shard {
 
     /// The socket is about to be closed: the connection leaves the shard. The last call for an id.
     pub fn release(&mut self, id: ConnectionId, now: Micros) {
-        if self.connection(id).is_none() {
-            return;
-        }
-        self.leave_rooms(id.slot, now);
+        let Some(connection) = self.connection(id) else { return };
+        let was = connection.phase;
+        self.leave_open(id.slot, was, CloseReason::PeerVanished, now);
         self.unlist_stalled(id.slot);
         let Some(connection) = self.connections.remove(id.slot) else { return };
         let metrics = self.metrics();

@@ -333,6 +333,12 @@ where
     (up_since.filter(|_| was_up), reason)
 }
 
+/// A subscription that lasts as long as the server stands: Redis has confirmed it, and the probe has come back.
+fn log_subscribed(is_pattern: bool, name: &str) {
+    let (pattern, channel) = if is_pattern { (Some(name), None) } else { (None, Some(name)) };
+    tracing::info!(pattern, channel, "subscribed");
+}
+
 /// Probes and waits until the connections are of no use. Returns since when the link was up.
 async fn watch<E: BrokerEvents>(link: &Rc<Link>, events: &Rc<RefCell<E>>, address: &str) -> Option<Instant> {
     let handshake_until = Instant::now() + BROKER_HANDSHAKE_TIMEOUT;
@@ -362,6 +368,9 @@ async fn watch<E: BrokerEvents>(link: &Rc<Link>, events: &Rc<RefCell<E>>, addres
             let inner = link.inner.borrow();
             let (protocol, topics) = (inner.subscriber.protocol(), inner.subscriber.topics());
             tracing::info!(%address, ?protocol, topics, "redis is up");
+            for (is_pattern, name) in inner.subscriber.fixed_names() {
+                log_subscribed(is_pattern, &String::from_utf8_lossy(name));
+            }
         }
         if !is_up && now >= handshake_until {
             link.end(SessionError::HandshakeTimeout(BROKER_HANDSHAKE_TIMEOUT));
@@ -496,7 +505,11 @@ impl<E: BrokerEvents> Reader for SubscriberReader<E> {
                 return Ok(());
             }
             Some(SubscriberEvent::Probe(number)) => self.note_probe(number),
-            Some(SubscriberEvent::Confirmed { channel }) => self.events.borrow_mut().confirmed(channel),
+            Some(SubscriberEvent::Confirmed { channel }) => {
+                // One for the first member of each room: for whoever looks for one of them.
+                tracing::debug!(channel = ?String::from_utf8_lossy(channel), "subscribed");
+                self.events.borrow_mut().confirmed(channel);
+            }
             Some(SubscriberEvent::Lapsed { channel }) => self.events.borrow_mut().lapsed(channel),
             Some(SubscriberEvent::Refused { channel, reason }) => {
                 tracing::warn!(%reason, "a channel is not permitted");

@@ -15,10 +15,12 @@ use rustix::io::Errno;
 use rustix::net::Shutdown;
 
 use super::fanout::Fanout;
+use super::notice::Journal;
 use super::ring::ShardEnd;
 use super::socket::Socket;
 use crate::command::{ConnectionId, Down};
 use crate::limits::{RECEIVE_BUFFER_BYTES, TURN_BYTES_MAX, TURN_COMMANDS_MAX, UP_BACKLOG_MAX};
+use crate::notice::Notice;
 use crate::shard::{Action, Micros, Next, Progress, Shard};
 
 /// The process's clock: microseconds since its start.
@@ -42,6 +44,7 @@ impl Clock {
 /// See the module.
 pub struct Core {
     pub shard: Shard,
+    journal: Journal,
     wire: Fanout,
     clock: Clock,
     ring: ShardEnd,
@@ -62,9 +65,10 @@ pub type SharedCore = Rc<RefCell<Core>>;
 
 impl Core {
     /// A core without connections.
-    pub fn new(shard: Shard, wire: Fanout, clock: Clock, ring: ShardEnd) -> Self {
+    pub fn new(shard: Shard, journal: Journal, wire: Fanout, clock: Clock, ring: ShardEnd) -> Self {
         Self {
             shard,
+            journal,
             wire,
             clock,
             ring,
@@ -198,6 +202,9 @@ impl Core {
     /// Does what the shard asked for, and passes on what it has for the relay.
     fn carry_out(&mut self) {
         let mut resumed = false;
+        if !self.shard.notices.is_empty() {
+            self.log_notices();
+        }
         loop {
             for action in std::mem::take(&mut self.shard.actions) {
                 match action {
@@ -228,6 +235,16 @@ impl Core {
             }
             self.shard.resume_publishers();
             resumed = true;
+        }
+    }
+
+    fn log_notices(&mut self) {
+        for notice in std::mem::take(&mut self.shard.notices) {
+            let socket = match &notice {
+                Notice::Opened { id, .. } => self.socket(*id),
+                _ => None,
+            };
+            self.journal.write(&notice, socket.as_deref());
         }
     }
 

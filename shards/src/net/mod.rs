@@ -7,6 +7,7 @@ pub mod broker;
 mod connection;
 mod fanout;
 mod listener;
+mod notice;
 mod passed;
 mod relay;
 mod ring;

@@ -11,6 +11,7 @@ use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
 use super::connection::{Clock, Core, SharedCore, enter};
 use super::fanout::Fanout;
 use super::listener::{Listener, Place, accept_all};
+use super::notice::Journal;
 use super::ring::{Bell, ShardEnd, Sleeper, Yielder};
 use crate::close::CloseReason;
 use crate::config::DriverChoice;
@@ -99,6 +100,7 @@ const COMPLETIONS: u32 = 8192;
 /// Everything a shard's thread is given.
 pub struct ShardParts {
     pub shard: Shard,
+    pub journal: Journal,
     pub driver: Driver,
     pub clock: Clock,
     pub ring: ShardEnd,
@@ -120,7 +122,13 @@ pub async fn run_shard(parts: ShardParts, may_serve: impl FnOnce() -> bool) -> i
         Driver::IoUring => Fanout::ring()?,
         Driver::Epoll => Fanout::plain(),
     };
-    let core = Rc::new(std::cell::RefCell::new(Core::new(parts.shard, fanout, parts.clock, parts.ring)));
+    let core = Rc::new(std::cell::RefCell::new(Core::new(
+        parts.shard,
+        parts.journal,
+        fanout,
+        parts.clock,
+        parts.ring,
+    )));
     let mut listeners = Vec::new();
     for place in parts.listeners {
         listeners.push(Listener::new(place)?);

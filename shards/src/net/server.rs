@@ -12,6 +12,7 @@ use rustix::process::{Resource, getrlimit};
 
 use super::connection::Clock;
 use super::listener::{Place, Sharing, bind};
+use super::notice::{Journal, noticed};
 use super::passed::Passed;
 use super::ring::{Bell, RelayEnd, pair};
 use super::runtime::{Driver, NoIoUring, ShardParts, block_on, choose, run_shard};
@@ -157,6 +158,7 @@ impl Server {
         let mut setup = Setup::new(config, Gate::new(key, loopback_only), metrics);
         setup.bounds.connections_max = setup.bounds.connections_max.min(connections_that_fit(cores.len()));
         setup.domains = domains;
+        setup.noticed = noticed(config);
         let setup = Arc::new(setup);
         let clock = Clock::start();
         let relay_bell = Bell::new().map_err(thread_error("relay"))?;
@@ -168,7 +170,17 @@ impl Server {
             let (relay_end, ring) = pair(bell.clone(), relay_bell.clone());
             relay_ends.push(relay_end);
             let shard = Shard::new(index as u16, setup.clone());
-            parts.push(ShardParts { shard, driver, clock, ring, bell, listeners, drain: config.drain });
+            let journal = Journal { shard: index as u16, connections_at_info: config.log_connections };
+            parts.push(ShardParts {
+                shard,
+                journal,
+                driver,
+                clock,
+                ring,
+                bell,
+                listeners,
+                drain: config.drain,
+            });
         }
         let relay = RelayParts {
             config: config.clone(),

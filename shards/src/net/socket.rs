@@ -8,6 +8,7 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::pin::pin;
@@ -62,6 +63,11 @@ impl Socket {
     /// The descriptor, for one call.
     pub fn fd(&self) -> BorrowedFd<'_> {
         borrow(self, self.number())
+    }
+
+    /// The address of the other end: one system call. `None` where the connection is gone, or is none of TCP.
+    pub fn peer(&self) -> Option<SocketAddr> {
+        SocketAddr::try_from(rustix::net::getpeername(self.fd()).ok()??).ok()
     }
 
     /// Shuts one or both directions down. A socket that is gone already is no error.

@@ -251,6 +251,17 @@ impl Subscriber {
         self.channels.len() + self.patterns.len()
     }
 
+    /// Names of what is subscribed for as long as the session lives, and whether each is a pattern; the probe's channel is
+    /// left out.
+    pub fn fixed_names(&self) -> impl Iterator<Item = (bool, &[u8])> {
+        let of = |is_pattern| {
+            let subscriptions = if is_pattern { &self.patterns } else { &self.channels };
+            let fixed = subscriptions.iter().filter(|(_, subscription)| subscription.is_fixed);
+            fixed.map(move |(name, _)| (is_pattern, &**name))
+        };
+        of(true).chain(of(false)).filter(|(_, name)| *name != &*self.probe_channel)
+    }
+
     /// What was ignored so far.
     pub fn counters(&self) -> SubscriberCounters {
         self.counters

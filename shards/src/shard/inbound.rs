@@ -90,6 +90,7 @@ impl Shard {
             pending: None,
             session: Session::default(),
             user: None,
+            opened: 0,
         });
         let metrics = self.metrics();
         metrics.accepted.add(1);
@@ -493,11 +494,14 @@ impl Shard {
         let half_interval = connection.ping / 2;
         let pending = connection.pending.take().unwrap_or_default();
         connection.phase = Phase::Open;
+        connection.opened = now.ticks();
         // The first ping comes after a half to a whole interval, spread by slot, so that connections that came together are
         // not pinged together. 2,654,435,761 is the golden ratio in 32 bits (Knuth, multiplicative hashing).
         let spread = (u64::from(id.slot.wrapping_mul(2_654_435_761)) * u64::from(half_interval)) >> 32;
         connection.heard = now.ticks().saturating_sub(spread as u32);
         self.metrics().handshakes.add(1);
+        self.metrics().websockets.add(1);
+        self.note_opened(id);
         let was_held_back = self.connection(id).is_some_and(|c| c.stalled.is_some());
         self.send_private(id.slot, pending.reply.into(), wire, now);
         self.entered_all(id, wire, now);

@@ -425,6 +425,9 @@ impl Shard {
 
     fn finish(&mut self, wire: &mut impl Wire, now: Micros) {
         let rooms = std::mem::take(&mut self.pass.rooms);
+        if self.setup.noticed.broadcasts {
+            self.note_broadcasts(&rooms);
+        }
         for room_index in &rooms {
             let Self { rooms, connections, setup, index, .. } = self;
             let Some(room) = rooms.at_mut(*room_index) else { continue };
