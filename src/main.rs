@@ -1,5 +1,6 @@
 //! corecast: text in, engine started, signals out.
 
+mod activity;
 mod cli;
 mod client;
 mod clients;

@@ -17,6 +17,7 @@ use shards::net::{LostThread, Passed, Server, StartError};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use crate::activity::Activity;
 use crate::exit::{self, Failure};
 use crate::manager::ServiceManager;
 
@@ -64,7 +65,7 @@ fn serve(
     signals: &mpsc::Receiver<i32>,
     manager: &mut ServiceManager,
 ) -> anyhow::Result<()> {
-    if let Err(lost) = wait_for_signal(signals, &mut server, manager) {
+    if let Err(lost) = wait_for_signal(signals, &mut server, manager, config.report_interval) {
         tracing::error!("{lost}: the process ends");
         return Err(lost.into());
     }
@@ -118,12 +119,15 @@ fn wait_for_signal(
     signals: &mpsc::Receiver<i32>,
     server: &mut Server,
     manager: &mut ServiceManager,
+    report_interval: Duration,
 ) -> Result<(), LostThread> {
+    let mut activity = Activity::every(report_interval);
     let watchdog = manager.watchdog_interval();
     let interval = watchdog.unwrap_or(LOOK_INTERVAL).clamp(LOOK_INTERVAL_MIN, LOOK_INTERVAL);
     let mut was_silent = false;
     loop {
         update_process_metrics(&server.setup.metrics);
+        activity.tick(&server.setup.metrics, Instant::now());
         if let Some(lost) = server.take_lost_thread() {
             return Err(lost);
         }
