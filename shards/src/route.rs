@@ -17,6 +17,8 @@ use crate::config::{
 };
 use crate::limits::{ROOM_NAME_BYTES_MAX, TABLES_MAX, USER_NAME_BYTES_MAX};
 
+mod target;
+
 /// Stands between a space and a plain name: ASCII's unit separator.
 const SPACE_END: char = '\u{1f}';
 /// Path of the debug route.

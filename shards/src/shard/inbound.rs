@@ -16,7 +16,7 @@ use crate::frame::{
 };
 use crate::limits::PAYLOAD_BYTES_MAX;
 use crate::request::{self, Head, HttpError, Method};
-use crate::route::RouteError;
+use crate::route::{RouteError, plain_name};
 use crate::session::{Event, Input, Session, SessionBounds};
 
 /// Whether the runtime reads a connection further.
@@ -384,29 +384,37 @@ impl Shard {
                 }
                 health(setup.broker_is_up() || !setup.require_broker, "the broker is away\n")
             }
-            "/metrics" | "/stats" | "/publish" if setup.admin_elsewhere && !admin => {
+            path if setup.admin_elsewhere && !admin && self.is_admins(path) => {
                 Err(HttpError::new(404, format!("{path} is served on the admin address")))
             }
             "/metrics" => allow_get()
                 .and_then(|()| answer(200, PROMETHEUS, &[NOT_CACHED], setup.metrics.page().as_bytes())),
             "/stats" => allow_get().map(|()| Verdict::Ask(Up::Ask { from: id }, None)),
-            "/publish" => self.judge_publish(id, head, body),
             "/" if !admin && !head.wants_upgrade() => {
                 allow_get()?;
                 answer(200, "text/html; charset=utf-8", &[PAGE_POLICY, NOT_CACHED], PAGE.as_bytes())
             }
-            _ if admin => Err(HttpError::new(
-                404,
-                "not here: the admin address serves /metrics, /stats, /publish and health",
-            )),
-            _ => self.judge_upgrade(head, &path, usize::from(listener)),
+            path => match setup.routes.joining_path(path) {
+                Some(joining) => self.judge_publish(id, head, &joining, body),
+                None if admin => Err(HttpError::new(
+                    404,
+                    "not here: the admin address serves /metrics, /stats, /publish and health",
+                )),
+                None => self.judge_upgrade(head, path, usize::from(listener)),
+            },
         }
+    }
+
+    /// Whether a path is served on the admin address alone, where there is one.
+    fn is_admins(&self, path: &str) -> bool {
+        matches!(path, "/metrics" | "/stats") || self.setup.routes.joining_path(path).is_some()
     }
 
     fn judge_publish(
         &mut self,
         id: ConnectionId,
         head: &Head<'_>,
+        joining_path: &str,
         body: &[u8],
     ) -> Result<Verdict, HttpError> {
         if head.method != Method::Post {
@@ -415,10 +423,10 @@ impl Shard {
             return Err(HttpError::new(405, message).with_fields(&[("Allow", "POST")]));
         }
         self.setup.gate.admits(head)?;
-        let room = head.query_value("room")?.ok_or_else(|| {
-            HttpError::new(400, "the query parameter `room` is missing: POST /publish?room=NAME")
-        })?;
-        let room: Arc<str> = request::room_name(&room)?.into();
+        let listener = usize::from(self.connection(id).map_or(ADMIN, |c| c.listener));
+        let query = |name: &str| head.query_value(name);
+        let room = self.setup.routes.room_to_publish(listener, joining_path, query).map_err(route_error)?;
+        let room: Arc<str> = room.into();
         let user = head.query_value("from")?.filter(|user| !user.is_empty()).map(|user| user.into());
         let publish = Publish {
             room: room.clone(),
@@ -435,12 +443,7 @@ impl Shard {
 
     fn judge_upgrade(&mut self, head: &Head<'_>, path: &str, listener: usize) -> Result<Verdict, HttpError> {
         let resolved =
-            self.setup.routes.resolve(listener, path, |name| head.query_value(name)).map_err(|error| {
-                match error {
-                    RouteError::Query(error) => error,
-                    error => HttpError::new(error.status(), error.to_string()),
-                }
-            })?;
+            self.setup.routes.resolve(listener, path, |name| head.query_value(name)).map_err(route_error)?;
         if resolved.key {
             self.setup.gate.admits_handshake(head)?;
         }
@@ -527,7 +530,7 @@ impl Shard {
         now: Micros,
     ) {
         let Some((room, _)) = self.answering(id) else { return };
-        let name = serde_json::Value::from(room.as_deref().unwrap_or_default());
+        let name = serde_json::Value::from(room.as_deref().map_or("", plain_name));
         let (status, body) = match outcome {
             Outcome::Placed { offset, epoch } => (
                 200,
@@ -717,6 +720,13 @@ impl Shard {
     /// Whether connections wait for space on the way to the relay.
     pub fn has_waiting_publishers(&self) -> bool {
         !self.waiting_up.is_empty() || !self.unread_up.is_empty()
+    }
+}
+
+fn route_error(error: RouteError<HttpError>) -> HttpError {
+    match error {
+        RouteError::Query(error) => error,
+        error => HttpError::new(error.status(), error.to_string()),
     }
 }
 
