@@ -224,7 +224,8 @@ fn with_when_full_block_what_redis_still_holds_is_handled_before_the_end() {
     let handler = "*=exec:until [ -e go ]; do sleep 0.01; done; cat >> got";
     let args = ["--workers", "1", "--queue", "1", "--when-full", "block", "--handler", handler];
     let mut consumer = Consumer::start(&redis, &[&args[..], &["--handler-timeout", "60s"]].concat());
-    publish(&redis, "a", 40);
+    // About 140 KiB: more than the consumer reads at once.
+    publish(&redis, "a", 600);
     consumer.wait_metric("queued", |queued| queued == 1.0);
     consumer.signal(Signal::TERM);
     consumer.wait_log("it drains", |line| {
@@ -232,7 +233,7 @@ fn with_when_full_block_what_redis_still_holds_is_handled_before_the_end() {
     });
     consumer.create("go");
     assert_eq!(consumer.wait().code(), Some(0));
-    assert_eq!(consumer.file("got").lines().count(), 40);
+    assert_eq!(consumer.file("got").lines().count(), 600);
 }
 
 #[test]

@@ -66,7 +66,7 @@ struct Shared {
     due: Condvar,
     /// There may be room in the queue.
     room: Condvar,
-    /// A worker has ended.
+    /// A worker has ended, or has put a dead letter away.
     ended: Condvar,
 }
 
@@ -174,12 +174,22 @@ impl Consumer {
         for (job, what) in left {
             self.shared.bury(&job, format!("the drain's deadline came while {what}"));
         }
+        self.wait_for_letters();
         let (ended, _stuck): (Vec<_>, Vec<_>) =
             locked(&self.workers).drain(..).partition(JoinHandle::is_finished);
         for worker in ended {
             worker.join().expect("a worker contains its handlers' panics");
         }
         self.metrics()
+    }
+
+    /// A worker may have begun to put a letter away just before the deadline.
+    fn wait_for_letters(&self) {
+        let work = self.shared.lock();
+        let waited = self.shared.ended.wait_timeout_while(work, LETTER_WAIT, |work| work.is_burying());
+        if waited.unwrap_or_else(PoisonError::into_inner).1.timed_out() {
+            tracing::error!("a dead letter was still on its way to its place: it may be missing there");
+        }
     }
 
     fn wait_for_workers(&self, deadline: Instant) {
@@ -262,7 +272,11 @@ impl Shared {
                 Verdict::Done | Verdict::Abandoned => {}
                 // Another worker may sleep past the moment when this retry is due.
                 Verdict::Retry => self.due.notify_one(),
-                Verdict::Dead(job, reason) => self.bury(&job, reason),
+                Verdict::Dead(job, reason) => {
+                    self.bury(&job, reason);
+                    self.lock().buried();
+                    self.ended.notify_all();
+                }
             }
         }
         // Those who wait see that nothing is left either.
@@ -337,9 +351,12 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 const WORKER_END_POLL: Duration = Duration::from_millis(10);
+/// Longer than the time-outs of a stream's letter: a connect, and three answers of 5 s.
+const LETTER_WAIT: Duration = Duration::from_secs(25);
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
     use std::sync::mpsc::{Receiver, Sender, channel};
 
     use serde_json::json;
@@ -479,6 +496,50 @@ pub(crate) mod tests {
         assert!(invalid.to_string().starts_with("invalid event: field id: found nothing"), "{invalid}");
         let metrics = consumer.stop();
         assert_eq!((metrics.unknown["x"], metrics.invalid, metrics.accepted), (2, 1, 0));
+    }
+
+    /// Keeps a letter when it is told to.
+    struct Slow {
+        called: Mutex<Sender<()>>,
+        gate: Mutex<Receiver<()>>,
+        kept: Arc<AtomicBool>,
+    }
+
+    impl DeadLetters for Slow {
+        fn keep(&self, letter: &DeadLetter) -> Result<(), DeadLetterError> {
+            if letter.event.kind() != "a" {
+                return Ok(());
+            }
+            self.called.lock().unwrap().send(()).unwrap();
+            self.gate.lock().unwrap().recv().unwrap();
+            self.kept.store(true, Ordering::Release);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_letter_that_is_being_put_away_at_the_deadline_is_waited_for() {
+        let mut registry = Registry::new();
+        registry.register("a", |_: &Event| Err(HandlerError::Permanent("never".to_owned())));
+        registry.register("b", |_: &Event| Ok(()));
+        let ((called, calls), (go, gate)) = (channel(), channel());
+        let kept = Arc::new(AtomicBool::new(false));
+        let slow = Slow { called: Mutex::new(called), gate: Mutex::new(gate), kept: Arc::clone(&kept) };
+        let consumer =
+            Consumer::start(Options { drain: Duration::ZERO, ..at_once() }, registry, slow).unwrap();
+        consumer.offer(event("a", 1)).unwrap();
+        calls.recv_timeout(NEVER).unwrap();
+        thread::scope(|scope| {
+            let stopped = scope.spawn(|| {
+                consumer.stop();
+                kept.load(Ordering::Acquire)
+            });
+            while !stopped.is_finished() && consumer.offer(event("b", 2)) != Err(OfferError::Stopped) {
+                thread::yield_now();
+            }
+            go.send(()).unwrap();
+            assert!(stopped.join().unwrap(), "stopped before the letter was kept");
+        });
     }
 
     struct Broken;

@@ -45,7 +45,7 @@ pub(crate) enum Next {
 pub(crate) enum Verdict {
     Done,
     Retry,
-    /// To be put with the dead letters: the event, its attempts, the last reason.
+    /// To be put with the dead letters: the event, its attempts, the last reason. [`Work::buried`] follows.
     Dead(Job, String),
     /// The drain's deadline came first, and the event is a dead letter already.
     Abandoned,
@@ -67,6 +67,8 @@ pub(crate) struct Work {
     phase: Phase,
     /// Orders retries that are due at the same moment.
     sequence: u64,
+    /// Dead letters that workers are putting away.
+    burying: usize,
     pub metrics: Metrics,
 }
 
@@ -96,6 +98,7 @@ impl Work {
             running: vec![None; workers],
             phase: Phase::Open,
             sequence: 0,
+            burying: 0,
             metrics: Metrics::default(),
         }
     }
@@ -182,9 +185,21 @@ impl Work {
             }
             HandlerError::Retry(reason) | HandlerError::Permanent(reason) => {
                 self.metrics.dead += 1;
+                self.burying += 1;
                 Verdict::Dead(job, reason)
             }
         }
+    }
+
+    /// Takes note that a dead letter is where it should be.
+    pub fn buried(&mut self) {
+        debug_assert!(self.burying > 0, "a letter was put away that nobody had");
+        self.burying -= 1;
+    }
+
+    /// Whether workers still put dead letters away: the process must not end before.
+    pub fn is_burying(&self) -> bool {
+        self.burying > 0
     }
 
     /// From now on events are taken in only until `deadline`; the first call decides.
@@ -347,6 +362,9 @@ mod tests {
             Verdict::Dead(job, reason) => assert_eq!((job.failures, reason.as_str()), (3, "no")),
             _ => panic!("a fourth attempt"),
         }
+        assert!(work.is_burying());
+        work.buried();
+        assert!(!work.is_burying());
         work.offer(job(2), now).ok().unwrap();
         handled(work.take(0, now));
         let verdict = work.finish(0, Err(HandlerError::Permanent("never".to_owned())), now, 0);
