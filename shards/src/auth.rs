@@ -24,12 +24,13 @@ pub fn origin_allowed(origins: &Origins, origin: Option<&str>, host: &str) -> bo
 
 /// Decides who may use `POST /publish` and whatever names rooms or users.
 ///
-/// With a key: who sends it. Without one: who is on the same machine, which takes a server that listens on loopback only and
-/// a request that neither a proxy passed on nor a page of another site sent. A server that has a key demands it on
+/// With a key: who sends it. Without one: who is on the same machine, which takes a server that listens on loopback only, or
+/// an admin address on loopback that was asked, and a request that neither a proxy passed on nor a page of another site sent. A server that has a key demands it on
 /// loopback too, because a proxy on the same machine need not say that it is one.
 pub struct Gate {
     key: Option<Box<str>>,
     loopback_only: bool,
+    admin_on_loopback: bool,
 }
 
 impl Gate {
@@ -39,7 +40,12 @@ impl Gate {
     /// When the key is empty: an empty file must not become a key that everybody has.
     pub fn new(key: Option<String>, loopback_only: bool) -> Self {
         assert!(key.as_deref() != Some(""), "the key of --api-key-file is empty");
-        Self { key: key.map(String::into_boxed_str), loopback_only }
+        Self { key: key.map(String::into_boxed_str), loopback_only, admin_on_loopback: loopback_only }
+    }
+
+    /// The same where the admin address is a loopback address (`on_loopback`) or not, whatever the other addresses are.
+    pub fn with_admin(self, on_loopback: bool) -> Self {
+        Self { admin_on_loopback: on_loopback, ..self }
     }
 
     /// Lets a handshake in that needs the key where one is configured.
@@ -56,13 +62,26 @@ impl Gate {
     /// 401 when there is a key and the request has none or another; 403 when there is none and the request may come from
     /// elsewhere. The sentence says what to do.
     pub fn admits(&self, head: &Head<'_>) -> Result<(), HttpError> {
+        self.admits_on(self.loopback_only, head)
+    }
+
+    /// Lets the request of `head`, which came to the admin address, in.
+    ///
+    /// # Errors
+    /// As [`admits`](Self::admits). Without a key it is enough that the admin address itself is one of loopback: who
+    /// reaches it is on this machine.
+    pub fn admits_on_admin(&self, head: &Head<'_>) -> Result<(), HttpError> {
+        self.admits_on(self.admin_on_loopback, head)
+    }
+
+    fn admits_on(&self, loopback: bool, head: &Head<'_>) -> Result<(), HttpError> {
         match &self.key {
             Some(key) if presented_keys(head).any(|presented| is_equal_in_constant_time(presented, key)) => {
                 Ok(())
             }
             Some(_) => Err(HttpError::new(401, KEY_IS_DUE)
                 .with_fields(&[("WWW-Authenticate", "Bearer realm=\"corecast\"")])),
-            None if !self.loopback_only => Err(HttpError::new(403, NO_KEY_IS_CONFIGURED)),
+            None if !loopback => Err(HttpError::new(403, NO_KEY_IS_CONFIGURED)),
             None => comes_from_this_machine(head),
         }
     }
@@ -71,7 +90,11 @@ impl Gate {
 impl std::fmt::Debug for Gate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let key = self.key.as_ref().map(|_| "***");
-        f.debug_struct("Gate").field("key", &key).field("loopback_only", &self.loopback_only).finish()
+        f.debug_struct("Gate")
+            .field("key", &key)
+            .field("loopback_only", &self.loopback_only)
+            .field("admin_on_loopback", &self.admin_on_loopback)
+            .finish()
     }
 }
 
@@ -162,7 +185,8 @@ impl<'a> Origin<'a> {
 const KEY_IS_DUE: &str =
     "the key of --api-key-file is missing or wrong: send `Authorization: Bearer KEY` or `X-API-Key: KEY`";
 const NO_KEY_IS_CONFIGURED: &str = "this needs a key, as the server can be reached from other machines, and none is \
-     configured: start it with --api-key-file FILE, or listen on 127.0.0.1 only";
+     configured: start it with --api-key-file FILE and send `X-API-Key: KEY`, or with --admin 127.0.0.1:PORT and ask \
+     there, or let it --listen on 127.0.0.1 only";
 const FORWARDED_WITHOUT_KEY: &str = "a proxy passed this request on, and without a key only this machine is served: \
      start the server with --api-key-file FILE";
 const HOST_IS_NOT_LOCAL: &str = "the Host field names another machine, and without a key only this one is served: \

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::frame::Frame;
+use crate::survey::{Kind, Part, Place, Survey, Wanted};
 
 /// A connection of this process. The generation tells the tenants of a slot apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -61,6 +62,27 @@ pub enum Up {
     Ask {
         /// Who waits for it.
         from: ConnectionId,
+    },
+    /// Somebody asks who is connected.
+    Survey {
+        /// Who waits for it.
+        from: ConnectionId,
+        /// What exactly.
+        wanted: Arc<Wanted>,
+    },
+    /// Answer to [`Down::Survey`].
+    Surveyed {
+        /// The survey's number.
+        question: u64,
+        /// Some connections.
+        part: Box<Part>,
+    },
+    /// Answer to [`Down::Name`].
+    Named {
+        /// The survey's number.
+        question: u64,
+        /// In the order of the places; `None` for what is gone.
+        names: Box<[Option<Arc<str>>]>,
     },
 }
 
@@ -171,6 +193,31 @@ pub enum Down {
         to: ConnectionId,
         /// Sums over the shards.
         ledger: Ledger,
+    },
+    /// Who is connected? Answered for a bounded number of connections, between turns.
+    Survey {
+        /// To be repeated in the answer.
+        question: u64,
+        /// What exactly.
+        wanted: Arc<Wanted>,
+        /// Of the hashes of names, the same for all shards.
+        seed: u64,
+        /// The slot to begin at.
+        from: u32,
+    },
+    /// What are these called?
+    Name {
+        /// To be repeated in the answer.
+        question: u64,
+        /// Rooms and connections of the shard.
+        places: Box<[(Kind, Place)]>,
+    },
+    /// Answer to [`Up::Survey`].
+    Surveyed {
+        /// Who asked.
+        to: ConnectionId,
+        /// `None`: too many wait for one.
+        survey: Option<Box<Survey>>,
     },
 }
 

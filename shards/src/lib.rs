@@ -30,6 +30,7 @@ pub mod session;
 pub mod setup;
 pub mod shard;
 pub mod stats;
+pub mod survey;
 
 #[cfg(feature = "net")]
 pub mod net;

@@ -31,6 +31,7 @@ use crate::shard::{Micros, ticks_in};
 
 mod arrival;
 mod own;
+mod surveys;
 #[cfg(test)]
 mod tests;
 
@@ -168,6 +169,7 @@ pub struct Relay {
     log_bytes: usize,
     question: Option<Question>,
     questions: u64,
+    surveys: surveys::Surveys,
     /// For the broker's connection, in order; taken by the driver after each call.
     pub broker: VecDeque<BrokerCommand>,
 }
@@ -196,6 +198,7 @@ impl Relay {
             log_bytes: 0,
             question: None,
             questions: 0,
+            surveys: surveys::Surveys::default(),
             broker: VecDeque::new(),
             setup,
         };
@@ -218,6 +221,9 @@ impl Relay {
             Up::Warm(_) => {}
             Up::Ask { from } => self.ask(from, outlet),
             Up::Answer { question, ledger } => self.answer(question, &ledger, outlet),
+            Up::Survey { from, wanted } => self.survey(from, wanted, outlet),
+            Up::Surveyed { question, part } => self.surveyed(shard, question, &part, outlet),
+            Up::Named { question, names } => self.named(shard, question, &names, outlet),
         }
     }
 

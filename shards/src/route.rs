@@ -400,9 +400,9 @@ impl Routes {
         matches!(self.sources[source_index].subscribe, Subscribe::OnDemand { .. })
     }
 
-    /// Route `route_index` of a [`Resolved`].
-    pub fn route(&self, route_index: u16) -> &Route {
-        &self.routes[usize::from(route_index)]
+    /// The route of index `route_index`, as [`Resolved::route_index`] gives it.
+    pub fn route(&self, route_index: usize) -> Option<&Route> {
+        self.routes.get(route_index)
     }
 
     /// Whether newcomers of `room` (a full name) are told its last value.
@@ -545,6 +545,11 @@ pub fn plain_name(room: &str) -> &str {
 /// Whether `name` may be a room's plain name: 1 to [`ROOM_NAME_BYTES_MAX`] bytes, no control characters.
 pub fn is_name(name: &str) -> bool {
     (1..=ROOM_NAME_BYTES_MAX).contains(&name.len()) && !name.chars().any(char::is_control)
+}
+
+/// The name space of a full name; empty for the plain one.
+pub fn space_of(room: &str) -> &str {
+    split_name(room).0
 }
 
 fn split_name(room: &str) -> (&str, &str) {

@@ -35,6 +35,7 @@ mod dialogue;
 mod inbound;
 mod notices;
 mod stall;
+mod survey;
 #[cfg(test)]
 mod tests;
 mod turn;
@@ -314,6 +315,9 @@ impl Shard {
                 self.up.push_back(Up::Answer { question, ledger });
             }
             Down::Answer { to, ledger } => self.answer_stats(to, ledger, wire, now),
+            Down::Survey { question, wanted, seed, from } => self.survey(question, &wanted, seed, from, now),
+            Down::Name { question, places } => self.name(question, &places),
+            Down::Surveyed { to, survey } => self.answer_survey(to, survey.as_deref(), wire, now),
         }
     }
 

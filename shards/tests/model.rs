@@ -122,7 +122,7 @@ fn query(name: &str) -> Template {
 }
 
 fn setup(random: &mut Random, local: bool, pattern: bool, shards: usize) -> Arc<Setup> {
-    let slow = |policy| Slow { policy, frames: 5, bytes: 200, age: Duration::from_millis(1500) };
+    let slow = |policy| Slow { policy, frames: 5, bytes: 200, age: Duration::from_millis(2000) };
     let class = |name: &str, history, policy| RoomClass {
         name: name.to_owned(),
         space: None,
@@ -168,6 +168,7 @@ fn setup(random: &mut Random, local: bool, pattern: bool, shards: usize) -> Arc<
         window_bytes_max: if random.chance(50) { 150 } else { 1 << 20 },
         backlog_bytes_max: 60 + random.below(300),
         spill_items_max: 3 + random.below(6),
+        survey_units_max: 3,
         ..EngineBounds::default()
     };
     Arc::new(setup)
@@ -482,7 +483,9 @@ impl World {
             Kind::Http => {
                 if self.random.chance(25) {
                     self.clients[at].asked += 1;
-                    let ask = "GET /stats HTTP/1.1\r\nHost: localhost\r\n\r\n";
+                    let paths = ["/stats", "/stats", "/admin/stats?limit=2", "/admin/stats?room=plain"];
+                    let path = paths[self.publications % paths.len()];
+                    let ask = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
                     return self.clients[at].unread.extend(ask.bytes());
                 }
                 let room = self.random.below(ROOMS.len());

@@ -155,7 +155,9 @@ impl Server {
         let (listen, admin, sockets) = place_all(config, passed, cores.len())?;
         let loopback_only = listen.iter().chain(&admin).all(|address| address.ip().is_loopback());
         let metrics = Arc::new(Metrics::new(cores.len(), identity(config, driver), config.plain_metrics));
-        let mut setup = Setup::new(config, Gate::new(key, loopback_only), metrics);
+        let admin_on_loopback = admin.is_some_and(|address| address.ip().is_loopback());
+        let gate = Gate::new(key, loopback_only).with_admin(admin_on_loopback);
+        let mut setup = Setup::new(config, gate, metrics);
         setup.bounds.connections_max = setup.bounds.connections_max.min(connections_that_fit(cores.len()));
         setup.domains = domains;
         setup.noticed = noticed(config);

@@ -39,7 +39,8 @@ impl Shard {
     ) -> Result<(), Unheard> {
         let setup = Arc::clone(&self.setup);
         let Some(connection) = self.connection(id) else { return Ok(()) };
-        let (publish, route) = (connection.publish, setup.routes.route(connection.route));
+        let publish = connection.publish;
+        let Some(route) = setup.routes.route(usize::from(connection.route)) else { return Ok(()) };
         let message = Message::parse(text).map_err(|refusal| (ErrorCode::Invalid, String::new(), refusal))?;
         let named = || message.raw("room").and_then(|raw| serde_json::from_str(raw).ok()).unwrap_or_default();
         let invalid = |refusal| (ErrorCode::Invalid, named(), refusal);

@@ -1,5 +1,6 @@
 //! What clients say: HTTP requests, handshakes, WebSocket frames.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use crate::limits::PAYLOAD_BYTES_MAX;
 use crate::request::{self, Head, HttpError, Method};
 use crate::route::{RouteError, plain_name};
 use crate::session::{Event, Input, Session, SessionBounds};
+use crate::survey::{Survey, Wanted};
 
 /// Whether the runtime reads a connection further.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +35,8 @@ pub enum Next {
 /// The listener index of the admin address.
 pub const ADMIN: u8 = u8::MAX;
 
+/// Names rooms and users, where `/stats` only counts.
+const ADMIN_STATS: &str = "/admin/stats";
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
 /// Version of Prometheus' text format that [`Metrics::page`](crate::metrics::Metrics::page) writes.
@@ -390,6 +394,10 @@ impl Shard {
             "/metrics" => allow_get()
                 .and_then(|()| answer(200, PROMETHEUS, &[NOT_CACHED], setup.metrics.page().as_bytes())),
             "/stats" => allow_get().map(|()| Verdict::Ask(Up::Ask { from: id }, None)),
+            ADMIN_STATS => {
+                allow_get()?;
+                self.judge_survey(id, head)
+            }
             "/" if !admin && !head.wants_upgrade() => {
                 allow_get()?;
                 answer(200, "text/html; charset=utf-8", &[PAGE_POLICY, NOT_CACHED], PAGE.as_bytes())
@@ -398,7 +406,7 @@ impl Shard {
                 Some(joining) => self.judge_publish(id, head, &joining, body),
                 None if admin => Err(HttpError::new(
                     404,
-                    "not here: the admin address serves /metrics, /stats, /publish and health",
+                    "not here: the admin address serves /metrics, /stats, /admin/stats, /publish and health",
                 )),
                 None => self.judge_upgrade(head, path, usize::from(listener)),
             },
@@ -407,7 +415,7 @@ impl Shard {
 
     /// Whether a path is served on the admin address alone, where there is one.
     fn is_admins(&self, path: &str) -> bool {
-        matches!(path, "/metrics" | "/stats") || self.setup.routes.joining_path(path).is_some()
+        matches!(path, "/metrics" | "/stats" | ADMIN_STATS) || self.setup.routes.joining_path(path).is_some()
     }
 
     fn judge_publish(
@@ -422,8 +430,7 @@ impl Shard {
                 format!("{} is not possible here: POST the message as the body", head.method.name());
             return Err(HttpError::new(405, message).with_fields(&[("Allow", "POST")]));
         }
-        self.setup.gate.admits(head)?;
-        let listener = usize::from(self.connection(id).map_or(ADMIN, |c| c.listener));
+        let listener = self.admitted(id, head)?;
         let query = |name: &str| head.query_value(name);
         let room = self.setup.routes.room_to_publish(listener, joining_path, query).map_err(route_error)?;
         let room: Arc<str> = room.into();
@@ -439,6 +446,28 @@ impl Shard {
             keep: None,
         };
         Ok(Verdict::Ask(Up::Publish(Box::new(publish)), Some(room)))
+    }
+
+    fn judge_survey(&mut self, id: ConnectionId, head: &Head<'_>) -> Result<Verdict, HttpError> {
+        self.admitted(id, head)?;
+        let named = |name| Ok(head.query_value(name)?.filter(|value| !value.is_empty()));
+        let of = |value: Option<Cow<'_, str>>| value.map(|value| value.into_owned().into_boxed_str());
+        let mut wanted =
+            Wanted { user: of(named("username")?), room: of(named("room")?), ..Wanted::default() };
+        if let Some(limit) = named("limit")? {
+            wanted = wanted.list(&limit).map_err(|sentence| HttpError::new(400, sentence))?;
+        }
+        Ok(Verdict::Ask(Up::Survey { from: id, wanted: Arc::new(wanted) }, None))
+    }
+
+    /// Lets a request through the gate; returns the index of its listener.
+    fn admitted(&mut self, id: ConnectionId, head: &Head<'_>) -> Result<usize, HttpError> {
+        let listener = self.connection(id).map_or(0, |c| c.listener);
+        match listener == ADMIN {
+            true => self.setup.gate.admits_on_admin(head)?,
+            false => self.setup.gate.admits(head)?,
+        }
+        Ok(usize::from(listener))
     }
 
     fn judge_upgrade(&mut self, head: &Head<'_>, path: &str, listener: usize) -> Result<Verdict, HttpError> {
@@ -564,6 +593,22 @@ impl Shard {
         let Some((_, head_only)) = self.answering(id) else { return };
         let body = crate::stats::page(&self.setup, &ledger);
         self.finish_answer(id, 200, &body, head_only, wire, now);
+    }
+
+    pub(crate) fn answer_survey(
+        &mut self,
+        id: ConnectionId,
+        survey: Option<&Survey>,
+        wire: &mut impl Wire,
+        now: Micros,
+    ) {
+        let Some((_, head_only)) = self.answering(id) else { return };
+        let uptime_seconds = now.0 / 1_000_000;
+        let (status, body) = match survey {
+            Some(survey) => (200, crate::survey::page(&self.setup, survey, uptime_seconds)),
+            None => (503, "{\"error\":\"too many ask for this at once: try again later\"}\n".to_owned()),
+        };
+        self.finish_answer(id, status, &body, head_only, wire, now);
     }
 
     /// What the request named, and whether it was a HEAD; `None` when nobody waits any more.
