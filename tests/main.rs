@@ -29,3 +29,4 @@ mod redis_faults;
 mod slow;
 mod systemd;
 mod websocket;
+mod workflow;
