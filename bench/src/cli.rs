@@ -15,6 +15,10 @@ use crate::sys;
 const SERVER_COMMAND: &str = "{corecast} serve --listen {listen} --ports-file {ports_file} --shards {shards} \
                               --cores {cores} --redis {redis} --echo-route --config {config}";
 
+/// The same with `{preset}` and nothing of the generator's own configuration.
+const PRESET_COMMAND: &str = "{corecast} serve --preset {preset} --listen {listen} --ports-file {ports_file} \
+                              --shards {shards} --cores {cores} --redis {redis}";
+
 /// Measures what a WebSocket fan-out server pays per delivery, beside a plain send() loop on the same core.
 #[derive(Debug, Parser)]
 #[command(version, about, after_help = EXAMPLES)]
@@ -30,6 +34,7 @@ Examples:
   corecast-bench fanout --clients 1000 --rate 100
   corecast-bench saturate --windows 1,8,64
   corecast-bench fanout --server 'node server.js {port} {redis}' --path '/ws?room={room}'
+  corecast-bench idle --preset workflow --path '/ws?username={room}' --clients 5000 --rooms 5000
   corecast-bench burst --pid 1234 --url 'ws://127.0.0.1:8080/ws?room={room}' --redis 127.0.0.1:6379
 
 Raw results go to --out as JSON, with the machine, the kernel and the command.";
@@ -203,6 +208,9 @@ pub struct Common {
     /// Default: corecast from this program's folder.
     #[arg(long, value_name = "COMMAND")]
     pub server: Option<String>,
+    /// Preset of corecast to run, as its users do; with the --path and --channel-prefix that they know.
+    #[arg(long, conflicts_with_all = ["server", "pid"])]
+    pub preset: Option<String>,
     /// Process id of a server that runs already; with --url.
     #[arg(long, requires = "url", conflicts_with = "server")]
     pub pid: Option<u32>,
@@ -310,7 +318,10 @@ impl Common {
                 corecast.display()
             );
         }
-        Ok(SERVER_COMMAND.to_owned())
+        Ok(match &self.preset {
+            Some(preset) => PRESET_COMMAND.replace("{preset}", preset),
+            None => SERVER_COMMAND.to_owned(),
+        })
     }
 
     /// Process and address of a server that runs already.

@@ -134,6 +134,7 @@ impl Meter {
             all.anonymous_bytes += kibibytes(&status, "RssAnon:") * 1024;
         }
         all.tcp_pages = tcp_pages(&fs::read_to_string("/proc/net/sockstat")?);
+        all.slab_bytes = kibibytes(&fs::read_to_string("/proc/meminfo")?, "Slab:") * 1024;
         Ok(all)
     }
 }
@@ -147,6 +148,8 @@ pub struct Memory {
     pub anonymous_bytes: u64,
     /// Pages that data in TCP buffers holds.
     pub tcp_pages: u64,
+    /// The kernel's small objects, of the whole machine: sockets, files, polls.
+    pub slab_bytes: u64,
 }
 
 /// A process and its descendants, but for the generator when that is one of them.

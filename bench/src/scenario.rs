@@ -293,6 +293,7 @@ pub fn idle(bench: &Bench, clients: usize, rooms: u32) -> Result<Outcome> {
     let title = format!("idle, {clients} connections in {rooms} rooms");
     let mut outcome = Outcome::new(title, json!({"clients": clients, "rooms": rooms}), "");
     let (mut per_connection, mut resident) = (Vec::new(), Vec::new());
+    let (mut process, mut kernel) = (Vec::new(), Vec::new());
     for run in 1..=bench.common.runs {
         if sys::interrupted() {
             outcome.notes.push(format!("interrupted after {} of {} runs", run - 1, bench.common.runs));
@@ -315,11 +316,15 @@ pub fn idle(bench: &Bench, clients: usize, rooms: u32) -> Result<Outcome> {
         };
         per_connection.push(grown(|memory| memory.anonymous_bytes));
         resident.push(grown(|memory| memory.resident_bytes));
+        process.push(after.resident_bytes as f64 / f64::from(1 << 20));
+        kernel.push(grown(|memory| memory.slab_bytes));
         stage.server.check_alive()?;
         outcome.details.push(json!({"before": before, "after": after, "closes": counts.closes}));
     }
     outcome.figures.push(Figure::new(BYTES_PER_CONNECTION, "B", per_connection));
     outcome.figures.push(Figure::new("resident memory per connection", "B", resident));
+    outcome.figures.push(Figure::new("resident memory of the server", "MiB", process));
+    outcome.figures.push(Figure::new("kernel memory per connection, both ends", "B", kernel));
     Ok(outcome)
 }
 
