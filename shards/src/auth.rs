@@ -332,6 +332,21 @@ mod tests {
     }
 
     #[test]
+    fn an_admin_address_on_loopback_is_enough_for_itself_and_for_no_other() {
+        let refusal = |gate: &Gate, on_admin: bool, fields: &str| {
+            let octets = format!("GET /admin/stats HTTP/1.1\r\nHost: localhost\r\n{fields}\r\n");
+            let head = parse(octets.as_bytes()).unwrap().expect("a whole head");
+            let judged = if on_admin { gate.admits_on_admin(&head) } else { gate.admits(&head) };
+            judged.err().map(|error| error.status)
+        };
+        let gate = Gate::new(None, false).with_admin(true);
+        assert_eq!((refusal(&gate, true, ""), refusal(&gate, false, "")), (None, Some(403)));
+        assert_eq!(refusal(&gate, true, "X-Forwarded-For: 1.2.3.4\r\n"), Some(403));
+        assert_eq!(refusal(&Gate::new(None, false).with_admin(false), true, ""), Some(403));
+        assert_eq!(refusal(&Gate::new(Some("s3cret".into()), false).with_admin(true), true, ""), Some(401));
+    }
+
+    #[test]
     fn without_a_key_a_proxys_request_is_refused() {
         for field in
             ["X-Forwarded-For: 1.2.3.4", "Forwarded: for=1.2.3.4", "Via: 1.1 a", "X-Real-IP: 1.2.3.4"]
