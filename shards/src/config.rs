@@ -76,7 +76,8 @@ pub struct Config {
     /// Default 0: never. A line in which nothing moved is left out, and there is at most one a second.
     pub report_interval: Duration,
     /// Log each WebSocket's coming and going at info, with user, room, remote address and how many of the room remain on its
-    /// shard; otherwise at debug. Costs a line per connect and leave. Default false.
+    /// shard; otherwise at debug. Costs a line per connect and leave; in a storm the lines that stderr is too slow for are lost and
+    /// counted (`log_lines_lost` in the report). Default false.
     pub log_connections: bool,
     /// Domains that judge what ingestors send: `trading`, `chat`, `common`. Default none: any JSON object with a `type` and a
     /// `room` is an event.

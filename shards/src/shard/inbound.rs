@@ -1,6 +1,5 @@
 //! What clients say: HTTP requests, handshakes, WebSocket frames.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +18,6 @@ use crate::limits::PAYLOAD_BYTES_MAX;
 use crate::request::{self, Head, HttpError, Method};
 use crate::route::{RouteError, plain_name};
 use crate::session::{Event, Input, Session, SessionBounds};
-use crate::survey::{Survey, Wanted};
 
 /// Whether the runtime reads a connection further.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -396,7 +394,7 @@ impl Shard {
             "/stats" => allow_get().map(|()| Verdict::Ask(Up::Ask { from: id }, None)),
             ADMIN_STATS => {
                 allow_get()?;
-                self.judge_survey(id, head)
+                self.judge_survey(id, head).map(|question| Verdict::Ask(question, None))
             }
             "/" if !admin && !head.wants_upgrade() => {
                 allow_get()?;
@@ -448,20 +446,8 @@ impl Shard {
         Ok(Verdict::Ask(Up::Publish(Box::new(publish)), Some(room)))
     }
 
-    fn judge_survey(&mut self, id: ConnectionId, head: &Head<'_>) -> Result<Verdict, HttpError> {
-        self.admitted(id, head)?;
-        let named = |name| Ok(head.query_value(name)?.filter(|value| !value.is_empty()));
-        let of = |value: Option<Cow<'_, str>>| value.map(|value| value.into_owned().into_boxed_str());
-        let mut wanted =
-            Wanted { user: of(named("username")?), room: of(named("room")?), ..Wanted::default() };
-        if let Some(limit) = named("limit")? {
-            wanted = wanted.list(&limit).map_err(|sentence| HttpError::new(400, sentence))?;
-        }
-        Ok(Verdict::Ask(Up::Survey { from: id, wanted: Arc::new(wanted) }, None))
-    }
-
     /// Lets a request through the gate; returns the index of its listener.
-    fn admitted(&mut self, id: ConnectionId, head: &Head<'_>) -> Result<usize, HttpError> {
+    pub(super) fn admitted(&mut self, id: ConnectionId, head: &Head<'_>) -> Result<usize, HttpError> {
         let listener = self.connection(id).map_or(0, |c| c.listener);
         match listener == ADMIN {
             true => self.setup.gate.admits_on_admin(head)?,
@@ -595,30 +581,14 @@ impl Shard {
         self.finish_answer(id, 200, &body, head_only, wire, now);
     }
 
-    pub(crate) fn answer_survey(
-        &mut self,
-        id: ConnectionId,
-        survey: Option<&Survey>,
-        wire: &mut impl Wire,
-        now: Micros,
-    ) {
-        let Some((_, head_only)) = self.answering(id) else { return };
-        let uptime_seconds = now.0 / 1_000_000;
-        let (status, body) = match survey {
-            Some(survey) => (200, crate::survey::page(&self.setup, survey, uptime_seconds)),
-            None => (503, "{\"error\":\"too many ask for this at once: try again later\"}\n".to_owned()),
-        };
-        self.finish_answer(id, status, &body, head_only, wire, now);
-    }
-
     /// What the request named, and whether it was a HEAD; `None` when nobody waits any more.
-    fn answering(&mut self, id: ConnectionId) -> Option<(Option<Arc<str>>, bool)> {
+    pub(super) fn answering(&mut self, id: ConnectionId) -> Option<(Option<Arc<str>>, bool)> {
         let connection = self.connection(id).filter(|c| c.phase == Phase::Answering)?;
         let pending = connection.pending.as_mut()?;
         Some((pending.room.take(), std::mem::take(&mut pending.head_only)))
     }
 
-    fn finish_answer(
+    pub(super) fn finish_answer(
         &mut self,
         id: ConnectionId,
         status: u16,

@@ -1,16 +1,49 @@
-//! A shard's parts of a [survey](crate::survey): a bounded number of connections each, between two turns.
+//! [Surveys](crate::survey) on a shard: who may ask, the parts (a bounded number of connections each, between two turns), and
+//! the page.
 
+use std::borrow::Cow;
 use std::hash::BuildHasher as _;
 use std::sync::Arc;
 
 use foldhash::fast::FixedState;
 
-use super::{Connection, Micros, Phase, Shard};
-use crate::command::Up;
+use super::{Connection, Micros, Phase, Shard, Wire};
+use crate::command::{ConnectionId, Up};
+use crate::request::{Head, HttpError};
 use crate::route::plain_name;
-use crate::survey::{Kind, Part, Place, Row, Wanted};
+use crate::survey::{self, Kind, Part, Place, Row, Survey, Wanted};
 
 impl Shard {
+    /// Decides about `GET /admin/stats`: the question, for the relay.
+    pub(super) fn judge_survey(&mut self, id: ConnectionId, head: &Head<'_>) -> Result<Up, HttpError> {
+        self.admitted(id, head)?;
+        let named = |name| Ok(head.query_value(name)?.filter(|value| !value.is_empty()));
+        let of = |value: Option<Cow<'_, str>>| value.map(|value| value.into_owned().into_boxed_str());
+        let mut wanted =
+            Wanted { user: of(named("username")?), room: of(named("room")?), ..Wanted::default() };
+        if let Some(limit) = named("limit")? {
+            wanted = wanted.list(&limit).map_err(|sentence| HttpError::new(400, sentence))?;
+        }
+        Ok(Up::Survey { from: id, wanted: Arc::new(wanted) })
+    }
+
+    /// Answers whoever asked, if it is still there.
+    pub(super) fn answer_survey(
+        &mut self,
+        id: ConnectionId,
+        survey: Option<&Survey>,
+        wire: &mut impl Wire,
+        now: Micros,
+    ) {
+        let Some((_, head_only)) = self.answering(id) else { return };
+        let uptime_seconds = now.0 / 1_000_000;
+        let (status, body) = match survey {
+            Some(survey) => (200, survey::page(&self.setup, survey, uptime_seconds)),
+            None => (503, "{\"error\":\"too many ask for this at once: try again later\"}\n".to_owned()),
+        };
+        self.finish_answer(id, status, &body, head_only, wire, now);
+    }
+
     /// Answers [`Down::Survey`](crate::command::Down::Survey).
     pub(super) fn survey(&mut self, question: u64, wanted: &Wanted, seed: u64, from: u32, now: Micros) {
         let part = Box::new(self.part(wanted, seed, from, now));
