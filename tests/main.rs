@@ -6,6 +6,7 @@
 
 mod support;
 
+mod backbone;
 mod broadcaster;
 mod cli;
 mod clients;

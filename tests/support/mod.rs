@@ -15,6 +15,7 @@ pub mod redis;
 pub mod scratch;
 pub mod seccomp;
 pub mod server;
+pub mod speaker;
 pub mod swarm;
 pub mod tool;
 pub mod wire;
