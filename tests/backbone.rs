@@ -272,6 +272,17 @@ fn ingestors_show_the_key_where_one_is_configured_and_consumers_never() {
 }
 
 #[test]
+fn a_route_whose_publications_are_ignored_still_lets_its_consumers_join() {
+    let server = Server::builder()
+        .config("[[route]]\npath = \"/ws\"\ndialect = \"json\"\npublish = \"ignore\"\n")
+        .start();
+    let mut consumer = Speaker::in_room(server.address(), "lobby");
+    consumer.say(&json!({ "type": "message", "room": "lobby", "data": "nobody hears this" }));
+    consumer.leave("lobby");
+    assert_eq!(server.metrics().sum("corecast_messages_ignored_total"), 1.0);
+}
+
+#[test]
 fn its_variables_choose_port_and_redis() {
     let redis = Redis::start();
     let server = Server::builder()

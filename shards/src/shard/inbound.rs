@@ -701,11 +701,12 @@ impl Shard {
             frame.extend_from_slice(payload);
             return self.send_private(id.slot, frame.into(), wire, now);
         }
-        if connection.publish == config::Publish::Ignore {
-            return self.metrics().messages_ignored.add(1);
-        }
+        // Its joins are no publications, whatever becomes of those.
         if connection.dialect == Dialect::Json {
             return self.dialogue(id, payload, wire, now);
+        }
+        if connection.publish == config::Publish::Ignore {
+            return self.metrics().messages_ignored.add(1);
         }
         // A raw message can't say which of several rooms it is for.
         let room = match (connection.publish, connection.subscriptions.as_slice()) {
