@@ -108,6 +108,19 @@ fn a_second_process_with_the_same_admin_address_ends_with_73_and_says_why() {
     }
 }
 
+#[test]
+fn two_servers_without_redis_on_one_port_split_no_audience_the_second_ends_with_73() {
+    let first = Server::builder().shards(2).start();
+    for second in [Server::builder(), Server::builder().preset("event-fanout")] {
+        let finished = second.listen(first.address()).start_in_vain();
+        assert_eq!(finished.code(), Some(73), "{finished:?}");
+        for part in [&*first.address().to_string(), "serves there already", "sharing a port needs Redis"] {
+            assert!(finished.stderr.contains(part), "{part:?} is missing in: {finished:?}");
+        }
+    }
+    assert_eq!(first.get("/livez").status, 200);
+}
+
 /// Each with an admin address of its own, because the kernel chooses who answers on the shared one.
 fn two_on_one_port(redis: &Redis, driver: Driver) -> (Server, Server) {
     let start = || Server::event_fanout(redis, driver).admin().drain(Duration::from_secs(2));

@@ -57,6 +57,14 @@ fn is_lack_of_ipv6(errno: i32) -> bool {
 }
 
 fn bind_exactly(address: SocketAddr, sharing: Sharing) -> io::Result<(OwnedFd, SocketAddr)> {
+    let socket = unbound(address, sharing)?;
+    socket.bind(&SockAddr::from(address))?;
+    socket.listen(LISTEN_BACKLOG)?;
+    let bound = socket.local_addr()?.as_socket().unwrap_or(address);
+    Ok((socket.into(), bound))
+}
+
+fn unbound(address: SocketAddr, sharing: Sharing) -> io::Result<socket2::Socket> {
     let socket =
         socket2::Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     if address.is_ipv6() {
@@ -68,10 +76,30 @@ fn bind_exactly(address: SocketAddr, sharing: Sharing) -> io::Result<(OwnedFd, S
     tune(&socket)?;
     // The kernel never chooses a port for port 0 that somebody else shares (`inet_csk_find_open_port`, Linux 4.9 on).
     socket.set_reuse_port(sharing == Sharing::Shared)?;
-    socket.bind(&SockAddr::from(address))?;
-    socket.listen(LISTEN_BACKLOG)?;
-    let bound = socket.local_addr()?.as_socket().unwrap_or(address);
-    Ok((socket.into(), bound))
+    Ok(socket)
+}
+
+/// The same for whom nobody may have joined yet, but this process's other shards may join afterwards: as
+/// [`Sharing::Alone`], and shared from then on. There is no moment at which two could both find the address free: listening
+/// asks again (`inet_csk_listen_start`).
+///
+/// # Errors
+/// As [`bind`]: EADDRINUSE where anybody listens.
+pub fn bind_first(address: SocketAddr) -> io::Result<(OwnedFd, SocketAddr)> {
+    let (socket, bound) = bind(address, Sharing::Alone)?;
+    socket2::SockRef::from(&socket).set_reuse_port(true)?;
+    Ok((socket, bound))
+}
+
+/// Whether somebody listens on `address` who lets this user listen there too.
+pub fn is_shared_by_somebody(address: SocketAddr) -> bool {
+    is_taken(address, Sharing::Alone) && !is_taken(address, Sharing::Shared)
+}
+
+/// Whether `address` can't be had on these terms now. Nothing listens meanwhile: no connection is taken from anybody.
+fn is_taken(address: SocketAddr, sharing: Sharing) -> bool {
+    let bound = unbound(address, sharing).and_then(|socket| socket.bind(&SockAddr::from(address)));
+    bound.is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
 }
 
 fn tune(socket: &socket2::Socket) -> io::Result<()> {
@@ -261,6 +289,23 @@ mod tests {
             let refused = bind(address, sharing).expect_err("somebody has it");
             assert_eq!(refused.kind(), io::ErrorKind::AddrInUse, "{sharing:?}");
         }
+    }
+
+    #[test]
+    fn who_came_first_alone_shares_with_its_own_shards_and_not_with_a_second_first() {
+        let (first, address) = bind_first(ANY_PORT).expect("a free port");
+        let (second, _) = bind(address, Sharing::Shared).expect("the first lets others join");
+        let refused = bind_first(address).expect_err("somebody was first");
+        assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
+        assert!(is_shared_by_somebody(address));
+        let clients: Vec<_> =
+            (0..64).map(|_| TcpStream::connect(address).expect("somebody listens")).collect();
+        // Both sockets' queues hold some: the kernel spreads connections over both.
+        for socket in [&first, &second] {
+            accept_with(socket, SocketFlags::CLOEXEC).expect("a connection is queued");
+        }
+        drop((clients, first, second));
+        assert!(!is_shared_by_somebody(address));
     }
 
     #[test]

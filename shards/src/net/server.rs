@@ -11,14 +11,14 @@ use domains::Registry;
 use rustix::process::{Resource, getrlimit};
 
 use super::connection::Clock;
-use super::listener::{Place, Sharing, bind};
+use super::listener::{Place, Sharing, bind, bind_first, is_shared_by_somebody};
 use super::notice::{Journal, noticed};
 use super::passed::Passed;
 use super::ring::{Bell, RelayEnd, pair};
 use super::runtime::{Driver, NoIoUring, ShardParts, block_on, choose, run_shard};
 use super::threads::{LostThread, Pulse, Threads};
 use crate::auth::Gate;
-use crate::config::{Config, ShardCount};
+use crate::config::{BrokerChoice, Config, ShardCount};
 use crate::limits::{DESCRIPTORS_RESERVED, DESCRIPTORS_RESERVED_PER_SHARD, SHARDS_MAX};
 use crate::metrics::{Identity, Metrics};
 use crate::setup::Setup;
@@ -61,6 +61,10 @@ pub enum StartError {
 impl StartError {
     fn bind(address: SocketAddr, error: io::Error) -> Self {
         let cure = match error.raw_os_error() {
+            Some(libc::EADDRINUSE) if is_shared_by_somebody(address) => {
+                ": a corecast serves there already, and sharing a port needs Redis, through which the processes reach \
+                 each other's clients; pass --redis to each of them, or choose another port"
+            }
             Some(libc::EADDRINUSE) => {
                 ": another program listens there, or a corecast of another user; choose another port"
             }
@@ -413,9 +417,13 @@ fn place_all(
     if listen.is_empty() {
         for (index, address) in config.listen.iter().enumerate() {
             let mut address = *address;
-            for shard in &mut places {
-                let (socket, settled) =
-                    bind(address, Sharing::Shared).map_err(|error| StartError::bind(address, error))?;
+            for (shard_index, shard) in places.iter_mut().enumerate() {
+                // Without Redis two processes on one port would split its clients, and nobody would hear everybody.
+                let bound = match (&config.broker, shard_index) {
+                    (BrokerChoice::Local, 0) => bind_first(address),
+                    _ => bind(address, Sharing::Shared),
+                };
+                let (socket, settled) = bound.map_err(|error| StartError::bind(address, error))?;
                 address = settled;
                 shard.push(Place { socket, index: index as u8, is_passed: false });
             }
