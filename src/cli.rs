@@ -257,6 +257,22 @@ mod tests {
     }
 
     #[test]
+    fn the_server_knows_every_variable_of_the_other_commands() {
+        for command in Cli::command().get_subcommands() {
+            let help = command.clone().render_long_help().to_string();
+            for variable in help.split(|c: char| !(c.is_ascii_uppercase() || c == '_')) {
+                let is_setting = || SETTINGS.iter().any(|setting| setting.variable() == variable);
+                let is_known = || shards::config::OTHER_VARIABLES.contains(&variable) || is_setting();
+                assert!(
+                    !variable.starts_with("CORECAST_") || is_known(),
+                    "{} {variable}",
+                    command.get_name()
+                );
+            }
+        }
+    }
+
+    #[test]
     fn an_unknown_flag_is_a_fault_of_usage() {
         let error = Cli::try_parse_from(["corecast", "serve", "--lisen", "x"]).unwrap_err();
         assert_eq!(error.exit_code(), i32::from(crate::exit::USAGE));

@@ -24,6 +24,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use environment::OTHER_VARIABLES;
 pub use input::Wrong;
 pub use layers::{ConfigError, ConfigErrors, File, Inputs, Loaded, Origin, Provenance, Warning, load};
 pub use preset::preset_names;

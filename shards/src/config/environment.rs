@@ -13,8 +13,24 @@ use super::layers::{ConfigError, Layer, Origin, Warning};
 use super::nearest::nearest;
 use super::settings::{SETTINGS, Setting};
 
-/// Variables of ours that are no settings.
-const OTHERS: &[&str] = &["CORECAST_PRESET", "CORECAST_CONFIG"];
+/// Variables of ours that are no settings of the server: they choose its files, or are for other commands, with which it may
+/// share an environment file.
+pub const OTHER_VARIABLES: &[&str] = &[
+    "CORECAST_PRESET",
+    "CORECAST_CONFIG",
+    "CORECAST_ATTEMPTS",
+    "CORECAST_BACKOFF",
+    "CORECAST_BACKOFF_MAX",
+    "CORECAST_CHANNEL",
+    "CORECAST_DEAD_LETTERS",
+    "CORECAST_HANDLER",
+    "CORECAST_HANDLER_TIMEOUT",
+    "CORECAST_METRICS",
+    "CORECAST_QUEUE",
+    "CORECAST_SERVER_ID",
+    "CORECAST_WHEN_FULL",
+    "CORECAST_WORKERS",
+];
 
 /// What the environment says.
 pub(super) struct Environment {
@@ -202,8 +218,11 @@ fn warn_of_disagreement(order: &[&Candidate], warnings: &mut Vec<Warning>) {
 }
 
 fn warn_of_unknown(variables: &BTreeMap<String, String>, warnings: &mut Vec<Warning>) {
-    let known: Vec<String> =
-        SETTINGS.iter().map(Setting::variable).chain(OTHERS.iter().map(|name| (*name).to_owned())).collect();
+    let known: Vec<String> = SETTINGS
+        .iter()
+        .map(Setting::variable)
+        .chain(OTHER_VARIABLES.iter().map(|name| (*name).to_owned()))
+        .collect();
     for name in variables.keys().filter(|name| name.starts_with("CORECAST_")) {
         if known.contains(name) {
             continue;
