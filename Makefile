@@ -12,6 +12,8 @@ help: ## This list
 	@echo
 	@echo 'Variables: PRESET=event-fanout  ARGS="--listen 127.0.0.1:9000 --shards 2"'
 	@echo 'One step of the tests alone: scripts/test.sh lint'
+	@echo 'Scripts: start.sh (workflow); run_clients.sh, stop_clients.sh, run_loadtest.sh (broadcaster)'
+	@echo 'Coming from another system: docs/coming-from-NAME.md'
 
 run: build ## Build and start the server (PRESET=NAME, ARGS="flags of corecast serve")
 	@exec $${CARGO_TARGET_DIR:-target}/release/corecast serve $(if $(PRESET),--preset $(PRESET)) $(ARGS)
