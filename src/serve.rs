@@ -183,7 +183,9 @@ fn announce(config: &Config, server: &Server) {
         node = config.node_id,
         "corecast {} serves", env!("CARGO_PKG_VERSION")
     );
-    if let (Some(address), true) = (server.listen.first(), matches!(config.broker, BrokerChoice::Local)) {
+    if let (Some(address), true) =
+        (server.listen.first(), matches!(config.broker, BrokerChoice::Local) && config.presets.is_empty())
+    {
         let host =
             if address.ip().is_unspecified() { "localhost".to_owned() } else { address.ip().to_string() };
         let port = address.port();

@@ -40,8 +40,9 @@ pub struct SubscribeArgs {
     /// Find the server where this preset puts it (event-fanout: $ADDR, $PORT or localhost:8081)
     #[arg(long, value_name = "NAME", value_parser = preset::names())]
     preset: Option<String>,
-    /// Room to join (workflow: user to listen as); give it several times for several rooms, one connection each
-    #[arg(long, value_name = "ROOM", required_unless_present_any = ["rooms", "preset"])]
+    /// Room to join (workflow: user to listen as); give it several times for several rooms, one connection each. Without it
+    /// --url is taken as it is
+    #[arg(long, value_name = "ROOM", required_unless_present_any = ["rooms", "preset", "url"])]
     room: Vec<String>,
     /// Rooms to join through one connection, each by a message {"type":"join","room":"ROOM"}; what the server
     /// answers to that goes to stderr
@@ -114,6 +115,10 @@ fn joins(args: &SubscribeArgs, preset: Option<&Preset>) -> Result<Vec<Join>, Fai
     };
     match (parameter, args.rooms.as_slice(), args.room.as_slice()) {
         (_, [_, ..], _) => Ok(vec![join(args.rooms.join(","), Vec::new(), args.rooms.clone())]),
+        // What a URL names is a place like any other.
+        (Some(_), [], []) if preset.is_none() => {
+            Ok(vec![join("(the URL's)".to_owned(), Vec::new(), Vec::new())])
+        }
         (None, [], []) => Ok(vec![join("(the only one)".to_owned(), Vec::new(), Vec::new())]),
         (Some(parameter), [], [_, ..]) => {
             let one =

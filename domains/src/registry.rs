@@ -119,10 +119,32 @@ impl Registry {
     /// # Errors
     /// What the domain of its type refuses, and a type of no domain.
     pub fn admit_message(&self, message: &Message<'_>) -> Result<Event, Refusal> {
-        let domain = self.domain_of(message.event_type()).ok_or_else(|| self.unknown(message))?;
+        let domain = self.domain_of(message.event_type()).ok_or_else(|| self.refuse_type(message, ""))?;
         let event = domain.admit(message).map_err(Refusal::bounded)?;
         debug_assert!(is_name(&event.room), "domain {} admits to a room without a name", domain.name());
         Ok(event)
+    }
+
+    /// A refusal of the type of `message` that names those of all domains, but for `left_out`.
+    pub fn refuse_type(&self, message: &Message<'_>, left_out: &str) -> Refusal {
+        let known = self.types.iter().map(|(event_type, _)| event_type.as_str());
+        let known: Vec<&str> = known.filter(|event_type| *event_type != left_out).collect();
+        let mut expected = String::from("one of");
+        let mut left = known.len();
+        for event_type in &known {
+            let next = format!(" {event_type:?}");
+            // What stands behind the last name, " and 1024 more", has to fit too.
+            if expected.len() + next.len() + " and 1024 more".len() > EXPECTED_CHARS_MAX {
+                break;
+            }
+            expected += &next;
+            left -= 1;
+        }
+        match left {
+            0 if known.is_empty() => message.refuse("type", "no event: no domain is configured"),
+            0 => message.refuse("type", &expected),
+            _ => message.refuse("type", &format!("{expected} and {left} more")),
+        }
     }
 
     /// Whether some domain speaks for this type.
@@ -178,26 +200,6 @@ impl Registry {
                 first: first.to_owned(),
                 second: name.to_owned(),
             }),
-        }
-    }
-
-    /// Names as many of the known types as fit a refusal.
-    fn unknown(&self, message: &Message<'_>) -> Refusal {
-        let mut expected = String::from("one of");
-        let mut left = self.types.len();
-        for (event_type, _) in &self.types {
-            let next = format!(" {event_type:?}");
-            // What stands behind the last name, " and 1024 more", has to fit too.
-            if expected.len() + next.len() + " and 1024 more".len() > EXPECTED_CHARS_MAX {
-                break;
-            }
-            expected += &next;
-            left -= 1;
-        }
-        match left {
-            0 if self.types.is_empty() => message.refuse("type", "no event: no domain is configured"),
-            0 => message.refuse("type", &expected),
-            _ => message.refuse("type", &format!("{expected} and {left} more")),
         }
     }
 }

@@ -370,12 +370,17 @@ impl Metrics {
     fn write_plain(&self, page: &mut String) {
         let dropped = self.sum(|s| s.drops.total());
         for (name, help, kind, value) in [
-            ("rooms", "Rooms with members (event-fanout's name).", "gauge", self.sum(|s| s.rooms.value())),
+            (
+                "rooms",
+                "Rooms of the shards, each for five seconds after its last member left (event-fanout's name).",
+                "gauge",
+                self.sum(|s| s.rooms.value()),
+            ),
             (
                 "clients",
                 "Open WebSockets (event-fanout's name).",
                 "gauge",
-                self.sum(|s| s.subscriptions.value()),
+                self.sum(|s| s.websockets.value()),
             ),
             // A counter, but promtool wants counters to end in _total, and the name is the users'.
             ("dropped_messages", "Deliveries owed and not made (event-fanout's name).", "gauge", dropped),

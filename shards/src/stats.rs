@@ -37,7 +37,7 @@ pub fn page(setup: &Setup, ledger: &Ledger) -> String {
             "closed": totals(|value| metrics.sum(|s| s.closed.value(value))),
         },
         // The two numbers that the broadcaster's users look for, under their names.
-        "clients": metrics.sum(|s| s.connections.value()),
+        "clients": metrics.sum(|s| s.websockets.value()),
         "events": relay.publications_received.value() + relay.publications_unrouted.value(),
         "rooms": metrics.sum(|s| s.rooms.value()),
         "subscriptions": metrics.sum(|s| s.subscriptions.value()),

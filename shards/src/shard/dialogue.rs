@@ -60,6 +60,13 @@ impl Shard {
             }
             (_, Role::Ingestor) if publish == config::Publish::Ignore => self.ignored(),
             ("message", Role::Consumer) if publish == config::Publish::Ignore => self.ignored(),
+            (_, Role::Ingestor) if publish == config::Publish::None => {
+                let refusal = message.refuse("type", "nothing: this route lets nobody publish");
+                Err((ErrorCode::PublishNotAllowed, named(), refusal))
+            }
+            (kind, Role::Ingestor) if !setup.domains.is_empty() && !setup.domains.knows(kind) => {
+                Err(invalid(setup.domains.refuse_type(&message, dialect::PLAIN_KIND)))
+            }
             (_, Role::Ingestor) => {
                 let event = self.admit(&message).map_err(invalid)?;
                 let room: Arc<str> = full_name(space, &event.room).into();
@@ -140,7 +147,7 @@ impl Shard {
         }
         if rooms >= due {
             let expected = format!("a room that is joined already: a connection may be in {due}");
-            let refusal = Refusal::new("room", &expected, plain_name(room));
+            let refusal = Refusal::new("room", &expected, &quoted(plain_name(room)));
             return Err((ErrorCode::TooManyRooms, plain_name(room).to_owned(), refusal));
         }
         if !self.join(id.slot, room)
@@ -250,8 +257,14 @@ impl Shard {
 }
 
 fn not_joined(room: &str) -> Unheard {
-    let refusal = Refusal::new("room", "a room that this connection has joined", plain_name(room));
+    let found = quoted(plain_name(room));
+    let refusal = Refusal::new("room", "a room that this connection has joined", &found);
     (ErrorCode::NotJoined, plain_name(room).to_owned(), refusal)
+}
+
+/// A name as the JSON text that it was.
+fn quoted(name: &str) -> String {
+    serde_json::Value::from(name).to_string()
 }
 
 /// JSON text as a payload, and whether it is still JSON: a string is its content, so that members of the raw dialect get
