@@ -40,13 +40,15 @@ pub enum CloseReason {
     SlowDrops,
     /// The shard's budget for windows is spent and this connection was furthest behind.
     SlowShardBudget,
+    /// The shard's budget for requests and messages that aren't whole is spent and this connection held most of it.
+    InputShardBudget,
     /// A bug of ours that one connection can survive on its own.
     Internal,
 }
 
 impl CloseReason {
     /// Every reason, in the order of the metrics' label.
-    pub const ALL: [CloseReason; 18] = [
+    pub const ALL: [CloseReason; 19] = [
         Self::PeerClosed,
         Self::PeerVanished,
         Self::HandshakeTimeout,
@@ -64,6 +66,7 @@ impl CloseReason {
         Self::SlowAge,
         Self::SlowDrops,
         Self::SlowShardBudget,
+        Self::InputShardBudget,
         Self::Internal,
     ];
 
@@ -77,9 +80,12 @@ impl CloseReason {
             Self::InvalidUtf8 => Some(1007),
             Self::MessageTooBig => Some(1009),
             Self::TooManyFragments | Self::PublishNotAllowed | Self::PongTimeout => Some(1008),
-            Self::SlowFrames | Self::SlowBytes | Self::SlowAge | Self::SlowDrops | Self::SlowShardBudget => {
-                Some(1013)
-            }
+            Self::SlowFrames
+            | Self::SlowBytes
+            | Self::SlowAge
+            | Self::SlowDrops
+            | Self::SlowShardBudget
+            | Self::InputShardBudget => Some(1013),
             Self::Internal => Some(1011),
         }
     }
@@ -104,6 +110,7 @@ impl CloseReason {
             Self::SlowAge => "slow_age",
             Self::SlowDrops => "slow_drops",
             Self::SlowShardBudget => "slow_shard_budget",
+            Self::InputShardBudget => "input_shard_budget",
             Self::Internal => "internal",
         }
     }

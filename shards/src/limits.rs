@@ -54,6 +54,8 @@ pub struct EngineBounds {
     pub up_backlog_max: usize,
     /// See [`SHARD_WINDOW_BYTES_MAX`].
     pub window_bytes_max: usize,
+    /// See [`SHARD_INPUT_BYTES_MAX`].
+    pub input_bytes_max: usize,
     /// See [`SHARD_BACKLOG_BYTES_MAX`].
     pub backlog_bytes_max: usize,
     /// See [`SPILL_ITEMS_MAX`].
@@ -76,6 +78,7 @@ impl Default for EngineBounds {
             lane_bytes_max: LANE_BYTES_MAX,
             up_backlog_max: UP_BACKLOG_MAX,
             window_bytes_max: SHARD_WINDOW_BYTES_MAX,
+            input_bytes_max: SHARD_INPUT_BYTES_MAX,
             backlog_bytes_max: SHARD_BACKLOG_BYTES_MAX,
             spill_items_max: SPILL_ITEMS_MAX,
             log_rooms_max: LOG_ROOMS_MAX,
@@ -136,6 +139,10 @@ pub const FRAGMENT_BYTES_MEAN_MIN: usize = 16;
 
 /// Bytes of the buffer a shard receives into, shared by all its connections.
 pub const RECEIVE_BUFFER_BYTES: usize = 64 * KIB;
+/// Bytes of requests and messages that aren't whole, over all connections of a shard. Over it those go first that hold most:
+/// 503, or close 1013, counter `corecast_connections_closed_total{reason="input_shard_budget"}`. 64 MiB are two bodies of
+/// [`PAYLOAD_BYTES_MAX`] at their worst, in a buffer that has just doubled.
+pub const SHARD_INPUT_BYTES_MAX: usize = 64 * MIB;
 /// Bytes that may wait in a connection's control lane (pongs, closes, replies). Over it the connection is not read
 /// until the lane has drained; counter `corecast_reads_paused_total`. One frame may overshoot it.
 pub const LANE_BYTES_MAX: usize = 4 * KIB;
@@ -252,6 +259,8 @@ pub const RECONNECT_WAIT_MAX: Duration = Duration::from_secs(2);
 
 const _: () =
     assert!(ROOM_NAME_BYTES_MAX <= HEAD_BYTES_MAX / 3, "a room name must fit a head percent-encoded");
+const _: () =
+    assert!(SHARD_INPUT_BYTES_MAX >= 2 * (2 * PAYLOAD_BYTES_MAX), "the largest body must fit beside another");
 const _: () = assert!(RESP_BULK_BYTES_MAX > PAYLOAD_BYTES_MAX, "an envelope is larger than what it holds");
 const _: () =
     assert!(SHARD_BACKLOG_BYTES_MAX >= PAYLOAD_BYTES_MAX, "the largest publication must fit an empty ring");

@@ -252,6 +252,7 @@ table! {
         stalled: Number, "gauge", "corecast_stalled_connections", "Connections whose socket takes no more for now.";
         stalls: Number, "counter", "corecast_stalls_total", "Times a connection became stalled.";
         window_bytes: Number, "gauge", "corecast_window_bytes", "Bytes of frames that some member has not been sent.";
+        input_bytes: Number, "gauge", "corecast_input_bytes", "Bytes of requests and messages that are not whole yet.";
         sent_bytes: Number, "counter", "corecast_sent_bytes_total", "Bytes that sockets took.";
         sends: Number, "counter", "corecast_sends_total", "Sends handed to the kernel.";
         send_calls: Number, "counter", "corecast_send_calls_total", "System calls that carried them.";

@@ -6,7 +6,7 @@
 //!
 //! The parts: this file owns the connections' membership and life; `shard/turn.rs` the pass that sends; `shard/stall.rs`
 //! what happens to a connection whose socket takes no more; `shard/inbound.rs` what clients say, `shard/dialogue.rs` what
-//! those of the JSON dialect say.
+//! those of the JSON dialect say, `shard/held.rs` how much of it may wait for its end.
 //!
 //! A connection that is not stalled stands at the head of all its rooms between passes, and nothing of it is half sent.
 
@@ -32,6 +32,7 @@ use crate::setup::Setup;
 
 mod check;
 mod dialogue;
+mod held;
 mod inbound;
 mod notices;
 mod stall;
@@ -152,6 +153,8 @@ pub(crate) struct Connection {
     /// Before the 101: input that is not a whole request yet, and the answer that is held back.
     pub pending: Option<Box<Pending>>,
     pub session: Session,
+    /// Bytes that it has in [`Shard::input_bytes`].
+    pub input_booked: u32,
     pub user: Option<Box<str>>,
     /// Tick of its 101.
     pub opened: u32,
@@ -194,6 +197,8 @@ pub struct Shard {
     /// Rooms with members behind the others, until a sweep finds none.
     pub(crate) lagging: Vec<u32>,
     pub(crate) window_bytes: u64,
+    /// What connections hold of input that isn't whole.
+    pub(crate) input_bytes: u64,
     pub(crate) scratch: Vec<u8>,
     swept_to: u32,
     /// Publishing connections that wait for space in `up` since they were read.
@@ -232,6 +237,7 @@ impl Shard {
             spare: Vec::new(),
             lagging: Vec::new(),
             window_bytes: 0,
+            input_bytes: 0,
             scratch: Vec::new(),
             swept_to: 0,
             waiting_up: Vec::new(),
@@ -554,6 +560,8 @@ impl Shard {
         let was = connection.phase;
         connection.phase = Phase::Closing;
         connection.pending = None;
+        connection.session = Session::default();
+        self.book_input(id);
         self.leave_open(id.slot, was, reason, now);
         if was == Phase::Joining {
             // Held back, not stalled: nothing of it is on its way.
@@ -600,6 +608,7 @@ impl Shard {
         self.leave_open(id.slot, was, CloseReason::PeerVanished, now);
         self.unlist_stalled(id.slot);
         let Some(connection) = self.connections.remove(id.slot) else { return };
+        self.input_bytes -= u64::from(connection.input_booked);
         let metrics = self.metrics();
         metrics.connections.sub(1);
         if connection.reason.is_none() {
@@ -645,6 +654,7 @@ impl Shard {
         }
         self.swept_to = to;
         self.metrics().window_bytes.set(self.window_bytes);
+        self.metrics().input_bytes.set(self.input_bytes);
         self.debug_check();
     }
 

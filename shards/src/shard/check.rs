@@ -24,6 +24,7 @@ impl Shard {
 
     fn check_connections(&self) {
         let mut stalled = 0;
+        let mut input_bytes = 0;
         for (slot, connection) in self.connections.iter() {
             for (at, subscription) in connection.subscriptions.iter().enumerate() {
                 let room = self.rooms.at(subscription.room).expect("a subscription to a room that is gone");
@@ -34,6 +35,8 @@ impl Shard {
                     "a member of somebody else"
                 );
             }
+            assert_eq!(connection.input_booked, connection.input_bytes(), "input that isn't whole");
+            input_bytes += u64::from(connection.input_booked);
             if let Some(held) = &connection.stalled {
                 stalled += 1;
                 assert_eq!(
@@ -63,6 +66,7 @@ impl Shard {
                 "closing without a reason"
             );
         }
+        assert_eq!(input_bytes, self.input_bytes, "input of all connections");
         assert_eq!(stalled, self.stalled.len(), "stalled connections in the list");
     }
 

@@ -91,6 +91,7 @@ impl Shard {
             stalled: None,
             pending: None,
             session: Session::default(),
+            input_booked: 0,
             user: None,
             opened: 0,
         });
@@ -140,6 +141,8 @@ impl Shard {
     pub fn receive(&mut self, id: ConnectionId, input: &mut [u8], wire: &mut impl Wire, now: Micros) -> Next {
         self.metrics().received_bytes.add(input.len() as u64);
         self.take_input(id, input, wire, now);
+        self.book_input(id);
+        self.keep_input_budget(wire, now);
         self.debug_check();
         self.next(id)
     }
@@ -531,6 +534,7 @@ impl Shard {
         if !input.is_empty() {
             self.feed(id, &mut input, wire, now);
         }
+        self.book_input(id);
         self.resume(id, PAUSED_BY_ANSWER);
         if self.setup.is_draining() {
             self.close(id, CloseReason::GoingAway, wire, now);
@@ -620,6 +624,7 @@ impl Shard {
             && let Some(held) = connection.pending.take()
         {
             self.requests_held(id, held, 0, wire, now);
+            self.book_input(id);
         }
         if self.connection(id).is_some_and(|c| c.paused == 0) {
             self.actions.push(Action::Resume(id));

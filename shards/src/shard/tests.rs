@@ -14,6 +14,7 @@ use crate::limits::EngineBounds;
 use crate::metrics::{Identity, Metrics};
 
 mod dialogue;
+mod held;
 
 /// Sockets by number: what they took, and how many bytes they take yet.
 #[derive(Default)]
