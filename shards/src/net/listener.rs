@@ -18,12 +18,15 @@ use socket2::{Domain, Protocol, SockAddr, Type};
 use super::connection::{REST, SharedCore, read, read_on_epoll};
 use super::socket::Socket;
 use crate::limits::{LISTEN_BACKLOG, NOTSENT_LOWAT_BYTES};
-use crate::shard::ADMIN;
+use crate::shard::{ADMIN, Micros};
 
 /// Connections accepted before others on the thread have their turn.
 const ACCEPT_BATCH_MAX: usize = 64;
 /// How long accepting pauses when there are no descriptors: long enough not to spin, short enough not to be noticed.
 const PAUSE: Duration = Duration::from_millis(100);
+/// Accepting goes on, for the log, once it has not paused for this long: who leaves a full server lets one in, and the next
+/// finds it full.
+const STEADY: Duration = Duration::from_secs(1);
 
 /// Who may listen on the same address and port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -201,9 +204,28 @@ fn tuned(fd: OwnedFd) -> OwnedFd {
     socket.into()
 }
 
+/// What the log hears of pauses: the first of a row, and that the row is over.
+#[derive(Default)]
+struct Pauses {
+    last: Option<Micros>,
+}
+
+impl Pauses {
+    /// Notes one. Whether a row begins with it.
+    fn note(&mut self, now: Micros) -> bool {
+        self.last.replace(now).is_none()
+    }
+
+    /// Somebody was accepted. Whether a row is over with that.
+    fn are_over(&mut self, now: Micros) -> bool {
+        let is_steady = |last: Micros| u128::from(now.0.saturating_sub(last.0)) >= STEADY.as_micros();
+        self.last.take_if(|last| is_steady(*last)).is_some()
+    }
+}
+
 /// Accepts until the listener is closed.
 pub async fn accept_all(core: SharedCore, listener: Rc<Listener>) {
-    let mut exhausted = false;
+    let mut pauses = Pauses::default();
     loop {
         // On epoll more of a queue that a batch did not empty is there at once: everybody else has a turn first.
         if listener.socket.readable_at_once().await {
@@ -212,7 +234,7 @@ pub async fn accept_all(core: SharedCore, listener: Rc<Listener>) {
         for _ in 0..ACCEPT_BATCH_MAX {
             if listener.index != ADMIN && is_full(&core) {
                 core.borrow().shard.metrics().accept_pauses.add(1);
-                if !std::mem::replace(&mut exhausted, true) {
+                if pauses.note(core.borrow().now()) {
                     tracing::warn!(
                         "accepting pauses: the bound of connections is reached; raise connections_max or the descriptor limit (LimitNOFILE, ulimit -n)"
                     );
@@ -222,7 +244,7 @@ pub async fn accept_all(core: SharedCore, listener: Rc<Listener>) {
             }
             match listener.accept() {
                 Accepted::Connection(fd) => {
-                    if std::mem::take(&mut exhausted) {
+                    if pauses.are_over(core.borrow().now()) {
                         tracing::info!("accepting again");
                     }
                     admit(&core, fd, listener.index);
@@ -231,7 +253,7 @@ pub async fn accept_all(core: SharedCore, listener: Rc<Listener>) {
                 Accepted::Closed => return,
                 Accepted::Exhausted(error) => {
                     core.borrow().shard.metrics().accept_pauses.add(1);
-                    if !std::mem::replace(&mut exhausted, true) {
+                    if pauses.note(core.borrow().now()) {
                         tracing::warn!(%error, "accepting pauses: raise the descriptor limit (LimitNOFILE, ulimit -n)");
                     }
                     monoio::time::sleep(PAUSE).await;
@@ -306,6 +328,23 @@ mod tests {
         }
         drop((clients, first, second));
         assert!(!is_shared_by_somebody(address));
+    }
+
+    #[test]
+    fn pauses_that_follow_each_other_are_told_once_and_their_end_after_a_second_of_quiet() {
+        let mut pauses = Pauses::default();
+        let millis = |millis: u64| Micros(millis * 1000);
+        let told: Vec<bool> = (0..50)
+            .map(|tenth| {
+                assert!(!pauses.are_over(millis(tenth * 100 + 50)), "no quiet yet");
+                pauses.note(millis(tenth * 100))
+            })
+            .collect();
+        assert!(told[0] && told[1..].iter().all(|told| !told), "{told:?}");
+        assert!(!pauses.are_over(millis(4900 + 999)));
+        assert!(pauses.are_over(millis(4900 + 1000)));
+        assert!(!pauses.are_over(millis(60_000)), "told once");
+        assert!(pauses.note(millis(60_001)));
     }
 
     #[test]
