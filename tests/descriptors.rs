@@ -3,7 +3,9 @@
 
 use std::time::{Duration, Instant};
 
+use crate::support::client::Client;
 use crate::support::deadline::{LONG, eventually};
+use crate::support::http;
 use crate::support::metrics::Metrics;
 use crate::support::on_both_drivers;
 use crate::support::payload::payload;
@@ -15,7 +17,21 @@ on_both_drivers!(
     without_descriptors_accepting_pauses_without_spinning_and_recovers,
     at_the_bound_of_connections_newcomers_wait_until_somebody_leaves,
     clients_that_take_every_place_leave_redis_its_own,
+    idle_connections_of_the_admin_address_keep_neither_redis_nor_a_scraper_waiting,
 );
+
+fn idle_connections_of_the_admin_address_keep_neither_redis_nor_a_scraper_waiting(driver: Driver) {
+    let mut redis = Redis::start();
+    let mut server = Server::event_fanout(&redis, driver).shards(1).admin().descriptors(64).start();
+    let idle: Vec<_> = (0..64).map(|_| http::connect(server.admin_address())).collect();
+    redis.kill9();
+    redis.restart();
+    server.wait_broker(true);
+    let mut joined = Client::join(&server, "lobby");
+    redis.publish("room:lobby", "there is a descriptor for Redis and one for a client");
+    joined.next_text();
+    assert!(server.is_running() && idle.iter().all(Result::is_ok));
+}
 
 fn clients_that_take_every_place_leave_redis_its_own(driver: Driver) {
     let mut redis = Redis::start();

@@ -9,7 +9,7 @@ use std::time::Duration;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bounds {
     /// Connections per process, handshakes included. At the bound accepting pauses and the kernel's backlog holds
-    /// newcomers, but for those of the admin address; counter `corecast_accept_pauses_total`. Default 1,000,000; never more
+    /// newcomers, but for those of the admin address ([`ADMIN_CONNECTIONS_MAX`]); counter `corecast_accept_pauses_total`. Default 1,000,000; never more
     /// than the descriptor limit leaves beside [`DESCRIPTORS_RESERVED`].
     pub connections_max: usize,
     /// Bytes of one message from a client, over all its fragments; judged from the frame header. Close 1009, counter
@@ -99,6 +99,11 @@ pub const MIB: usize = 1024 * KIB;
 pub const DESCRIPTORS_RESERVED: usize = 24;
 /// The same for each shard: runtime, fan-out ring, doorbells, yields, listeners.
 pub const DESCRIPTORS_RESERVED_PER_SHARD: usize = 16;
+
+/// Connections of the admin address, in a process; their descriptors are reserved beside the others where there is one. Over
+/// it the one that has been idle longest goes, and where none is idle newcomers wait; counter
+/// `corecast_accept_pauses_total`. Two scrapers, two probes and a few people are far from it.
+pub const ADMIN_CONNECTIONS_MAX: usize = 16;
 
 /// Shards in one process: the width of a room's interest mask.
 pub const SHARDS_MAX: usize = 64;

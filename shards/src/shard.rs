@@ -23,7 +23,7 @@ use crate::command::{ConnectionId, Down, Label, Ledger, RoomSlot, Up};
 use crate::config::Dialect;
 use crate::dialect;
 use crate::frame::Frame;
-use crate::limits::{CLOSE_LINGER, ROOM_LINGER, SLOW_CLOSE_LINGER};
+use crate::limits::{ADMIN_CONNECTIONS_MAX, CLOSE_LINGER, ROOM_LINGER, SLOW_CLOSE_LINGER};
 use crate::metrics::{DropReason, ShardMetrics};
 use crate::notice::Notice;
 use crate::room::{Room, Stage, TOMBSTONE, Window};
@@ -197,6 +197,8 @@ pub struct Shard {
     /// Rooms with members behind the others, until a sweep finds none.
     pub(crate) lagging: Vec<u32>,
     pub(crate) window_bytes: u64,
+    /// Connections of the admin address, those that are ending included.
+    admin: Vec<ConnectionId>,
     /// What connections hold of input that isn't whole.
     pub(crate) input_bytes: u64,
     pub(crate) scratch: Vec<u8>,
@@ -237,6 +239,7 @@ impl Shard {
             spare: Vec::new(),
             lagging: Vec::new(),
             window_bytes: 0,
+            admin: Vec::new(),
             input_bytes: 0,
             scratch: Vec::new(),
             swept_to: 0,
@@ -259,6 +262,24 @@ impl Shard {
     pub fn is_process_full(&self) -> bool {
         let connections = self.setup.metrics.sum(|shard| shard.connections.value());
         connections >= self.setup.bounds.connections_max as u64
+    }
+
+    /// Whether the admin address may have one connection more. Where it may not, the one that has been idle longest is
+    /// ended, unless one is ending already.
+    pub fn may_accept_admin(&mut self, wire: &mut impl Wire, now: Micros) -> bool {
+        if self.admin.len() < ADMIN_CONNECTIONS_MAX {
+            return true;
+        }
+        let connections = self.admin.iter().filter_map(|id| Some((*id, self.connections.at(id.slot)?)));
+        let is_ending = connections.clone().any(|(_, connection)| connection.phase == Phase::Closing);
+        let idle = connections.filter(|(_, c)| c.phase == Phase::Head && c.pending.is_none());
+        let idlest = idle.min_by_key(|(_, connection)| connection.heard).map(|(id, _)| id);
+        if let Some(id) = idlest.filter(|_| !is_ending) {
+            self.close(id, CloseReason::HttpDone, wire, now);
+            // Nothing is on its way to it or from it that would have to be waited for.
+            self.actions.push(Action::Shutdown(id));
+        }
+        false
     }
 
     /// Whether the server is leaving.
@@ -609,6 +630,9 @@ impl Shard {
         self.unlist_stalled(id.slot);
         let Some(connection) = self.connections.remove(id.slot) else { return };
         self.input_bytes -= u64::from(connection.input_booked);
+        if connection.listener == ADMIN {
+            self.admin.retain(|admin| *admin != id);
+        }
         let metrics = self.metrics();
         metrics.connections.sub(1);
         if connection.reason.is_none() {

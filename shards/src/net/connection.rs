@@ -151,6 +151,14 @@ impl Core {
 
     // ---- connections
 
+    /// See [`Shard::may_accept_admin`].
+    pub fn may_accept_admin(&mut self) -> bool {
+        let now = self.clock.now();
+        let may = self.shard.may_accept_admin(&mut self.wire, now);
+        self.carry_out();
+        may
+    }
+
     /// Takes an accepted socket in. Its read task is to be started.
     pub fn accept(&mut self, socket: Socket, listener: u8) -> (ConnectionId, Rc<Socket>) {
         let id = self.shard.accept(socket.number(), listener, self.clock.now());

@@ -15,9 +15,9 @@ use rustix::io::Errno;
 use rustix::net::{Shutdown, SocketFlags, accept_with};
 use socket2::{Domain, Protocol, SockAddr, Type};
 
-use super::connection::{REST, SharedCore, read, read_on_epoll};
+use super::connection::{Core, REST, SharedCore, enter, read, read_on_epoll};
 use super::socket::Socket;
-use crate::limits::{LISTEN_BACKLOG, NOTSENT_LOWAT_BYTES};
+use crate::limits::{ADMIN_CONNECTIONS_MAX, LISTEN_BACKLOG, NOTSENT_LOWAT_BYTES};
 use crate::shard::{ADMIN, Micros};
 
 /// Connections accepted before others on the thread have their turn.
@@ -232,12 +232,10 @@ pub async fn accept_all(core: SharedCore, listener: Rc<Listener>) {
             monoio::time::sleep(REST).await;
         }
         for _ in 0..ACCEPT_BATCH_MAX {
-            if listener.index != ADMIN && is_full(&core) {
+            if let Some(bound) = bound_reached(&core, listener.index) {
                 core.borrow().shard.metrics().accept_pauses.add(1);
                 if pauses.note(core.borrow().now()) {
-                    tracing::warn!(
-                        "accepting pauses: the bound of connections is reached; raise connections_max or the descriptor limit (LimitNOFILE, ulimit -n)"
-                    );
+                    tracing::warn!("accepting pauses: {bound}");
                 }
                 monoio::time::sleep(PAUSE).await;
                 continue;
@@ -263,12 +261,21 @@ pub async fn accept_all(core: SharedCore, listener: Rc<Listener>) {
     }
 }
 
-/// At the bound of connections the kernel's queue holds newcomers. The bound is the process's; its shards look at each
-/// other's numbers, because SO_REUSEPORT doesn't spread evenly. The admin address is not held to it, so that a full server
-/// can still be asked how it is.
-fn is_full(core: &SharedCore) -> bool {
-    core.borrow().shard.is_process_full()
+/// At a bound the kernel's queue holds newcomers. That of connections is the process's; its shards look at each other's
+/// numbers, because SO_REUSEPORT doesn't spread evenly. The admin address has a small one of its own, so that a full server
+/// can still be asked how it is. What was found at the bound, and what to do, as text.
+fn bound_reached(core: &SharedCore, listener: u8) -> Option<&'static str> {
+    if listener == ADMIN {
+        return (!enter(core, Core::may_accept_admin)).then_some(ADMIN_IS_FULL);
+    }
+    core.borrow().shard.is_process_full().then_some(PROCESS_IS_FULL)
 }
+
+const PROCESS_IS_FULL: &str = "the bound of connections is reached; raise connections_max or the descriptor limit \
+     (LimitNOFILE, ulimit -n)";
+const ADMIN_IS_FULL: &str = "the admin address has its 16 connections, and the next waits until one ends; who asks it \
+     should close the connection afterwards or keep using the same";
+const _: () = assert!(ADMIN_CONNECTIONS_MAX == 16, "the sentence above names the bound");
 
 fn admit(core: &SharedCore, fd: OwnedFd, listener: u8) {
     match Socket::new(fd) {

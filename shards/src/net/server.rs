@@ -19,7 +19,9 @@ use super::runtime::{Driver, NoIoUring, ShardParts, block_on, choose, run_shard}
 use super::threads::{LostThread, Pulse, Threads};
 use crate::auth::Gate;
 use crate::config::{BrokerChoice, Config, ShardCount};
-use crate::limits::{DESCRIPTORS_RESERVED, DESCRIPTORS_RESERVED_PER_SHARD, SHARDS_MAX};
+use crate::limits::{
+    ADMIN_CONNECTIONS_MAX, DESCRIPTORS_RESERVED, DESCRIPTORS_RESERVED_PER_SHARD, SHARDS_MAX,
+};
 use crate::metrics::{Identity, Metrics};
 use crate::setup::Setup;
 use crate::shard::{ADMIN, Shard};
@@ -113,9 +115,10 @@ pub struct Server {
 }
 
 /// Connections that the descriptor limit leaves space for.
-fn connections_that_fit(shards: usize) -> usize {
+fn connections_that_fit(shards: usize, has_admin: bool) -> usize {
     let limit = getrlimit(Resource::Nofile).current.map_or(usize::MAX, |limit| limit as usize);
-    limit.saturating_sub(DESCRIPTORS_RESERVED + shards * DESCRIPTORS_RESERVED_PER_SHARD).max(1)
+    let admin = if has_admin { ADMIN_CONNECTIONS_MAX } else { 0 };
+    limit.saturating_sub(DESCRIPTORS_RESERVED + admin + shards * DESCRIPTORS_RESERVED_PER_SHARD).max(1)
 }
 
 /// Cores for the shards and, where one is left, for the relay.
@@ -162,7 +165,8 @@ impl Server {
         let admin_on_loopback = admin.is_some_and(|address| address.ip().is_loopback());
         let gate = Gate::new(key, loopback_only).with_admin(admin_on_loopback);
         let mut setup = Setup::new(config, gate, metrics);
-        setup.bounds.connections_max = setup.bounds.connections_max.min(connections_that_fit(cores.len()));
+        let connections_that_fit = connections_that_fit(cores.len(), admin.is_some());
+        setup.bounds.connections_max = setup.bounds.connections_max.min(connections_that_fit);
         setup.domains = domains;
         setup.noticed = noticed(config);
         let setup = Arc::new(setup);

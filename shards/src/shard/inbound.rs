@@ -98,7 +98,11 @@ impl Shard {
         let metrics = self.metrics();
         metrics.accepted.add(1);
         metrics.connections.add(1);
-        ConnectionId { shard: self.index, generation, slot }
+        let id = ConnectionId { shard: self.index, generation, slot };
+        if listener == ADMIN {
+            self.admin.push(id);
+        }
+        id
     }
 
     /// Whether the runtime has to wait for [`Action::Resume`] before it reads the connection.

@@ -588,6 +588,25 @@ fn a_drain_lets_those_who_have_just_come_ask() {
 }
 
 #[test]
+fn over_the_bound_of_the_admin_address_its_idlest_goes_once_and_nobody_who_asks() {
+    let mut bench = Bench::new();
+    let mut ids = Vec::new();
+    for socket in 0..ADMIN_CONNECTIONS_MAX as i32 {
+        assert!(bench.shard.may_accept_admin(&mut bench.wire, bench.now));
+        bench.now.0 += SECOND;
+        ids.push(bench.shard.accept(socket, ADMIN, bench.now));
+    }
+    // The first asks, and waits for its answer.
+    bench.receive(ids[0], b"GET /stats HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    for _ in 0..3 {
+        assert!(!bench.shard.may_accept_admin(&mut bench.wire, bench.now));
+        assert_eq!(bench.shard.actions, [Action::ShutdownWrite(ids[1]), Action::Shutdown(ids[1])]);
+    }
+    bench.shard.release(ids[1], bench.now);
+    assert!(bench.shard.may_accept_admin(&mut bench.wire, bench.now));
+}
+
+#[test]
 fn batches_that_take_too_long_become_smaller_and_grow_again() {
     let mut bench = Bench::new();
     for socket in 0..200 {
