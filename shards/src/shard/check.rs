@@ -4,13 +4,17 @@ use super::{Phase, Shard};
 use crate::config::Dialect;
 use crate::room::{Stage, TOMBSTONE};
 
-/// A look costs a walk over everything, so that with many connections each call would cost what all of them do.
+/// A look costs a walk over everything, so that with many connections or rooms each call would cost what all of them do.
 const CHECKED_CONNECTIONS_MAX: usize = 256;
+/// See [`CHECKED_CONNECTIONS_MAX`]; each room is looked for among the dirty ones, which may be all of them.
+const CHECKED_ROOMS_MAX: usize = 256;
 
 impl Shard {
     /// In debug builds: panics if an invariant is broken.
     pub(crate) fn debug_check(&self) {
-        if cfg!(debug_assertions) && self.connections.len() <= CHECKED_CONNECTIONS_MAX {
+        let is_small =
+            self.connections.len() <= CHECKED_CONNECTIONS_MAX && self.rooms.len() <= CHECKED_ROOMS_MAX;
+        if cfg!(debug_assertions) && is_small {
             self.check();
         }
     }
