@@ -1,6 +1,9 @@
 //! The preset `backbone`, as its users know it: rooms by message, events of ingestors, and what is refused.
 
+mod join;
+mod load;
 mod nodes;
+mod programs;
 
 use std::net::SocketAddr;
 

@@ -9,13 +9,21 @@ pub fn payload(publisher: char, sequence: u64, bytes: usize) -> Vec<u8> {
     payload
 }
 
-/// Publisher and sequence of a payload; `None` for any other message.
+/// Publisher and sequence of a payload, bare or as the text `data` of the JSON dialect; `None` for any other message.
 pub fn parse(payload: &[u8]) -> Option<(char, u64)> {
     let text = |part: &[u8]| std::str::from_utf8(part).ok().map(str::to_owned);
+    let payload = if payload.first() == Some(&b'{') { data_of(payload)? } else { payload };
     let mut parts = payload.splitn(3, |&byte| byte == b':');
     let publisher = text(parts.next()?)?.parse().ok()?;
     let sequence = text(parts.next()?)?.parse().ok()?;
     parts.next().map(|_| (publisher, sequence))
+}
+
+/// From the first character of the text `data` on: numbered payloads have nothing to escape.
+fn data_of(frame: &[u8]) -> Option<&[u8]> {
+    let key = br#""data":""#;
+    let at = frame.windows(key.len()).position(|window| window == key)?;
+    Some(&frame[at + key.len()..])
 }
 
 /// What one receiver got of each publisher.
