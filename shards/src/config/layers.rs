@@ -368,7 +368,9 @@ fn merge_tables(
             !file_routes.iter().any(|(own, _)| same_condition(own, route) && replaces(own))
         });
         layer.rooms.retain(|(class, _)| !file_rooms.iter().any(|(own, _)| same_class(own, class)));
-        layer.sources.retain(|(source, _)| !file_sources.iter().any(|(own, _)| same_feed(own, source)));
+        layer.sources.retain(|(source, _)| {
+            !file_sources.iter().any(|(own, _)| same_feed(own, source) || same_variable(own, source))
+        });
         routes.append(&mut layer.routes);
         sources.append(&mut layer.sources);
         match first_classes {
@@ -445,6 +447,11 @@ fn same_class(a: &RoomClass, b: &RoomClass) -> bool {
 
 fn same_feed(a: &Source, b: &Source) -> bool {
     a.subscribe == b.subscribe && a.room == b.room && a.space == b.space
+}
+
+/// One source whose channel a variable names: whoever wrote it down has the channel that the variable named then.
+fn same_variable(a: &Source, b: &Source) -> bool {
+    a.variable.is_some() && a.variable == b.variable && a.room == b.room && a.space == b.space
 }
 
 impl Origin {

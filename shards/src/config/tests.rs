@@ -445,6 +445,14 @@ fn a_variable_names_the_channel_of_the_source_that_asks_for_it() {
 }
 
 #[test]
+fn a_file_that_was_shown_with_the_variable_keeps_its_channel_without_it() {
+    let shown = show(&given().preset("star").variable("CHANNEL_NAME", "events.prod").loaded());
+    let sources = given().file(&shown).config().sources;
+    let channels: Vec<&Subscribe> = sources.iter().map(|source| &source.subscribe).collect();
+    assert_eq!(channels, [&Subscribe::Channel("events.prod".to_owned())]);
+}
+
+#[test]
 fn an_unknown_preset_names_the_known_ones() {
     assert_eq!(
         given().preset("event-fanuot").refused(),
