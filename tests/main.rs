@@ -25,6 +25,7 @@ mod join;
 mod k6;
 mod nginx;
 mod overload;
+mod presets;
 mod processes;
 mod redis_faults;
 mod slow;

@@ -173,6 +173,7 @@ impl ServerBuilder {
             child: Running(child),
             log,
             listen: SocketAddr::from(([0, 0, 0, 0], 0)),
+            listeners: Vec::new(),
             admin: None,
             scratch,
         };
@@ -221,6 +222,7 @@ pub struct Server {
     child: Running,
     log: PathBuf,
     listen: SocketAddr,
+    listeners: Vec<SocketAddr>,
     admin: Option<SocketAddr>,
     scratch: Scratch,
 }
@@ -250,6 +252,11 @@ impl Server {
     /// Where clients connect.
     pub fn address(&self) -> SocketAddr {
         self.listen
+    }
+
+    /// Where clients connect, in the order of `--listen`.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.listeners
     }
 
     /// Where counters and publishing are.
@@ -405,6 +412,11 @@ impl Server {
         let address = |key: &str| ports[key].as_str().and_then(|text| text.parse().ok());
         self.listen = address("listen").unwrap_or_else(|| panic!("no address under \"listen\": {ports}"));
         self.admin = address("admin");
+        let listeners = ports["listeners"].as_array().into_iter().flatten();
+        let parsed = listeners.map(|text| text.as_str().and_then(|text| text.parse().ok()));
+        self.listeners = parsed
+            .collect::<Option<_>>()
+            .unwrap_or_else(|| panic!("no addresses under \"listeners\": {ports}"));
     }
 }
 

@@ -13,7 +13,12 @@ pub struct Speaker(Client);
 impl Speaker {
     #[track_caller]
     pub fn consumer(address: SocketAddr) -> Self {
-        Self(Client::connect(address, "/ws"))
+        Self::at(address, "/ws")
+    }
+
+    #[track_caller]
+    pub fn at(address: SocketAddr, target: &str) -> Self {
+        Self(Client::connect(address, target))
     }
 
     /// A consumer that has joined `room`.
@@ -26,7 +31,7 @@ impl Speaker {
 
     #[track_caller]
     pub fn ingestor(address: SocketAddr) -> Self {
-        Self(Client::connect(address, "/ws/ingest"))
+        Self::at(address, "/ws/ingest")
     }
 
     /// Joins `room` and hears nothing before the answer.
