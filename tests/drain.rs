@@ -1,10 +1,12 @@
 //! SIGTERM: everybody is told, nobody is reset, and the process is gone in time.
 
+use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::support::deadline::{SOON, eventually};
+use crate::support::deadline::{LONG, SOON, eventually};
+use crate::support::http;
 use crate::support::on_both_drivers;
 use crate::support::publisher::Publisher;
 use crate::support::redis::Redis;
@@ -17,7 +19,36 @@ on_both_drivers!(
     a_second_signal_stops_at_once,
     a_second_signal_is_obeyed_when_only_the_relay_is_left,
     a_reader_that_is_stuck_does_not_hold_up_the_drain,
+    the_admin_address_answers_for_all_shards_until_the_last_client_is_gone,
 );
+
+fn the_admin_address_answers_for_all_shards_until_the_last_client_is_gone(driver: Driver) {
+    let hour = Duration::from_secs(3600);
+    let mut server = Server::builder().driver(driver).shards(2).admin().drain(hour).start();
+    let swarm = Swarm::new();
+    swarm.add_many(server.address(), "/ws?room=lobby", 40);
+    swarm.wait_open();
+    let asked =
+        |target| http::request(server.admin_address(), "GET", target, &[]).map(|answer| answer.status);
+
+    server.signal(Signal::TERM);
+    eventually(SOON, "the public address refuses", || {
+        http::connect(server.address()).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+    });
+    // Of an hour's drain each shard closes one in a tenth of a second, so for half a second nobody ends meanwhile.
+    let mut rounds = 0;
+    while swarm.count(|member| member.is_open()) > 10 {
+        assert_eq!(asked("/readyz").expect("the admin address answers"), 503);
+        for target in ["/livez", "/metrics", "/stats"] {
+            assert_eq!(asked(target).expect("the admin address answers"), 200, "{target}");
+        }
+        assert_eq!(server.stats()["draining"], true);
+        rounds += 1;
+    }
+    assert!(rounds > 0, "the drain was over at once");
+    assert_eq!(server.wait_exit(LONG).code(), Some(0));
+    assert_eq!(swarm.count(|member| member.close_code == Some(1001)), 40);
+}
 
 fn sigterm_under_load_says_1001_to_everybody_and_exits_0_within_the_drain(driver: Driver) {
     let redis = Redis::start();

@@ -123,7 +123,7 @@ fn who_waits_in_the_queue_of_a_passed_socket_is_served_by_the_next_process(drive
     swarm.wait_open();
     swarm.stall(stuck);
     first.signal(Signal::TERM);
-    swarm.wait_each([told], "the drain has begun", |member| member.close_code == Some(1001));
+    swarm.wait_each([told], "it is told to come back", |member| member.close_code == Some(1012));
 
     let newcomers = swarm.add_many(first.address(), "/ws?room=lobby", MEMBERS);
     first.signal(Signal::TERM);

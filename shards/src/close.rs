@@ -16,7 +16,7 @@ pub enum CloseReason {
     HttpDone,
     /// The server is draining.
     GoingAway,
-    /// The server is draining and a successor is there.
+    /// The server is draining, and another process listens on its addresses or the service manager holds its sockets.
     ServiceRestart,
     /// A frame broke RFC 6455.
     ProtocolError,

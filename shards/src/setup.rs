@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use domains::Registry;
 
 use crate::auth::Gate;
+use crate::close::CloseReason;
 use crate::config::{Config, Health, Origins};
 use crate::limits::{Bounds, EngineBounds};
 use crate::metrics::Metrics;
@@ -38,6 +39,8 @@ pub struct Setup {
     pub metrics: Arc<Metrics>,
     /// Set once, when the drain begins.
     draining: AtomicBool,
+    /// Set at most once, after that.
+    has_successor: AtomicBool,
 }
 
 impl Setup {
@@ -57,6 +60,7 @@ impl Setup {
             noticed: Noticed::default(),
             metrics,
             draining: AtomicBool::new(false),
+            has_successor: AtomicBool::new(false),
         }
     }
 
@@ -68,6 +72,16 @@ impl Setup {
     /// The server is leaving; not taken back.
     pub fn drain(&self) {
         self.draining.store(true, Relaxed);
+    }
+
+    /// Who connects to this server's addresses is served by another process, now or as soon as it has started.
+    pub fn expect_successor(&self) {
+        self.has_successor.store(true, Relaxed);
+    }
+
+    /// Why a draining server closes a connection.
+    pub fn farewell(&self) -> CloseReason {
+        if self.has_successor.load(Relaxed) { CloseReason::ServiceRestart } else { CloseReason::GoingAway }
     }
 
     /// Whether the broker answers; always so for the local one.

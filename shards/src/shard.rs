@@ -292,6 +292,16 @@ impl Shard {
         self.connections.len()
     }
 
+    /// Connections but those of the admin address.
+    pub fn clients_len(&self) -> usize {
+        self.connections.len() - self.admin.len()
+    }
+
+    /// What it shares with the other shards.
+    pub fn setup(&self) -> &Setup {
+        &self.setup
+    }
+
     /// Connections that a drain has to close: not those that wait for an answer, nor those that are ending, nor, for
     /// [`CLOSE_LINGER`], those that have just come or been answered: what they ask is on its way and will be answered.
     pub fn open_ids(&self, now: Micros) -> Vec<ConnectionId> {

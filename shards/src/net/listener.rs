@@ -96,7 +96,12 @@ pub fn bind_first(address: SocketAddr) -> io::Result<(OwnedFd, SocketAddr)> {
 
 /// Whether somebody listens on `address` who lets this user listen there too.
 pub fn is_shared_by_somebody(address: SocketAddr) -> bool {
-    is_taken(address, Sharing::Alone) && !is_taken(address, Sharing::Shared)
+    is_served_by_somebody(address) && !is_taken(address, Sharing::Shared)
+}
+
+/// Whether somebody listens on `address`, shared or not.
+pub fn is_served_by_somebody(address: SocketAddr) -> bool {
+    is_taken(address, Sharing::Alone)
 }
 
 /// Whether `address` can't be had on these terms now. Nothing listens meanwhile: no connection is taken from anybody.
@@ -148,6 +153,11 @@ impl Listener {
             rustix::io::ioctl_fionbio(&socket, true)?;
         }
         Ok(Rc::new(Self { socket: Socket::new(socket)?, index, is_passed, is_closed: Cell::new(false) }))
+    }
+
+    /// Whether it is that of the admin address.
+    pub fn is_of_admin(&self) -> bool {
+        self.index == ADMIN
     }
 
     fn accept(&self) -> Accepted {

@@ -5,6 +5,7 @@
 
 pub mod broker;
 mod connection;
+mod drain;
 mod fanout;
 mod listener;
 mod notice;

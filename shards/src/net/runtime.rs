@@ -3,19 +3,18 @@
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use monoio::time::TimeDriver;
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
 
 use super::connection::{Clock, Core, SharedCore, enter};
+use super::drain::{Drain, sweep_and_drain};
 use super::fanout::Fanout;
 use super::listener::{Listener, Place, accept_all};
 use super::notice::Journal;
 use super::ring::{Bell, ShardEnd, Sleeper, Yielder};
-use crate::close::CloseReason;
 use crate::config::DriverChoice;
-use crate::shard::{Progress, Shard, TICK_MICROS};
+use crate::shard::{Progress, Shard};
 
 /// The kernel interface of the shards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,8 +105,7 @@ pub struct ShardParts {
     pub ring: ShardEnd,
     pub bell: Arc<Bell>,
     pub listeners: Vec<Place>,
-    /// How long a drain may take.
-    pub drain: Duration,
+    pub drain: Arc<Drain>,
 }
 
 /// A shard from its first connection to the end of its drain.
@@ -141,7 +139,7 @@ pub async fn run_shard(parts: ShardParts, may_serve: impl FnOnce() -> bool) -> i
         monoio::spawn(accept_all(core.clone(), listener.clone()));
     }
     monoio::spawn(turns(core.clone(), sleeper, yielder));
-    sweep_and_drain(core, listeners, parts.drain).await;
+    sweep_and_drain(core, listeners, &parts.drain).await;
     Ok(())
 }
 
@@ -164,43 +162,5 @@ async fn turns(core: SharedCore, sleeper: Sleeper, yielder: Yielder) {
             }
         }
         sleeper.wait(|| core.borrow().has_work()).await;
-    }
-}
-
-/// The sweep each tick; once the server drains, closes everybody at a pace, and returns when nobody is left or time is up.
-async fn sweep_and_drain(core: SharedCore, listeners: Vec<Rc<Listener>>, drain: Duration) {
-    let tick = Duration::from_micros(TICK_MICROS);
-    let mut ticks_left = None;
-    loop {
-        monoio::time::sleep(tick).await;
-        enter(&core, Core::sweep);
-        if !core.borrow().shard.is_draining() {
-            continue;
-        }
-        let left = match ticks_left {
-            Some(left) => left,
-            None => {
-                for listener in &listeners {
-                    listener.close(&core);
-                }
-                // The last second is for Close frames to be answered.
-                (drain.saturating_sub(Duration::from_secs(1)).as_micros() / tick.as_micros()).max(1) as usize
-                    + 10
-            }
-        };
-        if core.borrow().shard.connections_len() == 0 || left == 0 {
-            return;
-        }
-        ticks_left = Some(left - 1);
-        close_share(&core, left.saturating_sub(10).max(1));
-    }
-}
-
-/// Closes as many connections as must go in this tick for all of them to be gone in `ticks`.
-fn close_share(core: &SharedCore, ticks: usize) {
-    let ids = core.borrow().open_ids();
-    let share = ids.len().div_ceil(ticks);
-    for id in ids.into_iter().take(share) {
-        enter(core, |core| core.close(id, CloseReason::GoingAway));
     }
 }

@@ -11,6 +11,7 @@ use domains::Registry;
 use rustix::process::{Resource, getrlimit};
 
 use super::connection::Clock;
+use super::drain::Drain;
 use super::listener::{Place, Sharing, bind, bind_first, is_shared_by_somebody};
 use super::notice::{Journal, noticed};
 use super::passed::Passed;
@@ -159,6 +160,7 @@ impl Server {
         let config = &passed.applied_to(config);
         let (driver, no_io_uring) = choose(config.driver)?;
         let (cores, relay_core) = plan_cores(config)?;
+        let is_passed = !passed.listen.is_empty();
         let (listen, admin, sockets) = place_all(config, passed, cores.len())?;
         let loopback_only = listen.iter().chain(&admin).all(|address| address.ip().is_loopback());
         let metrics = Arc::new(Metrics::new(cores.len(), identity(config, driver), config.plain_metrics));
@@ -173,6 +175,9 @@ impl Server {
         let clock = Clock::start();
         let relay_bell = Bell::new().map_err(thread_error("relay"))?;
         let shards_left = Arc::new(AtomicUsize::new(cores.len()));
+        // The queue of a passed socket is there for the next process, whoever starts it.
+        let addresses = if is_passed { Vec::new() } else { listen.clone() };
+        let drain = Arc::new(Drain::new(config.drain, cores.len(), addresses));
         let mut relay_ends = Vec::new();
         let mut parts = Vec::new();
         for (index, listeners) in sockets.into_iter().enumerate() {
@@ -189,7 +194,7 @@ impl Server {
                 ring,
                 bell,
                 listeners,
-                drain: config.drain,
+                drain: drain.clone(),
             });
         }
         let relay = RelayParts {

@@ -541,7 +541,8 @@ impl Shard {
         self.book_input(id);
         self.resume(id, PAUSED_BY_ANSWER);
         if self.setup.is_draining() {
-            self.close(id, CloseReason::GoingAway, wire, now);
+            let farewell = self.setup.farewell();
+            self.close(id, farewell, wire, now);
         }
     }
 
