@@ -103,6 +103,9 @@ fn publishing_over_http_reaches_the_room(driver: Driver) {
         assert_eq!(client.next_text(), format!("line {number}"));
     }
     assert_eq!(server.post("/publish?room=empty", b"to nobody").status, 200);
+    assert_eq!(server.post("/publish?room=empty", b"").status, 200);
+    let unsaid = http::request(server.address(), "POST", "/publish?room=empty", &[]).expect("an answer");
+    assert_eq!(unsaid.status, 411, "{unsaid:?}");
     assert_eq!(server.post("/publish", b"nowhere").status, 400);
     assert_eq!(server.post("/publish?room=", b"nowhere").status, 400);
     let refused = server.get("/publish?room=lobby");

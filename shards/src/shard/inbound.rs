@@ -436,6 +436,11 @@ impl Shard {
             return Err(HttpError::new(405, message).with_fields(&[("Allow", "POST")]));
         }
         let listener = self.admitted(id, head)?;
+        if head.content_length().is_none() {
+            let message =
+                "Content-Length is missing: send it with the message as the body, 0 for an empty message";
+            return Err(HttpError::new(411, message));
+        }
         let query = |name: &str| head.query_value(name);
         let room = self.setup.routes.room_to_publish(listener, joining_path, query).map_err(route_error)?;
         let room: Arc<str> = room.into();
