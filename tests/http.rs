@@ -121,6 +121,20 @@ fn publishing_over_http_reaches_the_room(driver: Driver) {
 }
 
 #[test]
+fn a_page_that_dns_rebinding_brought_here_joins_and_publishes_nothing() {
+    let server = Server::builder().start();
+    let port = server.address().port();
+    let upgrade = |host: &str| {
+        let request = wire::upgrade(host, "/ws?room=lobby");
+        let origin = format!("\r\nOrigin: http://{host}\r\nUpgrade");
+        let request = request.replacen("\r\nUpgrade", &origin, 1);
+        http::exchange(server.address(), request.as_bytes()).expect("an answer").status
+    };
+    assert_eq!(upgrade(&format!("evil.example:{port}")), 403);
+    assert_eq!(upgrade(&format!("127.0.0.1:{port}")), 101);
+}
+
+#[test]
 fn without_a_key_only_this_machine_may_publish() {
     let server = Server::builder().start();
     for (who, headers, status) in [

@@ -56,6 +56,26 @@ impl Gate {
         if self.key.is_some() { self.admits(head) } else { Ok(()) }
     }
 
+    /// Lets a page open a WebSocket: by [`origin_allowed`], and where that asks for the same host, on a server that listens on
+    /// loopback only, the host must be a loopback one.
+    ///
+    /// A page of another site whose name was made to resolve to 127.0.0.1 (DNS rebinding) is its own origin and names itself
+    /// as Host. A proxy on this machine passes such a pair on in good faith, and says so by the fields that proxies add; no
+    /// page can add them to a WebSocket.
+    ///
+    /// # Errors
+    /// 403; the sentence says what to do.
+    pub fn admits_page(&self, origins: &Origins, head: &Head<'_>) -> Result<(), HttpError> {
+        if !origin_allowed(origins, head.origin(), head.host()) {
+            return Err(HttpError::new(403, ORIGIN_IS_NOT_ALLOWED));
+        }
+        let is_trusted = *origins != Origins::SameHost || !self.loopback_only || head.forwarded();
+        if head.origin().is_none() || is_trusted || names_loopback(head) {
+            return Ok(());
+        }
+        Err(HttpError::new(403, PAGE_IS_NOT_LOCAL))
+    }
+
     /// Lets the request of `head` in.
     ///
     /// # Errors
@@ -121,7 +141,7 @@ fn comes_from_this_machine(head: &Head<'_>) -> Result<(), HttpError> {
     }
     // A page of another site whose name was made to resolve to 127.0.0.1 (DNS rebinding) is its own origin, so Origin
     // proves nothing; but then Host is that site's name.
-    if !Authority::parse(head.host()).is_some_and(|host| host.is_loopback()) {
+    if !names_loopback(head) {
         return Err(HttpError::new(403, HOST_IS_NOT_LOCAL));
     }
     // Browsers send Origin with every POST, and Sec-Fetch-Site with every request to a trustworthy address. "same-site" is
@@ -132,6 +152,11 @@ fn comes_from_this_machine(head: &Head<'_>) -> Result<(), HttpError> {
         return Err(HttpError::new(403, PAGE_OF_ANOTHER_ORIGIN));
     }
     Ok(())
+}
+
+/// Whether the Host field is a name or address of this machine's loopback.
+fn names_loopback(head: &Head<'_>) -> bool {
+    Authority::parse(head.host()).is_some_and(|host| host.is_loopback())
 }
 
 /// Whether host and port of `origin`, an http or https one, are those of the Host field.
@@ -182,6 +207,10 @@ impl<'a> Origin<'a> {
     }
 }
 
+const ORIGIN_IS_NOT_ALLOWED: &str = "this origin may not connect: add it to `origins` in the configuration";
+const PAGE_IS_NOT_LOCAL: &str = "the Host field names another machine, and this server listens on its own only: ask for \
+     localhost or 127.0.0.1, add the page's origin to `origins` in the configuration, or let the proxy before it send \
+     X-Forwarded-For";
 const KEY_IS_DUE: &str =
     "the key of --api-key-file is missing or wrong: send `Authorization: Bearer KEY` or `X-API-Key: KEY`";
 const NO_KEY_IS_CONFIGURED: &str = "this needs a key, as the server can be reached from other machines, and none is \
@@ -374,6 +403,31 @@ mod tests {
         }
         let own_page = "Host: localhost:8080\r\nOrigin: http://localhost:8080\r\nSec-Fetch-Site: same-origin";
         assert_eq!(refusal(&gate, own_page), None);
+    }
+
+    #[test]
+    fn a_page_whose_name_was_made_to_resolve_to_loopback_may_not_connect() {
+        let refusal = |gate: &Gate, origins: &Origins, fields: &str| {
+            let octets = format!("GET /ws?room=a HTTP/1.1\r\n{fields}\r\n\r\n");
+            let head = parse(octets.as_bytes()).unwrap().expect("a whole head");
+            gate.admits_page(origins, &head).err().map(|error| error.status)
+        };
+        let (local, public) = (Gate::new(None, true), Gate::new(None, false));
+        let rebound = "Host: evil.test:8080\r\nOrigin: http://evil.test:8080";
+        for origins in [Origins::SameHost, list(&["http://app.test"])] {
+            assert_eq!(refusal(&local, &origins, rebound), Some(403), "{origins:?}");
+        }
+        for (gate, origins, fields) in [
+            (&local, Origins::SameHost, "Host: localhost:8080\r\nOrigin: http://localhost:8080"),
+            (&local, Origins::SameHost, "Host: [::1]:8080\r\nOrigin: http://[::1]:8080"),
+            (&local, Origins::SameHost, "Host: evil.test"),
+            (&local, Origins::SameHost, "Host: a.test\r\nOrigin: https://a.test\r\nX-Forwarded-For: 1.2.3.4"),
+            (&local, list(&["http://evil.test:8080"]), rebound),
+            (&local, Origins::Any, rebound),
+            (&public, Origins::SameHost, rebound),
+        ] {
+            assert_eq!(refusal(gate, &origins, fields), None, "{fields:?}");
+        }
     }
 
     #[test]

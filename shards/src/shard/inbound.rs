@@ -7,7 +7,6 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::{Action, Connection, Micros, PAUSED_BY_ANSWER, PAUSED_BY_UP, Pending, Phase, Shard, Wire};
-use crate::auth::origin_allowed;
 use crate::close::CloseReason;
 use crate::command::{ConnectionId, Ledger, Outcome, Publish, Up};
 use crate::config::{self, Dialect, Health};
@@ -475,10 +474,7 @@ impl Shard {
             self.setup.gate.admits_handshake(head)?;
         }
         let key = head.websocket_key()?;
-        if !origin_allowed(&self.setup.origins, head.origin(), head.host()) {
-            let message = "this origin may not connect: add it to `origins` in the configuration";
-            return Err(HttpError::new(403, message));
-        }
+        self.setup.gate.admits_page(&self.setup.origins, head)?;
         let mut reply = Vec::with_capacity(160);
         request::switching_protocols(&key, None, &mut reply);
         Ok(Verdict::Upgrade(Box::new(Upgrade {
