@@ -37,6 +37,16 @@ impl Failure {
         Self::new(CONFIG, sentence)
     }
 
+    /// A file of the configuration that can't be used: `sentence` and what the kernel said. 77 where its mode is to blame.
+    pub fn file(sentence: impl fmt::Display, error: &std::io::Error) -> Self {
+        match error.kind() {
+            ErrorKind::PermissionDenied => {
+                Self::new(NO_PERMISSION, format!("{sentence}: {error}; change its mode or its owner"))
+            }
+            _ => Self::config(format!("{sentence}: {error}")),
+        }
+    }
+
     /// A fault of the command line.
     pub fn usage(sentence: impl Into<String>) -> Self {
         Self::new(USAGE, sentence)

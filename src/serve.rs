@@ -49,10 +49,11 @@ pub fn run(config: Config, warnings: Vec<Warning>, passed: Passed) -> anyhow::Re
     }
     let domains = domains_of(&config)?;
     let server = Server::start(&config, key, domains, passed).map_err(start_failure)?;
-    announce(&config, &server);
+    // Before anybody is told that it serves.
     if let Some(path) = &config.ports_file {
         write_ports_file(path, &server)?;
     }
+    announce(&config, &server);
     manager.ready(&status(&server));
     let ended = serve(server, &config, &signals, &mut manager);
     remove_ports_file(&config);
@@ -195,7 +196,7 @@ fn announce(config: &Config, server: &Server) {
 }
 
 /// Written beside its place and renamed, so that whoever reads it reads all of it.
-fn write_ports_file(path: &Path, server: &Server) -> anyhow::Result<()> {
+fn write_ports_file(path: &Path, server: &Server) -> Result<(), Failure> {
     let content = serde_json::json!({
         "pid": std::process::id(),
         "listen": server.listen.first().map(ToString::to_string),
@@ -205,7 +206,7 @@ fn write_ports_file(path: &Path, server: &Server) -> anyhow::Result<()> {
     let beside = path.with_extension(format!("{}.new", std::process::id()));
     fs::write(&beside, format!("{content}\n"))
         .and_then(|()| fs::rename(&beside, path))
-        .with_context(|| format!("can't write the ports file {}", path.display()))
+        .map_err(|error| Failure::file(format!("can't write the ports file {}", path.display()), &error))
 }
 
 /// A ports file that is left behind names a server that is gone.
@@ -219,12 +220,25 @@ fn remove_ports_file(config: &Config) {
 }
 
 fn read_key(path: &Path) -> anyhow::Result<String> {
-    let text =
-        fs::read_to_string(path).with_context(|| format!("can't read the key file {}", path.display()))?;
+    let name = path.display();
+    let bytes =
+        fs::read(path).map_err(|error| Failure::file(format!("can't read the key file {name}"), &error))?;
+    let refused = |found: &str| {
+        Failure::config(format!(
+            "the key file {name} {found}, due one line with the key, which fits a header field"
+        ))
+    };
+    let text = String::from_utf8(bytes).map_err(|_| refused("holds bytes that are not UTF-8"))?;
     let key = text.trim();
     if key.is_empty() {
-        let sentence = format!("the key file {} is empty: put one line with the key into it", path.display());
-        return Err(Failure { code: exit::CONFIG, sentence }.into());
+        return Err(refused("is empty").into());
+    }
+    // No request could present such a key, so that everybody would be refused.
+    if key.contains('\n') {
+        return Err(refused("holds several lines").into());
+    }
+    if key.chars().any(char::is_control) {
+        return Err(refused("holds a control character").into());
     }
     if fs::metadata(path).is_ok_and(|metadata| metadata.mode() & 0o004 != 0) {
         tracing::warn!(path = %path.display(), "every user of this machine can read the key file: chmod o-r");

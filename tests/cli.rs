@@ -167,6 +167,36 @@ fn a_port_in_use_is_73_and_named() {
 }
 
 #[test]
+fn a_key_file_that_no_request_could_fit_is_78() {
+    let scratch = Scratch::new();
+    for (content, found) in [
+        (&b"one\ntwo\n"[..], "several lines"),
+        (b"a\x07b", "a control character"),
+        (b"\xff", "not UTF-8"),
+        (b" \n", "empty"),
+    ] {
+        let file = scratch.path("key");
+        std::fs::write(&file, content).expect("a scratch directory takes files");
+        let finished =
+            Server::builder().arg("--api-key-file").arg(file.to_str().expect("UTF-8")).start_in_vain();
+        assert_eq!(finished.code(), Some(78), "{finished:?}");
+        assert!(finished.stderr.contains(found) && finished.stderr.contains("due one line"), "{finished:?}");
+    }
+}
+
+#[test]
+fn a_file_that_is_not_there_is_78_before_anybody_is_told_that_it_serves() {
+    for flag in ["--api-key-file", "--ports-file"] {
+        let mut command = program::command();
+        command.args(["serve", "--listen", "127.0.0.1:0", flag, "/nonexistent/corecast/file"]);
+        let finished = program::finish(command, Default::default());
+        assert_eq!(finished.code(), Some(78), "{flag}: {finished:?}");
+        let said = &finished.stderr;
+        assert!(said.contains("/nonexistent/corecast/file") && !said.contains("serves"), "{flag}: {said}");
+    }
+}
+
+#[test]
 fn every_address_means_those_of_ipv4_where_there_is_no_ipv6() {
     let every_address = "[::]:0".parse().expect("an address");
     for has_ipv6 in [true, false] {
