@@ -192,6 +192,16 @@ pub const SLOW_GRACE: Duration = Duration::from_secs(1);
 pub const SLOW_BURST_FACTOR: u64 = 2;
 /// Commands that may wait for space on a shard's ring to the relay before connections that publish are not read.
 pub const UP_BACKLOG_MAX: usize = 1024;
+/// Last values of different keys that wait for Redis, each for at most its time-out, and their bytes. Over either bound a value
+/// of another key is given up: `corecast_last_values_given_up_total`.
+pub const LAST_VALUE_KEYS_MAX: usize = 65_536;
+/// See [`LAST_VALUE_KEYS_MAX`].
+pub const LAST_VALUE_BYTES_MAX: usize = 16 * MIB;
+/// Writes of last values under way to Redis. 1,024 of them in a round trip of 1 ms are a million a second; what a Redis that
+/// stands still gets too late is no more than these.
+pub const LAST_VALUE_WRITES_MAX: usize = 1024;
+/// Newcomers that wait for a last value. Over it they get none: `corecast_warms_unanswered_total`.
+pub const WARMS_WAITING_MAX: usize = 65_536;
 /// Bytes of a publication's `type`; longer ones are cut.
 pub const KIND_BYTES_MAX: usize = 255;
 /// Rooms, and users, that `/admin/stats` lists: without `?limit=`, and at most. Above: 400.

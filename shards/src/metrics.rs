@@ -151,6 +151,20 @@ label! {
     }
 }
 
+label! {
+    /// Why a last value was not written.
+    GivenUp {
+        /// Redis was away, or went.
+        BrokerDown = "broker_down",
+        /// It could not be handed to the connection in its time.
+        Timeout = "timeout",
+        /// Too many, or too many bytes, waited.
+        Bound = "bound",
+        /// Redis answered with an error, or its connection took no more.
+        BrokerError = "broker_error",
+    }
+}
+
 impl Label for CloseReason {
     const ALL: &'static [Self] = &CloseReason::ALL;
     fn index(self) -> usize {
@@ -281,6 +295,12 @@ table! {
         broker_breaks: Number, "counter", "corecast_broker_breaks_total", "Times the broker's subscription broke.";
         publishes_sent: Number, "counter", "corecast_broker_publishes_total", "Publications sent to the broker.";
         publishes_local: Number, "counter", "corecast_local_deliveries_total", "Own publications delivered locally because the broker's subscription was broken.";
+        last_values_written: Number, "counter", "corecast_last_values_written_total", "Last values that Redis holds for newcomers since.";
+        last_values_conflated: Number, "counter", "corecast_last_values_conflated_total", "Last values not written because a newer one of their key came first.";
+        last_values_given_up: By<GivenUp>, "counter", "corecast_last_values_given_up_total", "Last values not written, by reason.";
+        warm_hits: Number, "counter", "corecast_warm_hits_total", "Newcomers for whose room Redis held a last value.";
+        warm_misses: Number, "counter", "corecast_warm_misses_total", "Newcomers for whose room Redis held none.";
+        warms_unanswered: Number, "counter", "corecast_warms_unanswered_total", "Newcomers that were not told a last value because Redis was away or too many waited.";
         echoes_ignored: Number, "counter", "corecast_echoes_ignored_total", "Own publications that came back from the broker naming this node as their origin.";
         echoes_missing: Number, "counter", "corecast_echoes_missing_total", "Own publications that Redis took and did not return.";
     }

@@ -30,12 +30,14 @@ use crate::setup::Setup;
 use crate::shard::{Micros, ticks_in};
 
 mod arrival;
+mod last_value;
 mod own;
 mod surveys;
 #[cfg(test)]
 mod tests;
 
 use arrival::Arrival;
+use last_value::LastValues;
 use own::Own;
 pub use own::PublishFailure;
 
@@ -63,6 +65,20 @@ pub enum BrokerCommand {
         channel: Box<[u8]>,
         /// What, in the form of its source.
         payload: Bytes,
+    },
+    /// Write a last value; [`Relay::kept`] follows.
+    Keep {
+        /// Key in Redis.
+        key: Box<str>,
+        /// What it holds.
+        value: Bytes,
+        /// Its time to live.
+        ttl_millis: u64,
+    },
+    /// Read a last value; [`Relay::fetched`] follows.
+    Fetch {
+        /// Key in Redis.
+        key: Box<str>,
     },
 }
 
@@ -161,6 +177,7 @@ pub struct Relay {
     instance_id: Box<str>,
     /// The labels used last.
     labels: Vec<Arc<Label>>,
+    last_values: LastValues,
     own: Own,
     /// Rooms that wait for a confirmation.
     waiting: Vec<(u32, u16)>,
@@ -192,6 +209,7 @@ impl Relay {
             incarnations: 0,
             instance_id: format!("{}-{epoch_seed:04x}", setup.routes.node_id()).into(),
             labels: Vec::new(),
+            last_values: LastValues::default(),
             own: Own::default(),
             waiting: Vec::new(),
             idle: BinaryHeap::new(),
@@ -218,7 +236,7 @@ impl Relay {
             Up::Join { slot, name } => self.join(Interest { shard, slot }, name, outlet),
             Up::Leave { slot, name } => self.leave(Interest { shard, slot }, &name, now),
             Up::Publish(publish) => self.publish(*publish, outlet, now),
-            Up::Warm(_) => {}
+            Up::Warm(warm) => self.warm(*warm),
             Up::Ask { from } => self.ask(from, outlet),
             Up::Answer { question, ledger } => self.answer(question, &ledger, outlet),
             Up::Survey { from, wanted } => self.survey(from, wanted, outlet),
@@ -310,6 +328,7 @@ impl Relay {
 
     /// Forgets rooms that nobody reads and whose time is up. Call it every tick or so.
     pub fn sweep(&mut self, outlet: &mut impl Outlet, now: Micros) {
+        self.write_last_values(now);
         let tick = now.ticks();
         while let Some(Reverse((_, index, generation))) =
             self.idle.peek().copied().filter(|Reverse((due, ..))| *due <= tick)
@@ -611,6 +630,7 @@ impl Relay {
                 self.admit_waiting(index, outlet);
             }
         }
+        self.forget_last_values();
         self.deliver_unreturned(outlet);
     }
 

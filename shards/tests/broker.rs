@@ -36,6 +36,8 @@ enum Told {
     Refused(String),
     Message { pattern: Option<String>, channel: String, payload: Vec<u8> },
     Published(u64, Result<u64, PublishError>),
+    Kept(String, bool),
+    Fetched(String, Option<Vec<u8>>),
     ProbeSent(u64),
     Probe(u64),
 }
@@ -103,6 +105,12 @@ impl BrokerEvents for Recorder {
     }
     fn published(&mut self, token: u64, result: Result<u64, PublishError>) {
         self.tell(Told::Published(token, result));
+    }
+    fn kept(&mut self, key: &str, is_kept: bool) {
+        self.tell(Told::Kept(key.into(), is_kept));
+    }
+    fn fetched(&mut self, key: &str, value: Option<&[u8]>) {
+        self.tell(Told::Fetched(key.into(), value.map(<[u8]>::to_vec)));
     }
     fn probe_sent(&mut self, number: u64) {
         self.tell(Told::ProbeSent(number));
@@ -220,6 +228,72 @@ fn publications_come_back_by_pattern_and_by_exact_channel() {
             })
             .await;
         assert_eq!(fixture.link.counters().publishes_refused, 1);
+        fixture.stop().await;
+    });
+}
+
+#[test]
+fn values_are_kept_for_their_time_and_read_back_in_order() {
+    on_both_drivers(async || {
+        let redis = Redis::start(&[]);
+        let fixture = Fixture::start(tcp(redis.port), &["room:*"], &[]);
+        assert_eq!(fixture.link.keep("last:a", b"1", 30_000), Err(Refused::Down));
+        assert_eq!(fixture.link.fetch("last:a"), Err(Refused::Down));
+        fixture.up().await;
+        fixture.link.fetch("last:a").expect("the link is up");
+        fixture.link.keep("last:a", b"{\"price\": 60214.30}", 30_000).expect("the link is up");
+        fixture.round_trip("room:a", b"in between").await;
+        fixture.link.fetch("last:a").expect("the link is up");
+        fixture.link.keep("last:b", b"short", 1).expect("the link is up");
+        let fetched =
+            |key: &str, value: Option<&[u8]>| Told::Fetched(key.to_owned(), value.map(<[u8]>::to_vec));
+        let is_told = |wanted: Told| move |told: &Recorder| told.count(|told| *told == wanted) == 1;
+        fixture.until("nothing was there at first", is_told(fetched("last:a", None))).await;
+        let value: &[u8] = b"{\"price\": 60214.30}";
+        fixture.until("the value is read back", is_told(fetched("last:a", Some(value)))).await;
+        fixture.until("both are kept", is_told(Told::Kept("last:b".to_owned(), true))).await;
+        let left: i64 =
+            redis.command(&[b"PTTL", b"last:a"]).trim_matches([':', '\r', '\n']).parse().expect("ms");
+        assert!((1..=30_000).contains(&left), "{left} ms left of 30 s");
+        fixture
+            .until_link("the short one has ended", |_| redis.command(&[b"EXISTS", b"last:b"]) == ":0\r\n")
+            .await;
+        fixture.stop().await;
+    });
+}
+
+#[test]
+fn a_key_of_another_type_or_too_long_a_value_is_none_and_costs_nobody_the_link() {
+    on_both_drivers(async || {
+        let redis = Redis::start(&[]);
+        redis.command(&[b"LPUSH", b"last:list", b"x"]);
+        // One SETRANGE makes 20 MiB without sending them.
+        redis.command(&[b"SETRANGE", b"last:large", b"20971520", b"x"]);
+        let fixture = Fixture::start(tcp(redis.port), &["room:*"], &[]);
+        fixture.up().await;
+        fixture.link.fetch("last:list").expect("the link is up");
+        fixture.link.fetch("last:large").expect("the link is up");
+        for key in ["last:list", "last:large"] {
+            let wanted = Told::Fetched(key.to_owned(), None);
+            fixture.until("it is none", |told| told.count(|told| *told == wanted) == 1).await;
+        }
+        fixture.round_trip("room:a", b"after them").await;
+        assert_eq!(fixture.recorder.borrow().downs(), 0);
+        fixture.stop().await;
+    });
+}
+
+#[test]
+fn a_server_that_takes_no_writes_refuses_values_and_nothing_else() {
+    on_both_drivers(async || {
+        let redis = Redis::start(&[]);
+        redis.command(&[b"CONFIG", b"SET", b"maxmemory", b"1"]);
+        let fixture = Fixture::start(tcp(redis.port), &["room:*"], &[]);
+        fixture.up().await;
+        fixture.link.keep("last:a", b"1", 30_000).expect("the link is up");
+        let wanted = Told::Kept("last:a".to_owned(), false);
+        fixture.until("the value is refused", |told| told.count(|told| *told == wanted) == 1).await;
+        fixture.round_trip("room:a", b"goes on").await;
         fixture.stop().await;
     });
 }
@@ -580,6 +654,8 @@ impl BrokerEvents for Reentrant {
             link.unsubscribe(b"user:bob");
         }
     }
+    fn kept(&mut self, _: &str, _: bool) {}
+    fn fetched(&mut self, _: &str, _: Option<&[u8]>) {}
     fn probe_sent(&mut self, _: u64) {
         self.use_link();
     }

@@ -59,6 +59,10 @@ pub trait BrokerEvents {
     fn message(&mut self, pattern: Option<&[u8]>, channel: &[u8], payload: &[u8]);
     /// Redis answered a publication (number of its connections that received it), or never will.
     fn published(&mut self, token: u64, result: Result<u64, PublishError>);
+    /// Redis answered a [`BrokerLink::keep`]. Not called where the connection ended first; [`down`](Self::down) was then.
+    fn kept(&mut self, key: &str, is_kept: bool);
+    /// Redis answered a [`BrokerLink::fetch`]: a value, or that there is none. Not called where the connection ended first.
+    fn fetched(&mut self, key: &str, value: Option<&[u8]>);
     /// Probe `number` is on its way, behind every publication accepted before this call and ahead of every later one.
     fn probe_sent(&mut self, number: u64);
     /// A fence: every PUBLISH that was written before probe `number` has come back, if it ever will.
@@ -116,6 +120,32 @@ impl BrokerLink {
         let result =
             if inner.is_up { inner.commander.publish(channel, payload, token) } else { Err(Refused::Down) };
         inner.counters.publishes_refused += u64::from(result.is_err());
+        drop(inner);
+        if result.is_ok() {
+            self.link.commander_wake.notify();
+        }
+        result
+    }
+
+    /// Writes a value that lives for `ttl_millis`; [`BrokerEvents::kept`] answers.
+    ///
+    /// # Errors
+    /// [`Refused::Down`]; then there is no answer.
+    pub fn keep(&self, key: &str, value: &[u8], ttl_millis: u64) -> Result<(), Refused> {
+        self.command(|commander| commander.keep(key, value, ttl_millis))
+    }
+
+    /// Asks for a value; [`BrokerEvents::fetched`] answers.
+    ///
+    /// # Errors
+    /// [`Refused::Down`]; then there is no answer.
+    pub fn fetch(&self, key: &str) -> Result<(), Refused> {
+        self.command(|commander| commander.fetch(key))
+    }
+
+    fn command(&self, queue: impl FnOnce(&mut Commander) -> Result<(), Refused>) -> Result<(), Refused> {
+        let mut inner = self.link.inner.borrow_mut();
+        let result = if inner.is_up { queue(&mut inner.commander) } else { Err(Refused::Down) };
         drop(inner);
         if result.is_ok() {
             self.link.commander_wake.notify();
@@ -184,6 +214,7 @@ pub fn start<E: BrokerEvents + 'static>(
             is_stopped: false,
             ended: None,
             last_reason: String::new(),
+            last_value_fault: None,
             counters: BrokerCounters::default(),
             inbox_bytes: [0; 2],
         }),
@@ -214,9 +245,26 @@ struct Inner {
     /// Why the current connections are of no use any more; the first reason counts.
     ended: Option<String>,
     last_reason: String,
+    /// What Redis last said against a last value, until it takes one again.
+    last_value_fault: Option<String>,
     counters: BrokerCounters,
     /// Capacity of the receive buffers: subscriber, commander.
     inbox_bytes: [usize; 2],
+}
+
+impl Inner {
+    /// One line per change: a Redis that takes no values would say so thousands of times a second.
+    fn note_last_value(&mut self, error: Option<&SessionError>) {
+        let fault = error.map(ToString::to_string);
+        match (&fault, &self.last_value_fault) {
+            (Some(fault), before) if before.as_ref() != Some(fault) => {
+                tracing::warn!(reason = %fault, "a last value could not be kept or read; newcomers wait for the next event");
+            }
+            (None, Some(_)) => tracing::info!("redis keeps last values again"),
+            _ => {}
+        }
+        self.last_value_fault = fault;
+    }
 }
 
 impl Link {
@@ -546,15 +594,29 @@ impl<E: BrokerEvents> Reader for CommanderReader<E> {
         let mut inner = self.link.inner.borrow_mut();
         let event = match received {
             Received::Frame(bytes) => inner.commander.handle_frame(bytes)?,
-            Received::TooBig { bytes } => return Err(inner.commander.handle_too_big(bytes)),
+            Received::TooBig { bytes } => inner.commander.handle_too_big(bytes)?,
         };
-        if let Some(CommanderEvent::Published { token, result }) = event {
-            inner.counters.publishes_failed += u64::from(result.is_err());
-            drop(inner);
-            self.events.borrow_mut().published(token, result);
-            return Ok(());
+        match event {
+            Some(CommanderEvent::Published { token, result }) => {
+                inner.counters.publishes_failed += u64::from(result.is_err());
+                drop(inner);
+                self.events.borrow_mut().published(token, result);
+                return Ok(());
+            }
+            Some(CommanderEvent::Kept { key, result }) => {
+                inner.note_last_value(result.as_ref().err());
+                drop(inner);
+                self.events.borrow_mut().kept(&key, result.is_ok());
+                return Ok(());
+            }
+            Some(CommanderEvent::Fetched { key, result }) => {
+                inner.note_last_value(result.as_ref().err());
+                drop(inner);
+                self.events.borrow_mut().fetched(&key, result.ok().flatten().as_deref());
+                return Ok(());
+            }
+            None => drop(inner),
         }
-        drop(inner);
         // The handshake has another command to send, or is done.
         self.link.commander_wake.notify();
         start_probing(&self.link, now);

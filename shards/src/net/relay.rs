@@ -95,6 +95,16 @@ impl Driver {
                     }
                 }
                 BrokerCommand::Unsubscribe(channel) => link.unsubscribe(&channel),
+                BrokerCommand::Keep { key, value, ttl_millis } => {
+                    if link.keep(&key, &value, ttl_millis).is_err() {
+                        self.relay.kept(&key, false, self.clock.now());
+                    }
+                }
+                BrokerCommand::Fetch { key } => {
+                    if link.fetch(&key).is_err() {
+                        self.relay.fetched(&key, None, &mut self.rings);
+                    }
+                }
                 BrokerCommand::Publish { token, channel, payload } => {
                     if link.publish(&channel, &payload, token).is_err() {
                         self.relay.published(token, Err(PublishFailure::Busy), &mut self.rings);
@@ -142,6 +152,15 @@ impl BrokerEvents for Driver {
             PublishError::Rejected(_) => PublishFailure::Refused,
         });
         self.relay.published(token, result, &mut self.rings);
+    }
+
+    fn kept(&mut self, key: &str, is_kept: bool) {
+        let now = self.clock.now();
+        self.relay.kept(key, is_kept, now);
+    }
+
+    fn fetched(&mut self, key: &str, value: Option<&[u8]>) {
+        self.relay.fetched(key, value, &mut self.rings);
     }
 
     fn probe_sent(&mut self, number: u64) {

@@ -40,6 +40,20 @@ pub enum CommanderEvent {
         /// How many connections to this Redis server received it (no proof that nobody else did), or why it was refused.
         result: Result<u64, PublishError>,
     },
+    /// Redis answered a [`Commander::keep`].
+    Kept {
+        /// As it was given.
+        key: Box<str>,
+        /// Whether Redis holds the value.
+        result: Result<(), SessionError>,
+    },
+    /// Redis answered a [`Commander::fetch`].
+    Fetched {
+        /// As it was given.
+        key: Box<str>,
+        /// The value, or that there is none.
+        result: Result<Option<bytes::Bytes>, SessionError>,
+    },
 }
 
 /// Why a publication has no answer from Redis, or a bad one.
@@ -79,6 +93,12 @@ enum Command {
         at: u64,
     },
     Probe,
+    Keep {
+        key: Box<str>,
+    },
+    Fetch {
+        key: Box<str>,
+    },
 }
 
 /// When probes go out, and which are out.
@@ -127,7 +147,7 @@ impl Commander {
             .into_iter()
             .filter_map(|command| match command {
                 Command::Publish { token, at, .. } => Some((token, fate(at))),
-                Command::Probe => None,
+                Command::Probe | Command::Keep { .. } | Command::Fetch { .. } => None,
             })
             .collect();
         self.handshake.reset();
@@ -173,6 +193,35 @@ impl Commander {
         self.publish_bytes += bytes;
         self.inflight.push_back(Command::Publish { token, bytes, at: self.out.queued_bytes });
         self.out.push(&[b"PUBLISH", channel, payload]);
+        Ok(())
+    }
+
+    /// Queues the write of a value that lives for `ttl_millis`. [`Kept`](CommanderEvent::Kept) answers it, or nothing does
+    /// where the connection ends first. How many are under way is for the caller to bound.
+    ///
+    /// # Errors
+    /// [`Refused::Down`]; nothing was queued.
+    pub fn keep(&mut self, key: &str, value: &[u8], ttl_millis: u64) -> Result<(), Refused> {
+        if !self.is_ready() {
+            return Err(Refused::Down);
+        }
+        self.inflight.push_back(Command::Keep { key: key.into() });
+        // PX: milliseconds (Redis 2.6.12).
+        self.out.push(&[b"SET", key.as_bytes(), value, b"PX", ttl_millis.to_string().as_bytes()]);
+        Ok(())
+    }
+
+    /// Queues the question for a value. [`Fetched`](CommanderEvent::Fetched) answers it, or nothing does where the connection
+    /// ends first.
+    ///
+    /// # Errors
+    /// [`Refused::Down`]; nothing was queued.
+    pub fn fetch(&mut self, key: &str) -> Result<(), Refused> {
+        if !self.is_ready() {
+            return Err(Refused::Down);
+        }
+        self.inflight.push_back(Command::Fetch { key: key.into() });
+        self.out.push(&[b"GET", key.as_bytes()]);
         Ok(())
     }
 
@@ -265,13 +314,41 @@ impl Commander {
                 self.judge(&format!("PUBLISH {}", self.probe_channel), &self.probe_channel, reply)
                     .map(|_| None)
             }
+            Some(Command::Keep { key }) => {
+                let result = match reply {
+                    Value::Text(_) => Ok(()),
+                    Value::Error(text) => Err(self.refusal("SET", &key, text)),
+                    other => return Err(wrong_reply("SET", other, "OK")),
+                };
+                Ok(Some(CommanderEvent::Kept { key, result }))
+            }
+            Some(Command::Fetch { key }) => {
+                let result = match reply {
+                    Value::Text(value) => Ok(Some(bytes::Bytes::copy_from_slice(value))),
+                    Value::Null => Ok(None),
+                    Value::Error(text) => Err(self.refusal("GET", &key, text)),
+                    other => return Err(wrong_reply("GET", other, "a string or nothing")),
+                };
+                Ok(Some(CommanderEvent::Fetched { key, result }))
+            }
             None => Err(SessionError::Unasked(reply.describe())),
         }
     }
 
-    /// A frame that was too long and has been skipped: no reply that we ask for is long.
-    pub fn handle_too_big(&mut self, bytes: u64) -> SessionError {
-        SessionError::Unasked(format!("a reply of {bytes} bytes"))
+    /// A frame that was too long and has been skipped. A value may be that long, and is then none.
+    ///
+    /// # Errors
+    /// No other reply that we ask for is long.
+    pub fn handle_too_big(&mut self, bytes: u64) -> Result<Option<CommanderEvent>, SessionError> {
+        match self.inflight.pop_front_if(|command| matches!(command, Command::Fetch { .. })) {
+            Some(Command::Fetch { key }) => Ok(Some(CommanderEvent::Fetched { key, result: Ok(None) })),
+            _ => Err(SessionError::Unasked(format!("a reply of {bytes} bytes"))),
+        }
+    }
+
+    fn refusal(&self, command: &str, key: &str, text: &[u8]) -> SessionError {
+        let rule = format!("~{key} and +{}, for the user {}", command.to_ascii_lowercase(), self.user);
+        SessionError::from_reply(command, text, &rule)
     }
 
     fn put_back(&mut self, token: u64, bytes: usize) {
@@ -294,6 +371,10 @@ impl Commander {
             }),
         }
     }
+}
+
+fn wrong_reply(what: &str, found: Value<'_>, expected: &'static str) -> SessionError {
+    SessionError::WrongReply { what: what.to_owned(), found: found.describe(), expected }
 }
 
 #[cfg(test)]

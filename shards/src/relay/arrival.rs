@@ -62,7 +62,7 @@ impl Relay {
     }
 
     /// A label, shared with earlier publications of the same type. A type that is no name is cut.
-    fn label(&mut self, kind: &str, is_json: bool) -> Arc<Label> {
+    pub(super) fn label(&mut self, kind: &str, is_json: bool) -> Arc<Label> {
         let kind = &kind[..kind.floor_char_boundary(KIND_BYTES_MAX)];
         let known = self.labels.iter().find(|label| label.is_json == is_json && *label.kind == *kind);
         if let Some(label) = known {

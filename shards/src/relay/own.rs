@@ -101,7 +101,7 @@ impl Own {
 impl Relay {
     /// A client publishes: through the broker, or at once where there is none.
     pub(super) fn publish(&mut self, publish: Publish, outlet: &mut impl Outlet, now: Micros) {
-        let Publish { room, payload, from, user, except_sender, answer, label, keep: _ } = publish;
+        let Publish { room, payload, from, user, except_sender, answer, label, keep } = publish;
         let except = except_sender.then_some(from);
         let setup = Arc::clone(&self.setup);
         let answer_to = answer.then_some(from);
@@ -114,6 +114,9 @@ impl Relay {
         if payload.len() > PAYLOAD_BYTES_MAX {
             self.metrics().refused.add(RefuseReason::TooBig, 1);
             return self.answer_publish(answer_to, Outcome::Refused, outlet);
+        }
+        if let Some(key) = &keep {
+            self.keep_last(source, key, &payload, now);
         }
         let is_placed = setup.routes.own(source) == config::Own::Origin;
         if is_placed {

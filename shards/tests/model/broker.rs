@@ -97,6 +97,9 @@ impl Broker {
                     assert!(self.wanted.remove(&*channel), "unsubscribed what was not subscribed");
                     self.subscribe(channel.to_vec(), false);
                 }
+                BrokerCommand::Keep { .. } | BrokerCommand::Fetch { .. } => {
+                    panic!("no source of the model keeps last values: {command:?}")
+                }
                 BrokerCommand::Publish { token, channel, payload } => match self.connected {
                     true => self.requests.push_back(Request::Publish {
                         token,
