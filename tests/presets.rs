@@ -99,6 +99,32 @@ fn a_request_that_fits_two_conditions_is_refused_on_every_port() {
 }
 
 #[test]
+fn no_name_reaches_into_another_systems_rooms() {
+    let redis = Redis::start();
+    for names in ["event-fanout,workflow,backbone", "backbone,workflow,event-fanout"] {
+        let server = Server::builder().preset(names).redis(&redis).start();
+        let address = server.address();
+        let mut alice = Client::connect(address, "/workflow/ws?username=alice");
+        let mut speaker = Speaker::at(address, "/backbone/ws");
+        for space in ["workflow.user", "backbone", "event-fanout"] {
+            // U+001F is what stands between a space and a name inside the server.
+            let inside = format!("{space}\u{1f}alice");
+            assert_eq!(upgrade(address, &format!("/event-fanout/ws?room={space}%1Falice")).0, 400);
+            assert_eq!(upgrade(address, &format!("/workflow/ws?username={space}%1Falice")).0, 400);
+            assert_eq!(speaker.refused(&json!({ "type": "join", "room": inside }), "invalid"), "room");
+            redis.publish(&format!("room:{inside}"), "to a space");
+            redis.publish(&format!("workflow:events:{inside}"), "to a space");
+            redis.publish("chat:events", json!({ "room": inside, "data": "to a space" }).to_string());
+        }
+        redis.publish("workflow:events:alice", "for alice");
+        assert_eq!(alice.next_text(), "for alice", "{names}");
+        server.wait_metrics("each is refused and counted", |page| {
+            page.labelled("corecast_publications_refused_total", "reason", "bad_room") == 9.0
+        });
+    }
+}
+
+#[test]
 fn of_variables_that_disagree_the_higher_wins_and_a_warning_names_both() {
     let redis = Redis::start();
     let right = redis.address().to_string();

@@ -114,6 +114,10 @@ fn an_instance_whose_redis_never_was_routes_and_says_so() {
     assert_eq!(page.sum("corecast_broker_up"), 0.0);
     assert!(page.sum("corecast_local_deliveries_total") >= 2.0);
     server.wait_log("the log says it", |line| line.contains("WARN") && line.contains("redis"));
+    // Redis is no condition of its health.
+    for page in ["/health", "/healthz", "/livez", "/readyz"] {
+        assert_eq!(server.get(page).status, 200, "{page}");
+    }
 }
 
 #[test]
