@@ -257,6 +257,45 @@ fn a_connection_is_in_64_rooms_at_most_and_may_leave_one_for_another() {
 }
 
 #[test]
+fn joins_and_leaves_that_overtake_their_answers_end_where_the_last_one_says() {
+    let redis = Redis::start();
+    let server = backbone(&redis).shards(2).start();
+    let mut hasty = Speaker::consumer(server.address());
+    for room in 0..1000 {
+        for kind in ["join", "leave", "join", "join", "leave"] {
+            hasty.say(&json!({ "type": kind, "room": format!("r{room}") }));
+        }
+    }
+    hasty.say(&json!({ "type": "join", "room": "last" }));
+    let (mut left, mut inside) = (0, None);
+    loop {
+        let frame = hasty.hear();
+        match (frame["type"].as_str(), frame["room"].as_str()) {
+            (Some("joined"), Some("last")) => break,
+            (Some("joined"), Some(room)) => inside = Some(room.to_owned()),
+            (Some("left"), Some(_)) => (left, inside) = (left + 1, None),
+            _ => panic!("{frame}"),
+        }
+    }
+    // A leave is always answered, a join unless it was taken back before.
+    assert_eq!((left, inside), (2000, None));
+    for room in ["r0", "r999", "last"] {
+        redis.publish("chat:events", json!({ "room": room, "type": "note", "data": room }).to_string());
+    }
+    assert_eq!(hasty.hear_data("note", "last"), "last");
+    assert_eq!(server.metrics().sum("corecast_subscriptions"), 1.0);
+
+    // Whoever goes with joins unanswered leaves nothing behind.
+    for _ in 0..20 {
+        let mut hasty = Speaker::consumer(server.address());
+        (0..64).for_each(|room| hasty.say(&json!({ "type": "join", "room": format!("q{room}") })));
+    }
+    server.wait_metrics("all of them are out", |page| {
+        page.sum("corecast_websockets") == 1.0 && page.sum("corecast_subscriptions") == 1.0
+    });
+}
+
+#[test]
 fn ingestors_show_the_key_where_one_is_configured_and_consumers_never() {
     let scratch = Scratch::new();
     let key = scratch.write("key", "sesame\n");
