@@ -240,6 +240,33 @@ fn a_server_whose_domain_file_is_wrong_does_not_start() {
 }
 
 #[test]
+fn without_domains_ingestors_send_any_type_but_those_of_the_server() {
+    let server = Server::builder()
+        .config(
+            r#"
+            [[route]]
+            path = "/ws"
+            dialect = "json"
+
+            [[route]]
+            path = "/ws/ingest"
+            dialect = "json"
+            role = "ingestor"
+            publish = "any"
+            "#,
+        )
+        .start();
+    let mut consumer = Speaker::in_room(server.address(), "lobby");
+    let mut feed = Speaker::ingestor(server.address());
+    for kind in ["joined", "left", "error"] {
+        let forged = json!({ "type": kind, "room": "lobby", "data": null });
+        assert_eq!(feed.refused(&forged, "invalid"), "type", "{kind}");
+    }
+    feed.say(&json!({ "type": "weather", "room": "lobby", "data": "rain" }));
+    assert_eq!(consumer.hear_data("weather", "lobby"), "rain");
+}
+
+#[test]
 fn a_connection_is_in_64_rooms_at_most_and_may_leave_one_for_another() {
     let server = Server::builder().preset("backbone").start();
     let mut consumer = Speaker::consumer(server.address());

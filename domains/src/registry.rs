@@ -8,8 +8,9 @@ mod tests;
 
 /// Names that [`Registry::built_in`] knows.
 pub const BUILT_IN: [&str; 3] = ["trading", "chat", "common"];
-/// Types that the protocol keeps for itself: they never reach a domain.
-pub const RESERVED_TYPES: [&str; 2] = ["join", "leave"];
+/// Types that the protocol keeps for itself: what clients ask for, which never reaches a domain, and what the server
+/// answers, which clients must be able to tell from events.
+pub const RESERVED_TYPES: [&str; 5] = ["join", "leave", "joined", "left", "error"];
 
 /// Domains, each event type belonging to one. Built once, then shared.
 #[derive(Default)]

@@ -152,6 +152,14 @@ fn a_domain_cannot_send_a_long_refusal() {
 }
 
 #[test]
+fn no_domain_speaks_in_types_that_the_server_answers_with() {
+    for event_type in RESERVED_TYPES {
+        let error = all().register(own("own", &[event_type])).expect_err(event_type);
+        assert!(matches!(error, Conflict::Reserved { .. }), "{error}");
+    }
+}
+
+#[test]
 fn a_domain_that_conflicts_is_refused_and_changes_nothing() {
     let mut registry = all();
     let long = "a".repeat(65);

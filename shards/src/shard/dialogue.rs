@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use domains::{Chat, Domain as _, Event, Message, Refusal};
+use domains::{Chat, Domain as _, Event, Message, RESERVED_TYPES, Refusal};
 
 use super::{Micros, Shard, Wire, owed_from};
 use crate::command::{ConnectionId, Label, Publish, RoomSlot, Up, Warm, Warmed};
@@ -100,6 +100,9 @@ impl Shard {
     fn admit(&self, message: &Message<'_>) -> Result<Event, Refusal> {
         let domains = &self.setup.domains;
         let kind = message.event_type();
+        if RESERVED_TYPES.contains(&kind) {
+            return Err(message.refuse("type", "a type that the protocol doesn't keep for itself"));
+        }
         if domains.is_empty() || (kind == dialect::PLAIN_KIND && !domains.knows(kind)) {
             return Chat.admit(message);
         }
