@@ -24,6 +24,7 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use crate::client::{Target, duration, rate};
 use crate::connection;
 use crate::exit::{self, Failure};
+use crate::output::complain;
 use crate::preset::{self, Preset};
 use crate::record::{Note, millis};
 use crate::signals;
@@ -324,13 +325,13 @@ fn finish(
         say(&format!("the log's disk was too slow {waits} times: latencies around these contain the wait"));
     }
     for (how, count) in &progress.ends().lost {
-        eprintln!("corecast: {count} clients lost: {how}");
+        complain!("corecast: {count} clients lost: {how}");
     }
     let unsatisfied =
         args.events.is_some() && progress.satisfied.load(Ordering::Relaxed) < u64::from(args.clients);
     if unsatisfied {
         let satisfied = progress.satisfied.load(Ordering::Relaxed);
-        eprintln!(
+        complain!(
             "corecast: {satisfied} of {} clients received the {} events due",
             args.clients,
             args.events.unwrap_or(0)

@@ -3,16 +3,16 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Context;
 use shards::config::{ConfigErrors, File as ConfigFile, Inputs, Loaded, Origin};
 
 use crate::cli::ConfigArgs;
 use crate::exit::{CONFIG, Failure, NO_PERMISSION, USAGE};
 use crate::logs;
+use crate::output::{complain, print};
 
 /// Longest configuration file: 100 times what a large one has.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
@@ -30,7 +30,7 @@ pub fn check(args: &ConfigArgs) -> anyhow::Result<ExitCode> {
     let loaded = load(args)?;
     logs::check_level(&loaded.config.log_level)?;
     warn(&loaded);
-    println!("ok");
+    print("ok\n")?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -38,15 +38,14 @@ pub fn check(args: &ConfigArgs) -> anyhow::Result<ExitCode> {
 pub fn show(args: &ConfigArgs) -> anyhow::Result<ExitCode> {
     let loaded = load(args)?;
     warn(&loaded);
-    // Not print!: a reader that has seen enough is no bug of ours.
-    std::io::stdout().write_all(shards::config::show(&loaded).as_bytes()).context("cannot print")?;
+    print(&shards::config::show(&loaded))?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// The warnings of `loaded` on stderr, for commands without a log.
 pub fn warn(loaded: &Loaded) {
     for warning in &loaded.warnings {
-        eprintln!("corecast: warning: {warning}");
+        complain!("corecast: warning: {warning}");
     }
 }
 

@@ -4,6 +4,8 @@ use std::fmt;
 use std::io::ErrorKind;
 use std::process::ExitCode;
 
+use crate::output::complain;
+
 /// Anything at run time that has no code of its own.
 pub const FAILED: u8 = 1;
 /// The command line is wrong; the code that clap uses.
@@ -64,7 +66,7 @@ impl std::error::Error for Failure {}
 /// Says `error` on stderr, each line after the program's name, and returns its code.
 pub fn report(error: &anyhow::Error) -> ExitCode {
     for line in format!("{error:#}").lines() {
-        eprintln!("corecast: {line}");
+        complain!("corecast: {line}");
     }
     ExitCode::from(code_of(error))
 }

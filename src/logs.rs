@@ -18,6 +18,7 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
 use crate::exit::Failure;
+use crate::output::complain;
 
 /// Lines that wait for a slow stderr: 4,096 of about 200 bytes are less than 1 MiB.
 const LINES_MAX: usize = 4096;
@@ -94,7 +95,7 @@ impl Drop for Logs {
         drop(self.guard.take());
         let lost = lost_lines();
         if lost > 0 {
-            eprintln!("corecast: {lost} log lines were lost, because stderr was slower than they came");
+            complain!("corecast: {lost} log lines were lost, because stderr was slower than they came");
         }
     }
 }

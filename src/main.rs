@@ -1,6 +1,9 @@
 //! corecast: text in, engine started, signals out.
 
 mod activity;
+// They panic where nobody reads; `output` has others.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod cli;
 mod client;
 mod clients;
@@ -14,6 +17,7 @@ mod iso8601;
 mod logs;
 mod manager;
 mod marks;
+mod output;
 mod preset;
 mod publish;
 mod random;
@@ -62,11 +66,13 @@ fn start(args: &cli::ConfigArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn version(verbose: bool) -> anyhow::Result<ExitCode> {
-    println!("corecast {}", env!("CARGO_PKG_VERSION"));
+    let mut text = format!("corecast {}\n", env!("CARGO_PKG_VERSION"));
     if verbose {
-        println!("target {}-{}", std::env::consts::ARCH, std::env::consts::OS);
-        println!("profile {}", if cfg!(debug_assertions) { "debug" } else { "release" });
-        println!("presets {}", shards::config::preset_names().collect::<Vec<_>>().join(" "));
+        let profile = if cfg!(debug_assertions) { "debug" } else { "release" };
+        let presets = shards::config::preset_names().collect::<Vec<_>>().join(" ");
+        let (arch, os) = (std::env::consts::ARCH, std::env::consts::OS);
+        text.push_str(&format!("target {arch}-{os}\nprofile {profile}\npresets {presets}\n"));
     }
+    output::print(&text)?;
     Ok(ExitCode::SUCCESS)
 }

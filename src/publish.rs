@@ -17,6 +17,7 @@ use clap::Args;
 
 use crate::client::{duration, rate};
 use crate::exit::Failure;
+use crate::output::complain;
 use crate::preset;
 use messages::{Messages, stamped};
 use way::Way;
@@ -127,7 +128,7 @@ pub fn run(args: PublishArgs) -> anyhow::Result<ExitCode> {
     }
     let elapsed = started_at.elapsed().as_secs_f64();
     if count != 1 {
-        eprintln!("published {count} messages in {elapsed:.2} s: {:.0}/s", count as f64 / elapsed.max(0.001));
+        complain!("published {count} messages in {elapsed:.2} s: {:.0}/s", count as f64 / elapsed.max(0.001));
     }
     Ok(ExitCode::SUCCESS)
 }

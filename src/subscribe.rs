@@ -20,6 +20,7 @@ use crate::client::{Target, duration};
 use crate::connection::{self, CLOSE_WAIT, End, RECONNECT_STEADY, STOP_CHECK, full_jitter, is_time_out};
 use crate::dialect::Kind;
 use crate::exit::{self, Failure};
+use crate::output::complain;
 use crate::preset::{self, Preset};
 use crate::signals;
 use crate::tally::Tally;
@@ -335,17 +336,17 @@ impl<'a> Printer<'a> {
         self.stop.store(true, Ordering::Relaxed);
         self.close_connections(events);
         if let (Some(count), true) = (self.args.count, self.timed_out() && !self.satisfied()) {
-            eprintln!(
+            complain!(
                 "corecast subscribe: {} of {count} messages came before --timeout",
                 self.tally.messages()
             );
             self.exit = exit::FAILED;
         }
         if self.tally.messages() > 0 || self.exit == 0 {
-            eprintln!("{}", self.tally.summary(elapsed));
+            complain!("{}", self.tally.summary(elapsed));
         }
         if self.complaints > 0 {
-            eprintln!("the server answered {} times with an error", self.complaints);
+            complain!("the server answered {} times with an error", self.complaints);
         }
         ExitCode::from(if self.satisfied() { 0 } else { self.exit })
     }
@@ -384,7 +385,7 @@ impl<'a> Printer<'a> {
     }
 
     fn say(&self, room_index: usize, sentence: &str) {
-        eprintln!("corecast subscribe: room {}: {sentence}", self.names[room_index]);
+        complain!("corecast subscribe: room {}: {sentence}", self.names[room_index]);
     }
 
     fn satisfied(&self) -> bool {
@@ -406,7 +407,7 @@ impl<'a> Printer<'a> {
         let stretch = self.line_at.elapsed();
         if self.args.stats && stretch >= Duration::from_secs(1) {
             self.line_at = Instant::now();
-            eprintln!("{}", self.tally.take_line(self.started_at.elapsed(), stretch));
+            complain!("{}", self.tally.take_line(self.started_at.elapsed(), stretch));
         }
     }
 

@@ -21,6 +21,24 @@ fn version_and_help_go_to_stdout() {
 }
 
 #[test]
+fn a_reader_that_leaves_is_no_panic() {
+    let is_read_by_nobody = |args: &[&str]| {
+        let (reader, writer) = std::io::pipe().expect("descriptors are left");
+        drop(reader);
+        let mut command = program::command();
+        command.args(args).stdout(writer.try_clone().expect("a descriptor is left")).stderr(writer);
+        command.status().expect("the binary runs").code()
+    };
+    for args in
+        [&["version", "--verbose"][..], &["help"], &["--version"], &["check-config"], &["config", "show"]]
+    {
+        assert_eq!(is_read_by_nobody(args), Some(0), "{args:?}");
+    }
+    assert_eq!(is_read_by_nobody(&["check-config", "/nonexistent/file"]), Some(78));
+    assert_eq!(is_read_by_nobody(&["publish", "--room", "a", "--url", "ftp://h", "hello"]), Some(2));
+}
+
+#[test]
 fn a_usage_error_is_2_and_names_the_nearest_flag() {
     let finished = run(&["serve", "--shrads", "2"]);
     assert_eq!(finished.code(), Some(2), "{finished:?}");

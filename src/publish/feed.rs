@@ -16,6 +16,7 @@ use crate::client::{Target, read_api_key};
 use crate::connection::{self, CLOSE_WAIT, End, RECONNECT_STEADY, STOP_CHECK, full_jitter, is_time_out};
 use crate::dialect::Kind;
 use crate::exit;
+use crate::output::complain;
 use crate::preset::Preset;
 use crate::random::Random;
 use crate::signals;
@@ -61,7 +62,7 @@ pub fn run(args: &PublishArgs) -> anyhow::Result<ExitCode> {
     };
     let began_at = Instant::now();
     let ended = feed.run();
-    eprintln!(
+    complain!(
         "sent {} prices over {} connections in {:.1} s; the server answered {} errors",
         feed.sent,
         feed.connections,
@@ -109,7 +110,7 @@ impl Feed {
             }
             let wait = full_jitter(attempt);
             attempt = attempt.saturating_add(1);
-            eprintln!(
+            complain!(
                 "corecast publish: {} [connecting again in {:.1} s]",
                 end.sentence(),
                 wait.as_secs_f64()
@@ -174,7 +175,7 @@ impl Feed {
         if Kind::of(text) == Kind::Error {
             self.errors += 1;
         }
-        eprintln!("corecast publish: the server answered {text}");
+        complain!("corecast publish: the server answered {text}");
     }
 
     /// Says goodbye and hears what the server still has to say about the last updates.
