@@ -12,7 +12,8 @@ mod upgrade;
 use std::borrow::Cow;
 use std::mem::MaybeUninit;
 
-use crate::limits::{HEAD_BYTES_MAX, HEAD_FIELDS_MAX, ROOM_NAME_BYTES_MAX};
+use crate::limits::{HEAD_BYTES_MAX, HEAD_FIELDS_MAX};
+use crate::route::{is_name, name_fault};
 
 pub use authority::Authority;
 pub use reply::response;
@@ -113,24 +114,12 @@ pub fn is_worth_parsing(buf: &[u8], bytes_before: usize) -> bool {
     bytes_before == 0 || buf.len() >= HEAD_BYTES_MAX || buf[bytes_before..].contains(&b'\n')
 }
 
-/// Checks that `decoded` can name a room: 1 to [`ROOM_NAME_BYTES_MAX`] bytes, no control characters.
+/// Checks that `decoded` can name a room: 1 to [`ROOM_NAME_BYTES_MAX`](crate::limits::ROOM_NAME_BYTES_MAX) bytes, no control characters.
 ///
 /// # Errors
 /// 400.
 pub fn room_name(decoded: &str) -> Result<&str, HttpError> {
-    match decoded.len() {
-        0 => return Err(HttpError::new(400, "the room's name is empty")),
-        1..=ROOM_NAME_BYTES_MAX => {}
-        found => {
-            let message =
-                format!("the room's name has {found} bytes, at most {ROOM_NAME_BYTES_MAX} are allowed");
-            return Err(HttpError::new(400, message));
-        }
-    }
-    if decoded.chars().any(char::is_control) {
-        return Err(HttpError::new(400, "the room's name holds a control character"));
-    }
-    Ok(decoded)
+    if is_name(decoded) { Ok(decoded) } else { Err(HttpError::new(400, name_fault(decoded))) }
 }
 
 impl<'a> Head<'a> {

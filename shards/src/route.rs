@@ -84,12 +84,9 @@ pub enum RouteError<E> {
         /// Another.
         second: String,
     },
-    /// 400: the room's name breaks [`is_name`].
-    #[error("found a room name of {bytes} bytes, due 1 to {ROOM_NAME_BYTES_MAX} without control characters")]
-    Room {
-        /// Its length.
-        bytes: usize,
-    },
+    /// 400: the room's name breaks [`is_name`]; the sentence of [`name_fault`].
+    #[error("{0}")]
+    Room(String),
     /// 400: the list names too many rooms.
     #[error("found {found} rooms, due at most {due}")]
     Rooms {
@@ -105,9 +102,7 @@ pub enum RouteError<E> {
         found: char,
     },
     /// 400: the user's name is too long or holds control characters.
-    #[error(
-        "found a user name of {bytes} bytes, due at most {USER_NAME_BYTES_MAX} without control characters"
-    )]
+    #[error("{}", user_fault(*.bytes))]
     User {
         /// Its length.
         bytes: usize,
@@ -122,6 +117,14 @@ impl<E> RouteError<E> {
     pub fn status(&self) -> u16 {
         if matches!(self, Self::NotFound) { 404 } else { 400 }
     }
+}
+
+/// What is wrong with a user's name of so many bytes that was refused.
+fn user_fault(bytes: usize) -> String {
+    if bytes > USER_NAME_BYTES_MAX {
+        return format!("the user's name has {bytes} bytes, at most {USER_NAME_BYTES_MAX} are allowed");
+    }
+    "the user's name holds a control character".to_owned()
 }
 
 /// A source with its room as prefix and suffix of what the `*` or `{1}` stands for.
@@ -279,7 +282,7 @@ impl Routes {
         let mut rooms: Vec<String> = Vec::with_capacity(names.len());
         for name in names {
             if !is_name(name) {
-                return Err(RouteError::Room { bytes: name.len() });
+                return Err(RouteError::Room(name_fault(name)));
             }
             let room = full_name(&route.space, name);
             if !rooms.contains(&room) {
@@ -552,6 +555,15 @@ pub fn space_of(room: &str) -> &str {
     split_name(room).0
 }
 
+/// What is wrong with a `name` that [`is_name`] refuses.
+pub fn name_fault(name: &str) -> String {
+    match name.len() {
+        0 => "the room's name is empty".to_owned(),
+        1..=ROOM_NAME_BYTES_MAX => "the room's name holds a control character".to_owned(),
+        found => format!("the room's name has {found} bytes, at most {ROOM_NAME_BYTES_MAX} are allowed"),
+    }
+}
+
 fn split_name(room: &str) -> (&str, &str) {
     room.split_once(SPACE_END).unwrap_or(("", room))
 }
@@ -699,10 +711,7 @@ separator = ","
         let routes = routes("", text);
         let rooms = |target: &str| resolve(&routes, target).map(|resolved| resolved.rooms);
         assert_eq!(rooms("/ws?rooms=a,b,a"), Ok(vec!["a".to_owned(), "b".to_owned()]));
-        assert_eq!(
-            rooms("/ws?rooms=a,,b"),
-            Err("400 found a room name of 0 bytes, due 1 to 255 without control characters".to_owned())
-        );
+        assert_eq!(rooms("/ws?rooms=a,,b"), Err("400 the room's name is empty".to_owned()));
         assert_eq!(rooms("/ws?rooms=a,b,c,d"), Err("400 found 4 rooms, due at most 3".to_owned()));
     }
 
@@ -744,17 +753,18 @@ separator = ","
         let named = |name: &str| room(&routes, &format!("/ws?room={name}"));
         let longest = "x".repeat(ROOM_NAME_BYTES_MAX);
         assert_eq!(named(&longest), Ok(longest.clone()));
-        let due = "due 1 to 255 without control characters";
-        assert_eq!(named(&format!("{longest}x")), Err(format!("400 found a room name of 256 bytes, {due}")));
-        assert_eq!(named("a\nb"), Err(format!("400 found a room name of 3 bytes, {due}")));
-        assert_eq!(named("user\u{1f}alice"), Err(format!("400 found a room name of 10 bytes, {due}")));
-        assert_eq!(named("a\u{85}"), Err(format!("400 found a room name of 3 bytes, {due}")));
+        let too_long = "400 the room's name has 256 bytes, at most 255 are allowed";
+        assert_eq!(named(&format!("{longest}x")), Err(too_long.to_owned()));
+        for name in ["\n", "a\nb", "user\u{1f}alice", "a\u{85}"] {
+            let refused = Err("400 the room's name holds a control character".to_owned());
+            assert_eq!(named(name), refused, "{name:?}");
+        }
         let user = |name: &str| {
             resolve(&routes, &format!("/ws?room=a&client_id={name}")).map(|resolved| resolved.user)
         };
         assert_eq!(user(&longest), Ok(longest.clone()));
-        assert!(user(&format!("{longest}x")).unwrap_err().starts_with("400 found a user name of 256 bytes"));
-        assert!(user("a\0").unwrap_err().starts_with("400 found a user name of 2 bytes"));
+        assert!(user(&format!("{longest}x")).unwrap_err().starts_with("400 the user's name has 256 bytes"));
+        assert_eq!(user("a\0").unwrap_err(), "400 the user's name holds a control character");
     }
 
     #[test]
