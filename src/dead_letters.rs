@@ -18,6 +18,7 @@ use serde_json::json;
 use crate::consume::place::{Place, failure};
 use crate::consume::settings::{pick, redis_target};
 use crate::exit::{FAILED, Failure, USAGE};
+use crate::output::{complain, print};
 
 /// What to do with them.
 #[derive(Debug, Subcommand)]
@@ -208,7 +209,7 @@ fn list(which: &Which, is_json: bool) -> anyhow::Result<()> {
             Ok(_) => {}
             Err(error) => {
                 unreadable += 1;
-                eprintln!("corecast: {}: {error}", found.at);
+                complain!("corecast: {}: {error}", found.at);
             }
         }
         Ok(true)
@@ -218,7 +219,7 @@ fn list(which: &Which, is_json: bool) -> anyhow::Result<()> {
         Err(error) if is_broken_pipe(&error) => return Ok(()),
         listed => listed?,
     }
-    eprintln!("{}", counted(count, unreadable));
+    complain!("{}", counted(count, unreadable));
     Ok(())
 }
 
@@ -241,7 +242,7 @@ fn replay(which: &Which, is_dry: bool, unheard_too: bool) -> anyhow::Result<()> 
         match found.letter {
             Ok(letter) if !which.fits(&letter) => {}
             Ok(letter) if is_dry => {
-                println!("{}", row(&found.at, &letter, SystemTime::now()));
+                print(&format!("{}\n", row(&found.at, &letter, SystemTime::now())))?;
                 tally.replayed += 1;
             }
             Ok(letter) => match (found.replay)(&letter, unheard_too)? {
@@ -251,7 +252,7 @@ fn replay(which: &Which, is_dry: bool, unheard_too: bool) -> anyhow::Result<()> 
             },
             Err(error) => {
                 tally.unreadable += 1;
-                eprintln!("corecast: {} stays: {error}", found.at);
+                complain!("corecast: {} stays: {error}", found.at);
             }
         }
         Ok(true)
@@ -260,7 +261,7 @@ fn replay(which: &Which, is_dry: bool, unheard_too: bool) -> anyhow::Result<()> 
     let Tally { replayed, unheard, unreadable } = tally;
     let done = if is_dry { "would be replayed" } else { "replayed" };
     let stopped = if outcome.is_err() { "; the rest stays" } else { "" };
-    eprintln!("{replayed} {done}, {unheard} unheard and kept, {unreadable} unreadable{stopped}");
+    complain!("{replayed} {done}, {unheard} unheard and kept, {unreadable} unreadable{stopped}");
     outcome?;
     finished?;
     if unheard > 0 {
@@ -276,7 +277,7 @@ fn replay(which: &Which, is_dry: bool, unheard_too: bool) -> anyhow::Result<()> 
 fn redis_of(which: &Which) -> anyhow::Result<RedisTarget> {
     let (target, warnings) = redis_target(which.redis.as_deref())?;
     for warning in warnings {
-        eprintln!("corecast: warning: {warning}");
+        complain!("corecast: warning: {warning}");
     }
     Ok(target)
 }

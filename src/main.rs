@@ -1,9 +1,9 @@
 //! corecast: text in, engine started, signals out.
 
-mod activity;
 // They panic where nobody reads; `output` has others.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+mod activity;
 mod cli;
 mod client;
 mod clients;

@@ -217,14 +217,26 @@ fn warn_of_disagreement(order: &[&Candidate], warnings: &mut Vec<Warning>) {
     }
 }
 
+/// Whether Kubernetes puts `name` into every container beside a Service whose name begins with "corecast":
+/// `CORECAST_SERVICE_HOST`, `CORECAST_SERVICE_PORT_HTTP`, `CORECAST_REDIS_PORT=tcp://...`, `CORECAST_PORT_8080_TCP_ADDR`.
+fn is_of_a_service(name: &str, value: &str) -> bool {
+    let is_link = ["tcp://", "udp://", "sctp://"].iter().any(|scheme| value.starts_with(scheme));
+    let is_of_a_port = name.split_once("_PORT_").is_some_and(|(_, rest)| {
+        rest.split('_').nth(1).is_some_and(|protocol| matches!(protocol, "TCP" | "UDP" | "SCTP"))
+    });
+    let is_of_service =
+        name.ends_with("_SERVICE_HOST") || name.ends_with("_SERVICE_PORT") || name.contains("_SERVICE_PORT_");
+    is_of_service || is_of_a_port || (name.ends_with("_PORT") && is_link)
+}
+
 fn warn_of_unknown(variables: &BTreeMap<String, String>, warnings: &mut Vec<Warning>) {
     let known: Vec<String> = SETTINGS
         .iter()
         .map(Setting::variable)
         .chain(OTHER_VARIABLES.iter().map(|name| (*name).to_owned()))
         .collect();
-    for name in variables.keys().filter(|name| name.starts_with("CORECAST_")) {
-        if known.contains(name) {
+    for (name, value) in variables.iter().filter(|(name, _)| name.starts_with("CORECAST_")) {
+        if known.contains(name) || is_of_a_service(name, value) {
             continue;
         }
         let near = nearest(name, known.iter().map(String::as_str));

@@ -36,14 +36,18 @@ pub(super) fn preset_layers(
     let known_names = || presets.iter().map(|(name, _)| *name);
     let mut layers = Vec::new();
     for (index, name) in names.iter().enumerate() {
+        let is_repeated = names[..index].contains(name);
         let Some((name, text)) = presets.iter().find(|(known, _)| known == name) else {
+            if is_repeated {
+                continue;
+            }
             let known = known_names().collect::<Vec<_>>().join(", ");
             let near = hint(name, known_names());
             let near = if near.starts_with("did") { format!("{near} ") } else { String::new() };
             errors.push(origin.error("preset", format!("found the preset {name:?}; {near}known: {known}")));
             continue;
         };
-        if names[..index].iter().any(|earlier| earlier == name) {
+        if is_repeated {
             errors.push(origin.error("preset", format!("the preset {name:?} is named twice: name it once")));
             continue;
         }

@@ -422,6 +422,57 @@ fn presets_are_named_by_flag_before_variable_before_file() {
 }
 
 #[test]
+fn a_preset_without_a_name_is_one_fault_however_many_commas_there_are() {
+    let refused = given().variable("CORECAST_PRESET", ",,").refused();
+    assert_eq!(refused.lines().count(), 1, "{refused}");
+}
+
+#[test]
+fn too_many_tables_name_the_first_that_is_too_many_and_what_to_do() {
+    let route = |index: usize| {
+        format!("[[route]]\npath = \"/{index}\"\nwhen_query = \"room\"\nroom = \"{{query.room}}\"\n")
+    };
+    let file: String = (0..257).map(route).collect();
+    let refused = given().file(&file).refused();
+    // 256 of four lines before it.
+    assert!(refused.starts_with("corecast.toml:1025:"), "{refused}");
+    assert!(
+        refused.contains("found 257 tables [[route]], due at most 256: let one take the name from its query")
+    );
+}
+
+#[test]
+fn a_list_of_rooms_whose_clients_may_publish_is_warned_of() {
+    let list = |more: &str| {
+        let file =
+            format!("[[route]]\npath = \"/ws\"\nroom = \"{{query.rooms}}\"\nseparator = \",\"\n{more}\n");
+        given().file(&file).warnings()
+    };
+    let warnings = list("publish = \"any\"");
+    assert!(warnings.len() == 1 && warnings[0].contains("close it with 1008"), "{warnings:?}");
+    assert_eq!(list("publish = \"none\""), [""; 0]);
+}
+
+#[test]
+fn what_kubernetes_sets_beside_a_service_named_corecast_is_no_misspelt_setting() {
+    let variables = [
+        ("CORECAST_SERVICE_HOST", "10.0.0.1"),
+        ("CORECAST_SERVICE_PORT", "8080"),
+        ("CORECAST_SERVICE_PORT_HTTP", "8080"),
+        ("CORECAST_PORT", "tcp://10.0.0.1:8080"),
+        ("CORECAST_PORT_8080_TCP", "tcp://10.0.0.1:8080"),
+        ("CORECAST_PORT_8080_TCP_PROTO", "tcp"),
+        ("CORECAST_PORT_8080_TCP_ADDR", "10.0.0.1"),
+        ("CORECAST_REDIS_SERVICE_HOST", "10.0.0.2"),
+        ("CORECAST_REDIS_PORT", "tcp://10.0.0.2:6379"),
+    ];
+    let given = variables.iter().fold(given(), |given, (name, value)| given.variable(name, value));
+    assert_eq!(given.warnings(), [""; 0]);
+    let misspelt = self::given().variable("CORECAST_PORT", "8080").warnings();
+    assert!(misspelt.len() == 1 && misspelt[0].contains("no such variable"), "{misspelt:?}");
+}
+
+#[test]
 fn each_of_several_presets_can_be_given_an_address_of_its_own() {
     let given =
         || given().preset("workflow,star").flag("listen", "star=127.0.0.1:0,workflow=127.0.0.1:0,:8090");

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::layers::{ConfigError, Origin, Provenance, Warning};
-use super::{BrokerChoice, Config, Route, ShardCount, Template, duration_text};
+use super::{BrokerChoice, Config, Dialect, Publish, Route, ShardCount, Template, duration_text};
 use crate::limits::TABLES_MAX;
 
 /// Paths that are pages of corecast's own.
@@ -24,6 +24,7 @@ pub(super) fn validate(
     check.routes();
     check.tables();
     warn_of_meetings(config, warnings);
+    warn_of_mute_lists(config, provenance, warnings);
     if config.require_broker && config.broker == BrokerChoice::Local {
         warnings.push(Warning(
             "require_broker does nothing with the local broker, which is always there".to_owned(),
@@ -125,17 +126,21 @@ impl Check<'_> {
     }
 
     fn tables(&mut self) {
-        let counts = [
-            ("route", self.config.routes.len()),
-            ("room", self.config.rooms.len()),
-            ("source", self.config.sources.len()),
+        let kinds = [
+            (
+                "route",
+                &self.provenance.routes,
+                "let one take the name from its query, room = \"{query.room}\"",
+            ),
+            ("room", &self.provenance.rooms, "let one hold for many names, name = \"chat:*\""),
+            ("source", &self.provenance.sources, "let one take many channels, redis = \"psubscribe room:*\""),
         ];
-        for (key, count) in counts {
-            if count > TABLES_MAX {
-                self.fail(
-                    key,
-                    format!("found {count} tables [[{key}]], due at most {TABLES_MAX}: use prefixes"),
-                );
+        for (key, origins, cure) in kinds {
+            // The first that is too many tells the place.
+            if let Some(origin) = origins.get(TABLES_MAX) {
+                let count = origins.len();
+                let message = format!("found {count} tables [[{key}]], due at most {TABLES_MAX}: {cure}");
+                self.errors.push(origin.error(key, message));
             }
         }
     }
@@ -156,6 +161,20 @@ fn warn_of_meetings(config: &Config, warnings: &mut Vec<Warning>) {
                 "the rooms of route {} ({}) and route {} ({}) can have the same name: give one of them a space = \"...\" \
                  if they are not to meet",
                 other.path, other.room, route.path, route.room
+            )));
+        }
+    }
+}
+
+/// Routes whose clients may publish and, being in several rooms, have no words to say to which.
+fn warn_of_mute_lists(config: &Config, provenance: &Provenance, warnings: &mut Vec<Warning>) {
+    for (route, origin) in config.routes.iter().zip(&provenance.routes) {
+        let may_publish = matches!(route.publish, Publish::Any | Publish::Member);
+        if route.separator.is_some() && route.dialect == Dialect::Raw && may_publish {
+            warnings.push(Warning(format!(
+                "{origin}: who joins several rooms by the route {} may publish and can't say to which: its first message \
+                 would close it with 1008; say publish = \"none\", or dialect = \"json\"",
+                route.path
             )));
         }
     }

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::{RouteError, Routes, full_name, is_name, missing_parameter, not_forbidden};
+use super::{RouteError, Routes, full_name, is_name, missing_parameter, name_fault, not_forbidden};
 use crate::config::{Route, Template, TemplatePart};
 
 /// Names a room where a route has none of its own.
@@ -75,7 +75,7 @@ fn takes(template: &Template, parameter: &str) -> bool {
 
 fn named_room<E>(space: &str, name: &str) -> Result<String, RouteError<E>> {
     if !is_name(name) {
-        return Err(RouteError::Room { bytes: name.len() });
+        return Err(RouteError::Room(name_fault(name)));
     }
     Ok(full_name(space, name))
 }
