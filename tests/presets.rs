@@ -35,8 +35,9 @@ fn on_its_own_port_each_systems_user_hears_exactly_what_is_his(driver: Driver) {
 }
 
 fn on_one_port_each_preset_is_below_its_name_whichever_is_first(driver: Driver) {
-    let redis = Redis::start();
     for first in 0..NAMES.len() {
+        // Of its own, so that no last price waits for the next one's consumers.
+        let redis = Redis::start();
         let mut names = NAMES;
         names.rotate_left(first);
         let server =
