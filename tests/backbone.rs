@@ -1,6 +1,7 @@
 //! The preset `backbone`, as its users know it: rooms by message, events of ingestors, and what is refused.
 
 mod join;
+mod last_value;
 mod load;
 mod nodes;
 mod programs;
