@@ -515,7 +515,7 @@ fn publishing_by_username_reaches_that_user_through_redis() {
         ("/publish?room=alice", "username is required"),
         ("/publish?username=alice:x", "found ':' in a name"),
         ("/publish?username=a&username=b", "repeated"),
-        ("/publish?username=a%00", "control characters"),
+        ("/publish?username=a%00", "control character"),
     ] {
         let refused = server.post(target, b"astray");
         assert_eq!(refused.status, 400, "{target}");

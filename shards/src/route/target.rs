@@ -158,7 +158,7 @@ mod tests {
         assert!(
             room("", elsewhere, &format!("/publish?room={long}"))
                 .unwrap_err()
-                .starts_with("400 found a room")
+                .starts_with("400 the room's name has 256 bytes")
         );
     }
 
