@@ -9,6 +9,8 @@ use std::process::ExitCode;
 
 use shards::config::{ConfigErrors, File as ConfigFile, Inputs, Loaded, Origin};
 
+use tracing_subscriber::EnvFilter;
+
 use crate::cli::ConfigArgs;
 use crate::exit::{CONFIG, Failure, NO_PERMISSION, USAGE};
 use crate::logs;
@@ -28,10 +30,23 @@ pub fn load(args: &ConfigArgs) -> anyhow::Result<Loaded> {
 /// `check-config`: warnings on stderr, the verdict on stdout.
 pub fn check(args: &ConfigArgs) -> anyhow::Result<ExitCode> {
     let loaded = load(args)?;
-    logs::check_level(&loaded.config.log_level)?;
+    level(&loaded)?;
     warn(&loaded);
     print("ok\n")?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What is to be logged.
+///
+/// # Errors
+/// A [`Failure`] for a level that nothing understands.
+pub fn level(loaded: &Loaded) -> Result<EnvFilter, Failure> {
+    logs::parse_level(&loaded.config.log_level).map_err(|message| refusal(loaded, "log_level", message))
+}
+
+/// The value of `setting` was refused by the machine or a library.
+pub fn refusal(loaded: &Loaded, setting: &str, message: String) -> Failure {
+    failure(&loaded.refused(setting, message))
 }
 
 /// `config show`: warnings on stderr, the configuration on stdout.
@@ -61,8 +76,11 @@ fn load_with(args: &ConfigArgs, environment: BTreeMap<String, String>) -> anyhow
         presets: args.presets.clone(),
         node_id: random_node_id(),
     };
-    shards::config::load(&inputs)
-        .map_err(|errors| Failure { code: code_of(&errors), sentence: errors.to_string() }.into())
+    shards::config::load(&inputs).map_err(|errors| failure(&errors).into())
+}
+
+fn failure(errors: &ConfigErrors) -> Failure {
+    Failure { code: code_of(errors), sentence: errors.to_string() }
 }
 
 /// Variables whose name is text; of values that aren't, what can be shown.

@@ -124,7 +124,7 @@ pub fn run(args: &ConsumeArgs) -> anyhow::Result<ExitCode> {
         ("channel", settings.options.channel.clone().into()),
         ("server_id", settings.options.server_id.clone().into()),
     ];
-    let _logs = logs::start_lossless(settings.log_format, &settings.log_level, constants)?;
+    let _logs = logs::start_lossless(settings.log_format, settings.log_level, constants)?;
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }

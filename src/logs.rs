@@ -17,7 +17,6 @@ use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
-use crate::exit::Failure;
 use crate::output::complain;
 
 /// Lines that wait for a slow stderr: 4,096 of about 200 bytes are less than 1 MiB.
@@ -30,12 +29,12 @@ pub struct Logs {
     guard: Option<WorkerGuard>,
 }
 
-/// Sends everything at or above `level` to stderr.
+/// Sends everything that `filter` passes to stderr.
 ///
 /// # Errors
-/// A [`Failure`] of the configuration for a level that nothing understands; an error when logs were started before.
-pub fn start(format: LogFormat, level: &str) -> anyhow::Result<Logs> {
-    start_with(format, level, true, Vec::new())
+/// Logs were started before.
+pub fn start(format: LogFormat, filter: EnvFilter) -> anyhow::Result<Logs> {
+    start_with(format, filter, true, Vec::new())
 }
 
 /// As [`start`], but a slow stderr slows whoever logs instead of losing lines, and every line of JSON has `constants`
@@ -43,12 +42,16 @@ pub fn start(format: LogFormat, level: &str) -> anyhow::Result<Logs> {
 ///
 /// # Errors
 /// As [`start`].
-pub fn start_lossless(format: LogFormat, level: &str, constants: Constants) -> anyhow::Result<Logs> {
-    start_with(format, level, false, constants)
+pub fn start_lossless(format: LogFormat, filter: EnvFilter, constants: Constants) -> anyhow::Result<Logs> {
+    start_with(format, filter, false, constants)
 }
 
-fn start_with(format: LogFormat, level: &str, is_lossy: bool, constants: Constants) -> anyhow::Result<Logs> {
-    let filter = check_level(level)?;
+fn start_with(
+    format: LogFormat,
+    filter: EnvFilter,
+    is_lossy: bool,
+    constants: Constants,
+) -> anyhow::Result<Logs> {
     let builder =
         NonBlockingBuilder::default().lossy(is_lossy).buffered_lines_limit(LINES_MAX).thread_name("logs");
     let (writer, guard) = builder.finish(std::io::stderr());
@@ -71,11 +74,11 @@ fn start_with(format: LogFormat, level: &str, is_lossy: bool, constants: Constan
 /// Reads a level such as `info` or `info,shards=debug`.
 ///
 /// # Errors
-/// A [`Failure`] of the configuration that says what was due.
-pub fn check_level(level: &str) -> Result<EnvFilter, Failure> {
+/// What was found and what was due.
+pub fn parse_level(level: &str) -> Result<EnvFilter, String> {
     let wrong = || {
         let due = "error, warn, info, debug, trace or off, or by module, for example \"info,shards=debug\"";
-        Failure::config(format!("log_level: found {level:?}, due {due}"))
+        format!("found {level:?}, due {due}")
     };
     // The filter would take a misspelt level for the name of a module, and stay silent.
     let levels = ["error", "warn", "info", "debug", "trace", "off"];
@@ -243,13 +246,10 @@ mod tests {
 
     #[test]
     fn a_misspelt_level_is_refused_not_silent() {
-        assert!(check_level("info").is_ok() && check_level("warn,shards=debug").is_ok());
+        assert!(parse_level("info").is_ok() && parse_level("warn,shards=debug").is_ok());
         for wrong in ["inof", "", "info,", "shards=loud"] {
-            let message = check_level(wrong).unwrap_err().to_string();
-            assert!(
-                message.starts_with(&format!("log_level: found {wrong:?}, due error, warn")),
-                "{message}"
-            );
+            let message = parse_level(wrong).unwrap_err();
+            assert!(message.starts_with(&format!("found {wrong:?}, due error, warn")), "{message}");
         }
     }
 }

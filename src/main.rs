@@ -61,8 +61,8 @@ fn start(args: &cli::ConfigArgs) -> anyhow::Result<ExitCode> {
     // Before anything is opened, and before there are threads.
     let passed = Passed::from_environment().map_err(|error| Failure::config(error.to_string()))?;
     let loaded = configuration::load(args)?;
-    let _logs = logs::start(loaded.config.log_format, &loaded.config.log_level)?;
-    serve::run(loaded.config, loaded.warnings, passed)
+    let _logs = logs::start(loaded.config.log_format, configuration::level(&loaded)?)?;
+    serve::run(&loaded, passed)
 }
 
 fn version(verbose: bool) -> anyhow::Result<ExitCode> {

@@ -11,13 +11,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use domains::{Registry, SchemaDomain};
-use shards::config::{BrokerChoice, Config, Warning};
+use shards::config::{BrokerChoice, Config, Loaded};
 use shards::metrics::Metrics;
 use shards::net::{LostThread, Passed, Server, StartError};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::activity::Activity;
+use crate::configuration::refusal;
 use crate::exit::{self, Failure};
 use crate::manager::ServiceManager;
 
@@ -28,13 +29,14 @@ const LOOK_INTERVAL_MIN: Duration = Duration::from_millis(10);
 /// How often a draining server is asked whether it has ended.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 
-/// Serves as `config` says, on the sockets of `passed` where there are any, until a signal ends it.
+/// Serves as the configuration says, on the sockets of `passed` where there are any, until a signal ends it.
 ///
 /// # Errors
 /// Whatever keeps it from starting: an address that can't be bound, a forbidden driver, a key file that can't be read. Then
 /// a thread that ended before its time.
-pub fn run(config: Config, warnings: Vec<Warning>, passed: Passed) -> anyhow::Result<ExitCode> {
-    for warning in &warnings {
+pub fn run(loaded: &Loaded, passed: Passed) -> anyhow::Result<ExitCode> {
+    let config = &loaded.config;
+    for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
     let key = config.api_key_file.as_deref().map(read_key).transpose()?;
@@ -47,16 +49,16 @@ pub fn run(config: Config, warnings: Vec<Warning>, passed: Passed) -> anyhow::Re
             "the service manager passed sockets: --listen is not bound"
         );
     }
-    let domains = domains_of(&config)?;
-    let server = Server::start(&config, key, domains, passed).map_err(start_failure)?;
+    let domains = domains_of(config)?;
+    let server = Server::start(config, key, domains, passed).map_err(|error| start_failure(error, loaded))?;
     // Before anybody is told that it serves.
     if let Some(path) = &config.ports_file {
         write_ports_file(path, &server)?;
     }
-    announce(&config, &server);
+    announce(config, &server);
     manager.ready(&status(&server));
-    let ended = serve(server, &config, &signals, &mut manager);
-    remove_ports_file(&config);
+    let ended = serve(server, config, &signals, &mut manager);
+    remove_ports_file(config);
     ended.map(|()| ExitCode::SUCCESS)
 }
 
@@ -86,7 +88,7 @@ fn serve(
     Ok(())
 }
 
-fn start_failure(error: StartError) -> anyhow::Error {
+fn start_failure(error: StartError, loaded: &Loaded) -> anyhow::Error {
     match error {
         StartError::Bind { error: ref io, .. } => {
             let code = match io.kind() {
@@ -99,7 +101,7 @@ fn start_failure(error: StartError) -> anyhow::Error {
             let sentence = format!("{error}. Or take --driver auto, which falls back to epoll");
             Failure { code: exit::UNAVAILABLE, sentence }.into()
         }
-        StartError::Core { .. } => Failure { code: exit::CONFIG, sentence: error.to_string() }.into(),
+        StartError::Core { .. } => refusal(loaded, "cores", error.to_string()).into(),
         StartError::Thread { .. } => error.into(),
     }
 }

@@ -109,8 +109,14 @@ fn a_missing_file_and_a_wrong_value_are_78() {
     assert_eq!(missing.code(), Some(78));
     assert!(missing.stderr.starts_with("corecast: cannot read /nonexistent/corecast.toml: "), "{missing:?}");
     let level = run(&["check-config", "--log-level", "inof"]);
-    assert_eq!(level.code(), Some(78));
-    assert!(level.stderr.contains("found \"inof\", due error, warn"), "{level:?}");
+    assert_eq!(level.code(), Some(2), "a flag is usage");
+    assert!(level.stderr.starts_with("corecast: --log-level: found \"inof\", due error, warn"), "{level:?}");
+    let variable = run_with(&[("CORECAST_LOG_LEVEL", "inof")], &["serve"]);
+    assert_eq!(variable.code(), Some(78));
+    assert!(variable.stderr.starts_with("corecast: CORECAST_LOG_LEVEL: found \"inof\""), "{variable:?}");
+    let cores = Server::builder().arg("--cores").arg("4095").start_in_vain();
+    assert_eq!(cores.code(), Some(2), "{cores:?}");
+    assert!(cores.stderr.contains("corecast: --cores: found core 4095, due some of"), "{cores:?}");
 }
 
 #[test]

@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use corecast_consumer::{ANY_TYPE, Backoff, Options, RedisTarget, Registry, WhenFull};
 use shards::config::{BrokerChoice, Inputs, LogFormat};
+use tracing_subscriber::EnvFilter;
 
 use super::ConsumeArgs;
 use super::handlers::{self, Action};
 use super::place::Place;
 use crate::client::{duration, host_and_port};
 use crate::exit::{CONFIG, Failure, USAGE};
+use crate::logs::parse_level;
 
 /// More threads than any load needs; each costs a stack.
 const WORKERS_MAX: usize = 1024;
@@ -28,7 +30,7 @@ pub struct Settings {
     pub dead_letters: Place,
     pub metrics: Option<SocketAddr>,
     pub log_format: LogFormat,
-    pub log_level: String,
+    pub log_level: EnvFilter,
     /// Sentences for the operator.
     pub warnings: Vec<String>,
 }
@@ -74,8 +76,8 @@ impl Settings {
             metrics: pick("--metrics", &args.metrics, &["CORECAST_METRICS"], address)?,
             log_format: pick("--log-format", &args.log_format, &["CORECAST_LOG_FORMAT"], log_format)?
                 .unwrap_or(LogFormat::Json),
-            log_level: pick("--log-level", &args.log_level, &["CORECAST_LOG_LEVEL"], named)?
-                .unwrap_or_else(|| "info".to_owned()),
+            log_level: pick("--log-level", &args.log_level, &["CORECAST_LOG_LEVEL"], parse_level)?
+                .unwrap_or_else(|| EnvFilter::new("info")),
             warnings,
         })
     }

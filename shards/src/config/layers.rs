@@ -47,6 +47,14 @@ pub struct Loaded {
     pub provenance: Provenance,
 }
 
+impl Loaded {
+    /// A value that only the machine or another library could judge was refused: as a fault of where it came from.
+    pub fn refused(&self, setting: &str, message: impl Into<String>) -> ConfigErrors {
+        let origin = self.provenance.settings.get(setting).cloned().unwrap_or_default();
+        ConfigErrors(vec![origin.error(setting, message)])
+    }
+}
+
 /// A sentence for the operator: nothing is wrong enough to stop.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Warning(pub String);

@@ -44,7 +44,7 @@ pub enum StartError {
         cure: &'static str,
     },
     /// `--cores` names one that this process may not use.
-    #[error("core {core} can't be used: this process may run on {usable:?}")]
+    #[error("found core {core}, due some of those that this process may run on: {usable:?}")]
     Core {
         /// Which.
         core: usize,
