@@ -14,7 +14,7 @@ use domains::{Registry, SchemaDomain};
 use shards::config::{BrokerChoice, Config, Loaded};
 use shards::metrics::Metrics;
 use shards::net::{LostThread, Passed, Server, StartError};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::activity::Activity;
@@ -106,13 +106,22 @@ fn start_failure(error: StartError, loaded: &Loaded) -> anyhow::Error {
     }
 }
 
-/// One thread turns signals into messages. SIGPIPE is ignored by Rust's runtime.
+/// One thread turns the signals that end the server into messages. SIGPIPE is ignored by Rust's runtime; SIGHUP asks other
+/// servers to read their configuration again, and must not be the end of one that doesn't.
 fn listen_for_signals() -> anyhow::Result<mpsc::Receiver<i32>> {
-    let mut signals = Signals::new([SIGTERM, SIGINT]).context("can't listen for signals")?;
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("can't listen for signals")?;
     let (sender, receiver) = mpsc::channel();
     std::thread::Builder::new()
         .name("signals".to_owned())
-        .spawn(move || signals.forever().try_for_each(|signal| sender.send(signal).map_err(drop)))
+        .spawn(move || {
+            signals.forever().try_for_each(|signal| {
+                if signal == SIGHUP {
+                    tracing::info!("SIGHUP: nothing is reloaded yet; restart to change the configuration");
+                    return Ok(());
+                }
+                sender.send(signal).map_err(drop)
+            })
+        })
         .context("can't start a thread")?;
     Ok(receiver)
 }

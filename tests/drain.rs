@@ -94,6 +94,16 @@ fn connections_queued_on_the_listener_at_sigterm_are_answered_not_reset(driver: 
     assert!(ends.iter().all(|(phase, code)| answered(phase, *code)), "{ends:?}");
 }
 
+#[test]
+fn sighup_is_answered_in_the_log_and_ends_nothing() {
+    let mut server = Server::builder().start();
+    server.signal(Signal::HUP);
+    server.wait_log("it says so", |line| line.contains("nothing is reloaded yet"));
+    assert_eq!(server.get("/readyz").status, 200);
+    server.signal(Signal::TERM);
+    assert_eq!(server.wait_exit(SOON).code(), Some(0));
+}
+
 fn a_second_signal_stops_at_once(driver: Driver) {
     let hour = Duration::from_secs(3600);
     let mut server = Server::builder().preset("event-fanout").driver(driver).drain(hour).start();
