@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use domains::{Registry, SchemaDomain};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use shards::config::{BrokerChoice, Config, Loaded};
 use shards::metrics::Metrics;
 use shards::net::{LostThread, Passed, Server, StartError};
@@ -26,6 +27,8 @@ use crate::manager::ServiceManager;
 /// watchdog's time is less.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 const LOOK_INTERVAL_MIN: Duration = Duration::from_millis(10);
+/// A server that has space for fewer than this was hardly meant to.
+const FEW_CONNECTIONS: usize = 1000;
 /// How often a draining server is asked whether it has ended.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 
@@ -50,6 +53,7 @@ pub fn run(loaded: &Loaded, passed: Passed) -> anyhow::Result<ExitCode> {
         );
     }
     let domains = domains_of(config)?;
+    raise_descriptor_limit();
     let server = Server::start(config, key, domains, passed).map_err(|error| start_failure(error, loaded))?;
     // Before anybody is told that it serves.
     if let Some(path) = &config.ports_file {
@@ -163,6 +167,18 @@ fn wait_for_signal(
     }
 }
 
+/// Lets this process hold as many descriptors as the hard limit allows. The soft one, 1,024 almost everywhere, is for programs
+/// that use select(2), which this one doesn't.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if limit.current != limit.maximum
+        && let Err(error) = setrlimit(Resource::Nofile, raised)
+    {
+        tracing::warn!(%error, "the limit of descriptors stays where it is");
+    }
+}
+
 /// For the service manager: where it serves, and what is missing.
 fn status(server: &Server) -> String {
     let addresses: Vec<String> = server.listen.iter().map(ToString::to_string).collect();
@@ -190,11 +206,19 @@ fn announce(config: &Config, server: &Server) {
         cores = ?server.cores,
         relay_core = server.relay_core,
         descriptors = descriptor_limit(),
+        connections_max = server.setup.bounds.connections_max,
         broker,
         presets = config.presets.join(","),
         node = config.node_id,
         "corecast {} serves", env!("CARGO_PKG_VERSION")
     );
+    let fit = server.setup.bounds.connections_max;
+    if fit < FEW_CONNECTIONS && fit < config.bounds.connections_max {
+        tracing::warn!(
+            "only {fit} connections fit into the limit of descriptors: raise its hard limit (LimitNOFILE=, ulimit -Hn, \
+             docker --ulimit nofile=1048576)"
+        );
+    }
     if let (Some(address), true) =
         (server.listen.first(), matches!(config.broker, BrokerChoice::Local) && config.presets.is_empty())
     {

@@ -20,6 +20,18 @@ on_both_drivers!(
     idle_connections_of_the_admin_address_keep_neither_redis_nor_a_scraper_waiting,
 );
 
+#[test]
+fn the_soft_limit_rises_to_the_hard_one_and_the_first_line_says_how_many_fit() {
+    let server = Server::builder().shards(1).descriptors(2048).descriptors_soft(64).start();
+    let first = server.wait_log("a first line", |line| line.contains("serves"));
+    // 24 for the process, 16 for its shard.
+    assert!(first.contains("descriptors=2048") && first.contains("connections_max=2008"), "{first}");
+    assert!(!server.log().contains("connections fit"), "{}", server.log());
+    let small = Server::builder().shards(1).descriptors(DESCRIPTORS).start();
+    let warned = small.wait_log("few fit", |line| line.contains("connections fit"));
+    assert!(warned.contains("only 56 connections fit") && warned.contains("nofile"), "{warned}");
+}
+
 fn idle_connections_of_the_admin_address_keep_neither_redis_nor_a_scraper_waiting(driver: Driver) {
     let mut redis = Redis::start();
     let mut server = Server::event_fanout(&redis, driver).shards(1).admin().descriptors(64).start();

@@ -12,8 +12,10 @@ use seccompiler::BpfProgram;
 /// What a child gets before it becomes the program.
 #[derive(Default)]
 pub struct Confinement {
-    /// Soft and hard limit of descriptors.
+    /// Hard limit of descriptors, and the soft one where that is not given.
     pub descriptors_max: Option<u64>,
+    /// Soft limit of descriptors.
+    pub descriptors_soft: Option<u64>,
     /// System call filter.
     pub filter: Option<BpfProgram>,
     /// Its descriptors from 3 on, as a service manager passes sockets.
@@ -31,7 +33,8 @@ pub fn confine(command: &mut Command, confinement: Confinement) {
         }
         pass(&confinement.passed)?;
         if let Some(max) = confinement.descriptors_max {
-            setrlimit(Resource::Nofile, Rlimit { current: Some(max), maximum: Some(max) })?;
+            let current = confinement.descriptors_soft.unwrap_or(max);
+            setrlimit(Resource::Nofile, Rlimit { current: Some(current), maximum: Some(max) })?;
         }
         if let Some(filter) = &confinement.filter {
             seccompiler::apply_filter(filter).map_err(|_| io::Error::from_raw_os_error(libc::EPERM))?;

@@ -132,6 +132,12 @@ impl ServerBuilder {
         self
     }
 
+    /// Starts with this soft limit of descriptors below [`ServerBuilder::descriptors`].
+    pub fn descriptors_soft(mut self, soft: u64) -> Self {
+        self.confinement.descriptors_soft = Some(soft);
+        self
+    }
+
     /// Passes it this descriptor, as a service manager would; `--listen` stays where it is.
     pub fn pass(mut self, descriptor: impl AsFd, name: &str) -> Self {
         let descriptor = descriptor.as_fd().try_clone_to_owned().expect("a descriptor is left");
