@@ -6,7 +6,8 @@
 //!
 //! The parts: this file owns the connections' membership and life; `shard/turn.rs` the pass that sends; `shard/stall.rs`
 //! what happens to a connection whose socket takes no more; `shard/inbound.rs` what clients say, `shard/dialogue.rs` what
-//! those of the JSON dialect say, `shard/held.rs` how much of it may wait for its end.
+//! those of the JSON dialect say, `shard/held.rs` how much of it may wait for its end, `shard/budget.rs`
+//! how much slow readers may make it keep.
 //!
 //! A connection that is not stalled stands at the head of all its rooms between passes, and nothing of it is half sent.
 
@@ -30,6 +31,7 @@ use crate::room::{Room, Stage, TOMBSTONE, Window};
 use crate::session::Session;
 use crate::setup::Setup;
 
+mod budget;
 mod check;
 mod dialogue;
 mod held;
@@ -774,32 +776,6 @@ impl Shard {
             ledger.pending += members.map(|member| room.head - member.cursor).sum::<u64>();
         }
         ledger
-    }
-
-    /// While the windows hold more than a shard may, the connection furthest behind goes.
-    pub(crate) fn keep_window_budget(&mut self, wire: &mut impl Wire, now: Micros) {
-        while self.window_bytes > self.setup.engine.window_bytes_max as u64 {
-            let furthest = self.stalled.iter().copied().max_by_key(|slot| self.bytes_behind(*slot));
-            let furthest = furthest.filter(|slot| self.bytes_behind(*slot) > 0);
-            let Some(id) = furthest.and_then(|slot| self.id_of(slot)) else { return };
-            let rooms: Vec<u32> = match self.connection(id) {
-                Some(connection) => connection.subscriptions.iter().map(|s| s.room).collect(),
-                None => return,
-            };
-            self.close(id, CloseReason::SlowShardBudget, wire, now);
-            for room in rooms {
-                self.evict(room);
-            }
-        }
-    }
-
-    fn bytes_behind(&self, slot: u32) -> u64 {
-        let Some(connection) = self.connections.at(slot) else { return 0 };
-        let behind = connection.subscriptions.iter().filter_map(|subscription| {
-            let room = self.rooms.at(subscription.room)?;
-            Some(room.bytes_from(room.members[subscription.member as usize].cursor))
-        });
-        behind.sum()
     }
 }
 
