@@ -140,7 +140,7 @@ label! {
 label! {
     /// Why a publication was refused before it had a place in a room.
     RefuseReason {
-        /// Larger than `PAYLOAD_BYTES_MAX`.
+        /// Larger than `PAYLOAD_BYTES_MAX`, by itself or in its envelope.
         TooBig = "too_big",
         /// Too much is on its way to Redis already.
         BrokerBacklog = "broker_backlog",
@@ -243,6 +243,7 @@ table! {
         connections: Number, "gauge", "corecast_connections", "Open connections, handshakes included.";
         accepted: Number, "counter", "corecast_connections_accepted_total", "Connections accepted.";
         closed: By<CloseReason>, "counter", "corecast_connections_closed_total", "Connections ended, by reason.";
+        accept_failures: Number, "counter", "corecast_accept_failures_total", "Connections accepted and closed at once, because the driver did not take their socket.";
         accept_pauses: Number, "counter", "corecast_accept_pauses_total", "Times accepting paused: out of descriptors, or at the bound of connections.";
         websockets: Number, "gauge", "corecast_websockets", "Open WebSockets: connections that have their 101 and are not closing.";
         subscriptions: Number, "gauge", "corecast_subscriptions", "Memberships of connections in rooms.";

@@ -297,7 +297,10 @@ fn admit(core: &SharedCore, fd: OwnedFd, listener: u8) {
                 monoio::spawn(read(core.clone(), id, socket));
             }
         }
-        Err(error) => tracing::warn!(%error, "an accepted socket could not be registered and was closed"),
+        Err(error) => {
+            core.borrow().shard.metrics().accept_failures.add(1);
+            tracing::warn!(%error, "an accepted socket could not be registered and was closed");
+        }
     }
 }
 
