@@ -209,3 +209,14 @@ fn pushed(frame: OwnedFrame) -> Vec<u8> {
         other => panic!("{other:?} where a pmessage was due"),
     }
 }
+
+#[test]
+fn what_its_envelope_makes_too_long_is_413_and_not_to_be_tried_again() {
+    let redis = Redis::start();
+    let server = Server::event_fanout(&redis, Driver::Epoll).start();
+    // A control character is six in JSON: 3 MiB become 18.
+    let answer = server.post("/publish?room=lobby", &vec![1; 3 * 1024 * 1024]);
+    assert_eq!(answer.status, 413, "{answer:?}");
+    let refused = server.metrics().labelled("corecast_publications_refused_total", "reason", "too_big");
+    assert_eq!(refused, 1.0);
+}

@@ -263,6 +263,8 @@ pub enum Outcome {
     LocalOnly,
     /// Too much is on its way to Redis.
     Busy,
+    /// In its source's envelope it is longer than a publication may be.
+    TooBig,
     /// Redis answered with an error.
     Refused,
 }

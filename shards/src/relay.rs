@@ -438,7 +438,7 @@ impl Relay {
     ) -> Outcome {
         if payload.len() > PAYLOAD_BYTES_MAX {
             self.metrics().refused.add(RefuseReason::TooBig, 1);
-            return Outcome::Refused;
+            return Outcome::TooBig;
         }
         let index = match self.find(room) {
             Some(index) => index,
@@ -454,7 +454,7 @@ impl Relay {
         };
         let Ok(frame) = Frame::data(payload) else {
             self.metrics().refused.add(RefuseReason::TooBig, 1);
-            return Outcome::Refused;
+            return Outcome::TooBig;
         };
         self.metrics().publications_received.add(1);
         let generation = self.rooms.generation(index).unwrap_or_default();

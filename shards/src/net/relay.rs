@@ -12,7 +12,7 @@ use super::ring::{Bell, RelayEnd, Sleeper};
 use crate::command::Down;
 use crate::config::{BrokerChoice, Config, Subscribe};
 use crate::limits::TURN_COMMANDS_MAX;
-use crate::redis::PublishError;
+use crate::redis::{PublishError, Refused};
 use crate::relay::{BrokerCommand, BrokerState, Outlet, PublishFailure, Relay};
 use crate::setup::Setup;
 
@@ -106,8 +106,14 @@ impl Driver {
                     }
                 }
                 BrokerCommand::Publish { token, channel, payload } => {
-                    if link.publish(&channel, &payload, token).is_err() {
-                        self.relay.published(token, Err(PublishFailure::Busy), &mut self.rings);
+                    if let Err(refused) = link.publish(&channel, &payload, token) {
+                        let failure = match refused {
+                            Refused::Backlog => PublishFailure::Busy,
+                            Refused::TooBig => PublishFailure::TooBig,
+                            // The relay has not heard of it yet.
+                            Refused::Down => PublishFailure::Unsent,
+                        };
+                        self.relay.published(token, Err(failure), &mut self.rings);
                     }
                 }
             }

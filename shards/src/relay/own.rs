@@ -113,7 +113,7 @@ impl Relay {
         };
         if payload.len() > PAYLOAD_BYTES_MAX {
             self.metrics().refused.add(RefuseReason::TooBig, 1);
-            return self.answer_publish(answer_to, Outcome::Refused, outlet);
+            return self.answer_publish(answer_to, Outcome::TooBig, outlet);
         }
         if let Some(key) = &keep {
             self.keep_last(source, key, &payload, now);
@@ -214,10 +214,11 @@ impl Relay {
             Err(PublishFailure::Unsent) => (Outcome::LocalOnly, true),
             // `broker_down`, which comes with this, delivers it, unless it returned before. It may yet return after.
             Err(PublishFailure::Unknown) => (Outcome::LocalOnly, false),
-            Err(PublishFailure::Refused | PublishFailure::Busy) => {
+            Err(failure @ (PublishFailure::Refused | PublishFailure::Busy | PublishFailure::TooBig)) => {
                 self.own.note_returned(index);
-                let (outcome, reason) = match receivers {
-                    Err(PublishFailure::Busy) => (Outcome::Busy, RefuseReason::BrokerBacklog),
+                let (outcome, reason) = match failure {
+                    PublishFailure::Busy => (Outcome::Busy, RefuseReason::BrokerBacklog),
+                    PublishFailure::TooBig => (Outcome::TooBig, RefuseReason::TooBig),
                     _ => (Outcome::Refused, RefuseReason::BrokerError),
                 };
                 self.setup.metrics.relay.refused.add(reason, 1);
@@ -318,6 +319,8 @@ pub enum PublishFailure {
     Refused,
     /// Too much is on its way already.
     Busy,
+    /// In its envelope it is longer than a publication may be: the same one would be refused again.
+    TooBig,
 }
 
 #[cfg(test)]
@@ -402,6 +405,24 @@ mod tests {
                 }
                 assert_eq!((deliveries(&ring), answers(&ring)), (1, 1), "{failure:?}, first: {fails_first}");
             }
+        }
+    }
+
+    #[test]
+    fn what_is_too_long_in_its_envelope_is_told_so_and_not_to_try_again() {
+        for (failure, outcome, reason) in [
+            (PublishFailure::TooBig, Outcome::TooBig, RefuseReason::TooBig),
+            (PublishFailure::Busy, Outcome::Busy, RefuseReason::BrokerBacklog),
+            (PublishFailure::Refused, Outcome::Refused, RefuseReason::BrokerError),
+        ] {
+            let (mut relay, mut ring) = relay();
+            let token = publish(&mut relay, &mut ring, "r");
+            relay.published(token, Err(failure), &mut ring);
+            assert!(
+                ring.0.iter().any(|c| matches!(c, Down::Published { outcome: told, .. } if *told == outcome)),
+                "{failure:?}"
+            );
+            assert_eq!(relay.metrics().refused.value(reason), 1, "{failure:?}");
         }
     }
 

@@ -571,6 +571,12 @@ impl Shard {
             Outcome::Busy => {
                 (503, "{\"error\":\"too much is on its way to the broker: try again later\"}\n".to_owned())
             }
+            Outcome::TooBig => (
+                413,
+                format!(
+                    "{{\"error\":\"in the broker's envelope it has more than {PAYLOAD_BYTES_MAX} bytes: send less\"}}\n"
+                ),
+            ),
             Outcome::Refused => (
                 502,
                 "{\"error\":\"the broker refused the publication; its log line says why\"}\n".to_owned(),
