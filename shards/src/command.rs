@@ -263,7 +263,7 @@ pub enum Outcome {
     LocalOnly,
     /// Too much is on its way to Redis.
     Busy,
-    /// In its source's envelope it is longer than a publication may be.
+    /// It is longer than a publication may be, bare or in its source's envelope.
     TooBig,
     /// Redis answered with an error.
     Refused,

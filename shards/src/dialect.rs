@@ -81,13 +81,23 @@ pub fn error(code: ErrorCode, room: &str, refusal: &Refusal) -> Frame {
     small("error", room, &data)
 }
 
+/// So many messages of one read went nowhere beyond those that were answered one by one.
+pub fn more_errors(count: u64) -> Frame {
+    let found = format!("{count} more messages like these");
+    let refusal = Refusal::new("", "messages that are no errors, or fewer of them at once", &found);
+    error(ErrorCode::Invalid, "", &refusal)
+}
+
 fn note(kind: &str, room: &str) -> Frame {
     small(kind, room, &serde_json::Value::Null)
 }
 
 /// A frame of ours: names and refusals have bounds far below a frame's.
 fn small(kind: &str, room: &str, data: &serde_json::Value) -> Frame {
-    publication(kind, room, data.to_string().as_bytes(), true).expect("a note of a few kilobytes")
+    publication(kind, room, data.to_string().as_bytes(), true).unwrap_or_else(|| {
+        Frame::text(br#"{"type":"error","room":"","data":{"code":"too_long"}}"#)
+            .expect("half a hundred bytes")
+    })
 }
 
 fn open(text: &mut Vec<u8>, kind: &str, room: &str) {

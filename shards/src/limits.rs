@@ -202,6 +202,9 @@ pub const LAST_VALUE_BYTES_MAX: usize = 16 * MIB;
 pub const LAST_VALUE_WRITES_MAX: usize = 1024;
 /// Newcomers that wait for a last value. Over it they get none: `corecast_warms_unanswered_total`.
 pub const WARMS_WAITING_MAX: usize = 65_536;
+/// Errors of one read that a connection of the JSON dialect is answered one by one; the rest are answered by their number. A
+/// read of 64 KiB holds 10,922 empty messages, and an answer has 200 bytes: 2 MiB otherwise.
+pub const ERRORS_ANSWERED_MAX: u64 = 32;
 /// Bytes of a publication's `type`; longer ones are cut.
 pub const KIND_BYTES_MAX: usize = 255;
 /// Rooms, and users, that `/admin/stats` lists: without `?limit=`, and at most. Above: 400.

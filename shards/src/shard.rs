@@ -211,6 +211,8 @@ pub struct Shard {
     pub(crate) unread_up: VecDeque<ConnectionId>,
     /// Those of them that were resumed last, and how many of these found the space taken and are first in line again.
     pub(crate) resumed_up: (Vec<ConnectionId>, usize),
+    /// To the read that is being taken.
+    answers: dialogue::Answers,
     /// Taken by the runtime after each call.
     pub actions: Vec<Action>,
     /// Taken by the runtime after each call; empty but for what [`Noticed`](crate::notice::Noticed) asks for.
@@ -248,6 +250,7 @@ impl Shard {
             waiting_up: Vec::new(),
             unread_up: VecDeque::new(),
             resumed_up: (Vec::new(), 0),
+            answers: dialogue::Answers::default(),
             actions: Vec::new(),
             notices: Vec::new(),
             up: VecDeque::new(),
@@ -605,6 +608,7 @@ impl Shard {
             crate::frame::encode_close(code, reason.name(), &mut close);
             self.send_private(id.slot, close.into(), wire, now);
         }
+        self.send_answers(id.slot, wire, now);
         self.resume(id, u8::MAX);
         if reason == CloseReason::PeerVanished {
             self.actions.push(Action::Shutdown(id));
@@ -725,6 +729,9 @@ impl Shard {
     pub(crate) fn send_private(&mut self, slot: u32, bytes: Bytes, wire: &mut impl Wire, now: Micros) {
         let Some(id) = self.id_of(slot) else { return };
         let lane_bytes_max = self.setup.engine.lane_bytes_max;
+        if self.answers.slot == Some(slot) {
+            return self.answers.frames.extend_from_slice(&bytes);
+        }
         let Some(connection) = self.connections.at_mut(slot) else { return };
         if let Some(stalled) = &mut connection.stalled {
             stalled.push_lane(bytes);

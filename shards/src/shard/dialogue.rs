@@ -1,8 +1,9 @@
 //! What connections of the JSON dialect say: joins, leaves, messages to rooms they are in, events of the domains.
 //!
 //! Whatever a message asks for that isn't done is answered with an error frame that names the field, what was found and
-//! what was due; the connection goes on. Error frames are private frames, so a connection that provokes them faster than
-//! it reads them is not read.
+//! what was due; the connection goes on. What one read brought is answered in one private frame after the other, sent
+//! together; of its errors the first [`ERRORS_ANSWERED_MAX`] are answered one by one and the rest by their number. A
+//! connection that doesn't read its answers is not read.
 
 use std::sync::Arc;
 
@@ -11,8 +12,9 @@ use domains::{Chat, Domain as _, Event, Message, RESERVED_TYPES, Refusal};
 
 use super::{Micros, Shard, Wire, owed_from};
 use crate::command::{ConnectionId, Label, Publish, RoomSlot, Up, Warm, Warmed};
-use crate::config::{self, Dialect, Role};
+use crate::config::{self, Dialect, Role, Route};
 use crate::dialect::{self, ErrorCode};
+use crate::limits::ERRORS_ANSWERED_MAX;
 use crate::metrics::DropReason;
 use crate::room::Stage;
 use crate::route::{full_name, plain_name};
@@ -20,13 +22,45 @@ use crate::route::{full_name, plain_name};
 /// Why a message went nowhere: code, room that it named, what was wrong.
 type Unheard = (ErrorCode, String, Refusal);
 
+/// Answers to one read of a connection.
+#[derive(Debug, Default)]
+pub(crate) struct Answers {
+    /// Whose; `None` between reads.
+    pub slot: Option<u32>,
+    /// In their order, as they go to the socket.
+    pub frames: Vec<u8>,
+    errors: u64,
+}
+
 impl Shard {
     /// Takes one message of a connection of the JSON dialect.
     pub(crate) fn dialogue(&mut self, id: ConnectionId, text: &[u8], wire: &mut impl Wire, now: Micros) {
         if let Err((code, room, refusal)) = self.hear(id, text, wire, now) {
             self.metrics().messages_refused.add(1);
-            let frame = dialect::error(code, &room, &refusal);
-            self.send_private(id.slot, frame.wire_bytes().clone(), wire, now);
+            self.answers.errors += 1;
+            if self.answers.errors <= ERRORS_ANSWERED_MAX {
+                let frame = dialect::error(code, &room, &refusal);
+                self.send_private(id.slot, frame.wire_bytes().clone(), wire, now);
+            }
+        }
+    }
+
+    /// What a read of this connection brings is going to be answered together.
+    pub(super) fn gather_answers(&mut self, slot: u32) {
+        self.answers = Answers { slot: Some(slot), ..Answers::default() };
+    }
+
+    /// Sends the answers that were gathered for this connection; from now on each goes at once.
+    pub(super) fn send_answers(&mut self, slot: u32, wire: &mut impl Wire, now: Micros) {
+        if self.answers.slot != Some(slot) {
+            return;
+        }
+        let Answers { mut frames, errors, .. } = std::mem::take(&mut self.answers);
+        if let Some(more) = errors.checked_sub(ERRORS_ANSWERED_MAX).filter(|more| *more > 0) {
+            frames.extend_from_slice(dialect::more_errors(more).wire());
+        }
+        if !frames.is_empty() {
+            self.send_private(slot, frames.into(), wire, now);
         }
     }
 
@@ -42,13 +76,15 @@ impl Shard {
         let publish = connection.publish;
         let Some(route) = setup.routes.route(usize::from(connection.route)) else { return Ok(()) };
         let message = Message::parse(text).map_err(|refusal| (ErrorCode::Invalid, String::new(), refusal))?;
-        let named = || message.raw("room").and_then(|raw| serde_json::from_str(raw).ok()).unwrap_or_default();
+        // A name that is none is not said again: it may have megabytes.
+        let named = || message.name("room").unwrap_or_default();
         let invalid = |refusal| (ErrorCode::Invalid, named(), refusal);
         let role = |expected: &str| (ErrorCode::Role, named(), message.refuse("type", expected));
         let space = route.space.as_str();
         match (message.event_type(), route.role) {
             ("join", Role::Consumer) => {
                 let room = message.name("room").map_err(invalid)?;
+                not_forbidden(route, &message, "room", &room).map_err(invalid)?;
                 self.join_by_message(id, &full_name(space, &room), wire, now)
             }
             ("leave", Role::Consumer) => {
@@ -69,6 +105,7 @@ impl Shard {
             }
             (_, Role::Ingestor) => {
                 let event = self.admit(&message).map_err(invalid)?;
+                not_forbidden(route, &message, "", &event.room).map_err(invalid)?;
                 let room: Arc<str> = full_name(space, &event.room).into();
                 self.publish_event(id, room, event);
                 Ok(())
@@ -263,6 +300,17 @@ fn not_joined(room: &str) -> Unheard {
     let found = quoted(plain_name(room));
     let refusal = Refusal::new("room", "a room that this connection has joined", &found);
     (ErrorCode::NotJoined, plain_name(room).to_owned(), refusal)
+}
+
+/// A name in which the route allows every character.
+fn not_forbidden(route: &Route, message: &Message<'_>, field: &str, room: &str) -> Result<(), Refusal> {
+    let forbidden = route.forbid.as_deref().unwrap_or_default();
+    if !room.contains(|c| forbidden.contains(c)) {
+        return Ok(());
+    }
+    let expected = format!("a room's name without any of {}", quoted(forbidden));
+    let found = message.raw(field).map_or_else(|| quoted(room), str::to_owned);
+    Err(Refusal::new(field, &expected, &found))
 }
 
 /// A name as the JSON text that it was.

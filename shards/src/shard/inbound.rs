@@ -649,7 +649,7 @@ impl Shard {
         let Some(connection) = self.connection(id) else { return };
         connection.heard = now.ticks();
         connection.pinged = false;
-        let echo = connection.dialect == Dialect::Echo;
+        let (echo, answers) = (connection.dialect == Dialect::Echo, connection.dialect == Dialect::Json);
         // The session leaves its slot while it is read, so that what it says can change the connection.
         let mut session = std::mem::take(&mut connection.session);
         let bounds = SessionBounds {
@@ -657,6 +657,9 @@ impl Shard {
             fragments_max: self.setup.bounds.fragments_max,
         };
         let mut input = Input::new(input);
+        if answers {
+            self.gather_answers(id.slot);
+        }
         loop {
             match session.next(&mut input, &bounds) {
                 Ok(Some(event)) => self.said(id, event, wire, now),
@@ -664,6 +667,7 @@ impl Shard {
                 Err(reason) => return self.close(id, reason, wire, now),
             }
         }
+        self.send_answers(id.slot, wire, now);
         let backlog = self.up.len() > self.setup.engine.up_backlog_max;
         if let Some(connection) = self.connection(id)
             && connection.phase == Phase::Open

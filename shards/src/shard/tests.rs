@@ -70,7 +70,10 @@ impl Bench {
         let consumers = Route { path: "/json".to_owned(), when_query: None, ..json.clone() };
         let ingestors = Route { path: "/ingest".to_owned(), role: Role::Ingestor, ..consumers.clone() };
         let lists = Route { separator: Some(','), ..Route::default() };
-        let routes = vec![lists, consumers, ingestors];
+        let forbid = Some(":".to_owned());
+        let strict = Route { path: "/strict".to_owned(), forbid: forbid.clone(), ..consumers.clone() };
+        let strict_ingest = Route { path: "/strict-ingest".to_owned(), forbid, ..ingestors.clone() };
+        let routes = vec![lists, consumers, ingestors, strict, strict_ingest];
         let config = Config { rooms: vec![class], routes, ..Config::default() };
         let metrics = Arc::new(Metrics::new(1, Identity::default(), false));
         let mut setup = Setup::new(&config, Gate::new(None, true), metrics);

@@ -279,3 +279,62 @@ fn who_joins_and_leaves_ever_new_rooms_makes_no_more_of_them_than_the_bound() {
     bench.sweep_after(Duration::from_secs(10));
     assert_eq!(bench.shard.metrics().rooms.value(), 0);
 }
+
+#[test]
+fn a_room_of_megabytes_is_refused_and_not_said_again() {
+    let mut bench = Bench::new();
+    let id = bench.speaker(1, "/json");
+    for kind in ["x", "join", "leave", "message"] {
+        let text = format!(r#"{{"type":"{kind}","room":"{}","data":1}}"#, "a".repeat(60_000));
+        let heard = bench.say(1, id, &text);
+        assert!(heard.len() == 1 && heard[0].len() < 1000, "{kind}: {} bytes", heard[0].len());
+    }
+    // As long as a message may be at all.
+    let mut text = br#"{"type":"x","room":""#.to_vec();
+    text.resize(crate::limits::PAYLOAD_BYTES_MAX - 2, b'a');
+    text.extend_from_slice(b"\"}");
+    let (wire, now) = (&mut bench.wire, bench.now);
+    bench.shard.dialogue(id, &text, wire, now);
+    assert_eq!(bench.shard.metrics().messages_refused.value(), 5);
+}
+
+#[test]
+fn the_errors_of_one_read_are_answered_together_and_beyond_a_bound_by_their_number() {
+    let mut bench = Bench::new();
+    let id = bench.speaker(1, "/json");
+    let sends = bench.shard.metrics().sends.value();
+    let flood = masked(1, b"").repeat(10_000);
+    bench.receive(id, &flood);
+    let taken = bench.wire.taken[&1].len();
+    assert!(taken < 16 * 1024, "{taken} bytes of answers");
+    assert_eq!(bench.shard.metrics().sends.value() - sends, 1);
+    let heard = bench.heard(1);
+    assert_eq!(heard.len(), 33);
+    assert!(heard[32].contains("9968 more messages"), "{}", heard[32]);
+    assert_eq!(error(&bench.say(1, id, "[]")).0, "invalid", "the next read is answered as before");
+}
+
+#[test]
+fn what_was_answered_before_a_close_goes_out_before_it() {
+    let mut bench = Bench::new();
+    let id = bench.speaker(1, "/json");
+    let mut input = masked(1, b"nonsense");
+    input.extend_from_slice(&masked(8, &1000u16.to_be_bytes()));
+    bench.receive(id, &input);
+    let taken = &bench.wire.taken[&1];
+    assert!(taken.ends_with(&[0x88, 2, 3, 0xe8]), "the Close frame is the last");
+    assert!(taken.len() > 100, "the error came before it");
+}
+
+#[test]
+fn characters_that_a_route_forbids_are_forbidden_in_messages_too() {
+    let mut bench = Bench::new();
+    for (socket, path, text) in [
+        (1, "/strict", r#"{"type":"join","room":"a:b"}"#),
+        (2, "/strict-ingest", r#"{"type":"price_update","instrument":"a:b","price":1,"ts":1710000000}"#),
+    ] {
+        let id = bench.speaker(socket, path);
+        assert_eq!(error(&bench.say(socket, id, text)).0, "invalid", "{text}");
+        assert!(bench.shard.up.is_empty());
+    }
+}
