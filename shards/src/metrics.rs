@@ -295,7 +295,7 @@ table! {
         broker_reconnects: Number, "counter", "corecast_broker_reconnects_total", "Times the broker came back after a break.";
         broker_breaks: Number, "counter", "corecast_broker_breaks_total", "Times the broker's subscription broke.";
         publishes_sent: Number, "counter", "corecast_broker_publishes_total", "Publications sent to the broker.";
-        publishes_local: Number, "counter", "corecast_local_deliveries_total", "Own publications delivered locally because the broker's subscription was broken.";
+        publishes_local: Number, "counter", "corecast_local_deliveries_total", "Own publications that only members here got, because the broker was away, full, or refused them.";
         last_values_written: Number, "counter", "corecast_last_values_written_total", "Last values that Redis holds for newcomers since.";
         last_values_conflated: Number, "counter", "corecast_last_values_conflated_total", "Last values not written because a newer one of their key came first.";
         last_values_given_up: By<GivenUp>, "counter", "corecast_last_values_given_up_total", "Last values not written, by reason.";

@@ -207,7 +207,7 @@ impl Relay {
             run: 0,
             epoch_seed,
             incarnations: 0,
-            instance_id: format!("{}-{epoch_seed:04x}", setup.routes.node_id()).into(),
+            instance_id: instance_id(setup.routes.node_id(), epoch_seed),
             labels: Vec::new(),
             last_values: LastValues::default(),
             own: Own::default(),
@@ -236,7 +236,7 @@ impl Relay {
             Up::Join { slot, name } => self.join(Interest { shard, slot }, name, outlet),
             Up::Leave { slot, name } => self.leave(Interest { shard, slot }, &name, now),
             Up::Publish(publish) => self.publish(*publish, outlet, now),
-            Up::Warm(warm) => self.warm(*warm),
+            Up::Warm(warm) => self.warm(*warm, outlet),
             Up::Ask { from } => self.ask(from, outlet),
             Up::Answer { question, ledger } => self.answer(question, &ledger, outlet),
             Up::Survey { from, wanted } => self.survey(from, wanted, outlet),
@@ -328,7 +328,7 @@ impl Relay {
 
     /// Forgets rooms that nobody reads and whose time is up. Call it every tick or so.
     pub fn sweep(&mut self, outlet: &mut impl Outlet, now: Micros) {
-        self.write_last_values(now);
+        self.expire_last_values(now);
         let tick = now.ticks();
         while let Some(Reverse((_, index, generation))) =
             self.idle.peek().copied().filter(|Reverse((due, ..))| *due <= tick)
@@ -703,7 +703,10 @@ impl Relay {
                     continue;
                 }
                 let delivered = envelope::unwrap(deliver, plain_name(&room), payload);
-                let label = self.label_of(&room, &delivered);
+                let label = match &own {
+                    Some((_, returned)) => returned.label.clone(),
+                    None => self.label_of(&room, &delivered),
+                };
                 self.place(&room, &delivered, label, except, outlet, now);
             }
             for (source, field) in setup.routes.payload_sources(pattern, channel) {
@@ -756,6 +759,12 @@ impl Relay {
             self.offer(to.shard, Down::Answer { to, ledger: question.ledger }, outlet);
         }
     }
+}
+
+/// The node's name and 64 random bits: nodes that were given one name must not take each other's for their own.
+fn instance_id(node_id: &str, epoch_seed: u16) -> Box<str> {
+    let random = foldhash::fast::RandomState::default().hash_one(epoch_seed);
+    format!("{node_id}-{random:016x}").into()
 }
 
 /// Whether a room that was behind has caught up.

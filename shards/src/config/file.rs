@@ -209,6 +209,11 @@ impl Reader<'_> {
             }
             input.one_of(&[("consumer", Role::Consumer), ("ingestor", Role::Ingestor)])
         });
+        if role == Some(Role::Ingestor) && publish == Some(Publish::Member) {
+            let place = self.place(fields.offset);
+            let sentence = "ingestors are members of no room: say publish = \"any\"";
+            self.errors.push(place.error("publish", sentence));
+        }
         let key = self.optional(fields, "key", Input::boolean);
         let hear_self = self.optional(fields, "hear_self", Input::boolean);
         let missing = self.optional(fields, "missing", |input| {

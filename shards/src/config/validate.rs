@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::layers::{ConfigError, Origin, Provenance, Warning};
-use super::{BrokerChoice, Config, Dialect, Publish, Route, ShardCount, Template, duration_text};
+use super::{BrokerChoice, Config, Deliver, Dialect, Publish, Route, ShardCount, Template, duration_text};
 use crate::limits::TABLES_MAX;
 
 /// Paths that are pages of corecast's own.
@@ -22,6 +22,7 @@ pub(super) fn validate(
     check.addresses();
     check.threads();
     check.routes();
+    check.types();
     check.tables();
     warn_of_meetings(config, warnings);
     warn_of_mute_lists(config, provenance, warnings);
@@ -120,6 +121,33 @@ impl Check<'_> {
                 self.errors.push(origin.error(
                     "preset",
                     format!("found the preset {preset:?}, which is not in use: name it in preset = ..."),
+                ));
+            }
+        }
+    }
+
+    /// Where clients of the JSON dialect publish, the type of what they say must travel beside it: out of a bare payload
+    /// another node would read whatever type the payload claims.
+    fn types(&mut self) {
+        if self.config.broker == BrokerChoice::Local {
+            return;
+        }
+        let publishes = |route: &Route| {
+            route.dialect == Dialect::Json && matches!(route.publish, Publish::Member | Publish::Any)
+        };
+        for (route, origin) in self.config.routes.iter().zip(&self.provenance.routes) {
+            let mut sources = self.config.sources.iter().filter(|source| source.space == route.space);
+            if publishes(route)
+                && let Some(source) = sources.find(|source| source.deliver != Deliver::Event)
+            {
+                let (path, source) = (&route.path, &source.subscribe);
+                self.errors.push(origin.error(
+                    "dialect",
+                    format!(
+                        "clients of {path} publish with a type, and the source {:?} has no place for it: give that source \
+                         deliver = \"event\", or the route publish = \"none\"",
+                        source.to_string()
+                    ),
                 ));
             }
         }

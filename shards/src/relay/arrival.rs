@@ -3,9 +3,12 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use domains::RESERVED_TYPES;
+
 use super::{Outlet, Relay};
 use crate::command::{ConnectionId, Label};
 use crate::config::Own;
+use crate::dialect::PLAIN_KIND;
 use crate::envelope::{self, Event};
 use crate::limits::KIND_BYTES_MAX;
 use crate::shard::Micros;
@@ -38,18 +41,14 @@ impl Relay {
         }
         let label = match &event.kind {
             Some(kind) => self.label(kind, event.is_json),
-            None => self.label(crate::dialect::PLAIN_KIND, event.is_json),
+            None => self.label(PLAIN_KIND, event.is_json),
         };
         self.place(&room, &event.data, Some(label), except, outlet, now);
     }
 
-    /// Envelopes of others may have an `origin` alone.
+    /// Ours always have an `instance_id`; an `origin` alone may be another's of the same name.
     fn is_own(&self, event: &Event<'_>) -> bool {
-        match (&event.instance_id, &event.origin) {
-            (Some(instance_id), _) => **instance_id == *self.instance_id,
-            (None, Some(origin)) => origin == self.setup.routes.node_id(),
-            (None, None) => false,
-        }
+        event.instance_id.as_deref() == Some(&*self.instance_id)
     }
 
     /// What a payload that came without a label says of itself, where somebody may be told.
@@ -63,6 +62,8 @@ impl Relay {
 
     /// A label, shared with earlier publications of the same type. A type that is no name is cut.
     pub(super) fn label(&mut self, kind: &str, is_json: bool) -> Arc<Label> {
+        // A payload can't speak for the server.
+        let kind = if RESERVED_TYPES.contains(&kind) { PLAIN_KIND } else { kind };
         let kind = &kind[..kind.floor_char_boundary(KIND_BYTES_MAX)];
         let known = self.labels.iter().find(|label| label.is_json == is_json && *label.kind == *kind);
         if let Some(label) = known {

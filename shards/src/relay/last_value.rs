@@ -69,9 +69,14 @@ impl LastValues {
         let waiting = Waiting { value, since: now };
         let bytes = waiting.value.len();
         if let Some(write) = self.writes.get_mut(&key) {
-            let before = write.waiting.replace(waiting);
-            let before_bytes = before.as_ref().map_or(0, |before| before.value.len());
-            self.bytes = self.bytes + bytes - before_bytes;
+            let before = write.waiting.take();
+            self.bytes -= before.as_ref().map_or(0, |before| before.value.len());
+            if self.bytes + bytes > LAST_VALUE_BYTES_MAX {
+                // The older one would only hide that there is a newer.
+                return Err(GivenUp::Bound);
+            }
+            self.bytes += bytes;
+            write.waiting = Some(waiting);
             return Ok(if before.is_some() { Taken::InItsPlace } else { Taken::Behind });
         }
         if self.writes.len() >= LAST_VALUE_KEYS_MAX || self.bytes + bytes > LAST_VALUE_BYTES_MAX {
@@ -91,8 +96,11 @@ impl LastValues {
         while self.under_way < LAST_VALUE_WRITES_MAX
             && let Some(key) = self.queue.pop_front()
         {
-            let Some(write) = self.writes.get_mut(&key) else { continue };
-            let Some(Waiting { value, since }) = write.waiting.take() else { continue };
+            let Some(write) = self.writes.get_mut(&key).filter(|write| !write.is_under_way) else { continue };
+            let Some(Waiting { value, since }) = write.waiting.take() else {
+                self.writes.remove(&key);
+                continue;
+            };
             self.bytes -= value.len();
             if now.0.saturating_sub(since.0) > write.timeout_micros {
                 late += 1;
@@ -107,25 +115,25 @@ impl LastValues {
         (None, late)
     }
 
-    /// Takes out what has waited too long although nothing may go now. Keys wait in the order in which they came.
+    /// Takes out what has waited too long although nothing may go, or behind a write of its key that isn't answered.
     fn expire(&mut self, now: Micros) -> u64 {
         let mut late = 0;
-        while let Some(key) = self.queue.front() {
-            let is_late =
-                self.writes.get(key).and_then(|write| Some((write, write.waiting.as_ref()?))).is_none_or(
-                    |(write, waiting)| now.0.saturating_sub(waiting.since.0) > write.timeout_micros,
-                );
-            if !is_late {
-                break;
-            }
-            if let Some(key) = self.queue.pop_front()
-                && let Some(write) = self.writes.remove(&key)
-            {
-                self.bytes -= write.waiting.map_or(0, |waiting| waiting.value.len());
+        let bytes = &mut self.bytes;
+        self.writes.retain(|_, write| {
+            let since = write.waiting.as_ref().map_or(now, |waiting| waiting.since);
+            if now.0.saturating_sub(since.0) > write.timeout_micros {
+                *bytes -= write.waiting.take().map_or(0, |waiting| waiting.value.len());
                 late += 1;
             }
-        }
+            write.is_under_way || write.waiting.is_some()
+        });
+        self.queue.retain(|key| self.writes.contains_key(key));
         late
+    }
+
+    /// The value of `key` that is not on its way yet: what is under way before it is older.
+    fn waiting(&self, key: &str) -> Option<&Bytes> {
+        Some(&self.writes.get(key)?.waiting.as_ref()?.value)
     }
 
     /// Redis answered a write, or its connection did not take it.
@@ -179,9 +187,16 @@ impl Relay {
         self.write_last_values(now);
     }
 
-    /// Hands on what may go, and gives up what has waited too long.
-    pub(super) fn write_last_values(&mut self, now: Micros) {
-        let mut late = self.last_values.expire(now);
+    /// Gives up what has waited too long. For each tick.
+    pub(super) fn expire_last_values(&mut self, now: Micros) {
+        let late = self.last_values.expire(now);
+        self.metrics().last_values_given_up.add(GivenUp::Timeout, late);
+        self.write_last_values(now);
+    }
+
+    /// Hands on what may go.
+    fn write_last_values(&mut self, now: Micros) {
+        let mut late = 0;
         loop {
             let (command, more) = self.last_values.next(now);
             late += more;
@@ -201,8 +216,9 @@ impl Relay {
         self.write_last_values(now);
     }
 
-    /// A connection has entered a room and asks for its last value.
-    pub(super) fn warm(&mut self, warm: Warm) {
+    /// A connection has entered a room and asks for its last value. Where a newer one waits for its write, that is the answer:
+    /// what Redis has now is older than what the newcomer may have missed.
+    pub(super) fn warm(&mut self, warm: Warm, outlet: &mut impl Outlet) {
         let setup = std::sync::Arc::clone(&self.setup);
         let source = setup.routes.channel_of_room(&warm.room).map(|(source, _)| source);
         let Some(kept) = source.and_then(|source| setup.routes.last_value(source)) else { return };
@@ -210,6 +226,11 @@ impl Relay {
             return self.metrics().warms_unanswered.add(1);
         }
         let key = [&*kept.prefix, plain_name(&warm.room)].concat().into_boxed_str();
+        if let Some(payload) = self.last_values.waiting(&key).cloned() {
+            self.metrics().warm_hits.add(1);
+            let (shard, label) = (warm.to.shard, self.label_of_value(&payload));
+            return self.offer(shard, Down::Warmed(Box::new(Warmed { warm, payload, label })), outlet);
+        }
         self.last_values.warms += 1;
         if let Some(question) = self.last_values.questions.get_mut(&key) {
             return question.next.push(warm);
@@ -314,9 +335,12 @@ mod tests {
         assert_eq!(offer(&mut values, "later", "x", 40), Ok(Taken::Behind));
         assert_eq!(next(&mut values, 40), None, "too many are under way");
         assert_eq!(values.expire(Micros(51_000)), 1);
+        assert_eq!(offer(&mut values, "0", "newer", 51), Ok(Taken::Behind));
+        assert_eq!(values.expire(Micros(102_000)), 2, "what waits behind a write that isn't answered, too");
+        assert!(values.queue.is_empty() && values.bytes == 0);
         values.written("0");
-        assert_eq!(next(&mut values, 51), pair("later", "x"));
-        assert_eq!(values.expire(Micros(1_000_000)), 0);
+        assert_eq!(offer(&mut values, "later", "x", 102), Ok(Taken::Behind));
+        assert_eq!(next(&mut values, 103), pair("later", "x"));
     }
 
     #[test]
@@ -330,6 +354,14 @@ mod tests {
         assert_eq!(values.clear().0, LAST_VALUE_KEYS_MAX as u64);
         let large = Bytes::from(vec![0; LAST_VALUE_BYTES_MAX]);
         assert!(values.offer("a".into(), large.clone(), &KEPT(), Micros(0)).is_ok());
-        assert_eq!(values.offer("b".into(), large, &KEPT(), Micros(0)), Err(GivenUp::Bound));
+        assert_eq!(values.offer("b".into(), large.clone(), &KEPT(), Micros(0)), Err(GivenUp::Bound));
+        assert!(values.next(Micros(0)).0.is_some());
+        assert_eq!(offer(&mut values, "c", "x", 0), Ok(Taken::Behind));
+        assert_eq!(
+            values.offer("a".into(), large, &KEPT(), Micros(0)),
+            Err(GivenUp::Bound),
+            "behind its own"
+        );
+        assert_eq!(values.bytes, 1);
     }
 }

@@ -33,6 +33,9 @@ pub(super) struct Own {
     /// Oldest first; tokens are consecutive.
     entries: VecDeque<Entry>,
     first_token: u64,
+    /// Those of sources with `own = "origin"`, oldest first; their tokens are consecutive from [`PLACED_TOKENS`] on.
+    placed: VecDeque<Placed>,
+    first_placed: u64,
     /// Entries whose echo may still come.
     unreturned: usize,
     bytes: usize,
@@ -61,12 +64,25 @@ struct Entry {
     arrived: Micros,
 }
 
+/// A publication that the members here have had, on its way to the other nodes.
+#[derive(Debug)]
+struct Placed {
+    answer_to: Option<ConnectionId>,
+    bytes: usize,
+    answered: bool,
+}
+
+/// Where the tokens of [`Placed`] begin; those of entries never come so far.
+const PLACED_TOKENS: u64 = 1 << 63;
+
 /// An echo that was recognised.
 pub(super) struct Returned {
     /// It has been delivered already.
     pub delivered: bool,
     /// Who does not get it.
     pub except: Option<ConnectionId>,
+    /// What was said of it when it left.
+    pub label: Option<Arc<Label>>,
 }
 
 impl Own {
@@ -77,7 +93,8 @@ impl Own {
         let mut waiting = waiting.take(SEARCH_MAX.min(self.unreturned));
         let (index, entry) =
             waiting.find(|(_, entry)| *entry.channel == *channel && *entry.payload == *payload)?;
-        let returned = Returned { delivered: entry.delivered, except: entry.except };
+        let returned =
+            Returned { delivered: entry.delivered, except: entry.except, label: entry.label.clone() };
         self.note_returned(index);
         Some((index, returned))
     }
@@ -89,7 +106,8 @@ impl Own {
     }
 
     fn is_full(&self) -> bool {
-        self.entries.len() >= PUBLISH_INFLIGHT_MAX || self.bytes >= PUBLISH_INFLIGHT_BYTES_MAX
+        self.entries.len() + self.placed.len() >= PUBLISH_INFLIGHT_MAX
+            || self.bytes >= PUBLISH_INFLIGHT_BYTES_MAX
     }
 
     fn index_of(&self, token: u64) -> Option<usize> {
@@ -111,20 +129,18 @@ impl Relay {
             let outcome = self.place(&room, &payload, label, except, outlet, now);
             return self.answer_publish(answer_to, outcome, outlet);
         };
-        if payload.len() > PAYLOAD_BYTES_MAX {
+        // Judged as it will travel, before anybody has it: an envelope of octets is a third longer than they are.
+        let wrapped = self.wrapped(source, &room, user.as_deref(), label.as_deref(), &payload);
+        if wrapped.len() > PAYLOAD_BYTES_MAX {
             self.metrics().refused.add(RefuseReason::TooBig, 1);
             return self.answer_publish(answer_to, Outcome::TooBig, outlet);
         }
         if let Some(key) = &keep {
             self.keep_last(source, key, &payload, now);
         }
-        let is_placed = setup.routes.own(source) == config::Own::Origin;
-        if is_placed {
-            self.place(&room, &payload, label.clone(), except, outlet, now);
-        }
-        if self.broker_state == BrokerState::Down && is_placed {
-            self.metrics().publishes_local.add(1);
-            return self.answer_publish(answer_to, Outcome::LocalOnly, outlet);
+        if setup.routes.own(source) == config::Own::Origin {
+            self.place(&room, &payload, label, except, outlet, now);
+            return self.send_placed(channel.as_bytes(), wrapped, answer_to, outlet);
         }
         if self.broker_state == BrokerState::Down {
             self.metrics().publishes_local.add(1);
@@ -133,21 +149,19 @@ impl Relay {
         }
         if self.own.is_full() {
             self.metrics().refused.add(RefuseReason::BrokerBacklog, 1);
-            // What its room here has got must not be sent again.
-            let outcome = if is_placed { Outcome::LocalOnly } else { Outcome::Busy };
-            return self.answer_publish(answer_to, outcome, outlet);
+            return self.answer_publish(answer_to, Outcome::Busy, outlet);
         }
         // Until Redis has confirmed the room's channel (again) nothing returns on it.
-        let is_deaf = !is_placed && self.has_unconfirmed_readers(&room);
+        let is_deaf = self.has_unconfirmed_readers(&room);
         if is_deaf {
             self.metrics().publishes_local.add(1);
             self.place(&room, &payload, label.clone(), except, outlet, now);
         }
-        let payload = self.wrapped(source, &room, user.as_deref(), label.as_deref(), &payload);
+        let payload = wrapped;
         let channel: Box<[u8]> = channel.as_bytes().into();
         let token = self.own.first_token + self.own.entries.len() as u64;
         self.own.bytes += payload.len() + channel.len();
-        self.own.unreturned += usize::from(!is_placed);
+        self.own.unreturned += 1;
         self.own.entries.push_back(Entry {
             label,
             room,
@@ -157,14 +171,70 @@ impl Relay {
             except,
             answer_to,
             answer: None,
-            // Its echo names its origin and is not waited for.
-            returned: is_placed,
-            delivered: is_placed || is_deaf,
+            returned: false,
+            delivered: is_deaf,
             after_probe: self.own.probe,
             arrived: now,
         });
         self.metrics().publishes_sent.add(1);
         self.broker.push_back(BrokerCommand::Publish { token, channel, payload });
+    }
+
+    /// Sends what the members here have already to the other nodes. Its echo names its origin and is not waited for.
+    ///
+    /// Whatever keeps it from them, its client is never told to send it again: here it would come twice.
+    fn send_placed(
+        &mut self,
+        channel: &[u8],
+        payload: Bytes,
+        answer_to: Option<ConnectionId>,
+        outlet: &mut impl Outlet,
+    ) {
+        if self.broker_state == BrokerState::Down || self.own.is_full() {
+            if self.broker_state != BrokerState::Down {
+                self.metrics().refused.add(RefuseReason::BrokerBacklog, 1);
+            }
+            self.metrics().publishes_local.add(1);
+            return self.answer_publish(answer_to, Outcome::LocalOnly, outlet);
+        }
+        let token = PLACED_TOKENS + self.own.first_placed + self.own.placed.len() as u64;
+        let bytes = payload.len() + channel.len();
+        self.own.bytes += bytes;
+        self.own.placed.push_back(Placed { answer_to, bytes, answered: false });
+        self.metrics().publishes_sent.add(1);
+        self.broker.push_back(BrokerCommand::Publish { token, channel: channel.into(), payload });
+    }
+
+    /// Redis has answered a publication that the members here had before, or it never will.
+    fn placed_answered(
+        &mut self,
+        number: u64,
+        receivers: Result<u64, PublishFailure>,
+        outlet: &mut impl Outlet,
+    ) {
+        let index = number.checked_sub(self.own.first_placed).map(|index| index as usize);
+        let Some(placed) = index.and_then(|index| self.own.placed.get_mut(index)) else { return };
+        placed.answered = true;
+        let answer_to = placed.answer_to.take();
+        let outcome = match receivers {
+            Ok(receivers) => Outcome::Sent { receivers },
+            Err(failure) => {
+                let metrics = &self.setup.metrics.relay;
+                match failure {
+                    PublishFailure::Refused => metrics.refused.add(RefuseReason::BrokerError, 1),
+                    PublishFailure::Busy => metrics.refused.add(RefuseReason::BrokerBacklog, 1),
+                    PublishFailure::TooBig => metrics.refused.add(RefuseReason::TooBig, 1),
+                    PublishFailure::Unsent | PublishFailure::Unknown => {}
+                }
+                metrics.publishes_local.add(1);
+                Outcome::LocalOnly
+            }
+        };
+        self.answer_publish(answer_to, outcome, outlet);
+        while let Some(placed) = self.own.placed.pop_front_if(|placed| placed.answered) {
+            self.own.bytes -= placed.bytes;
+            self.own.first_placed += 1;
+        }
     }
 
     /// An own publication in the form of its source.
@@ -200,6 +270,9 @@ impl Relay {
         receivers: Result<u64, PublishFailure>,
         outlet: &mut impl Outlet,
     ) {
+        if let Some(number) = token.checked_sub(PLACED_TOKENS) {
+            return self.placed_answered(number, receivers, outlet);
+        }
         let Some(index) = self.own.index_of(token) else { return };
         let has_readers = self.has_readers(&self.own.entries[index].room);
         // Nobody here waits for it, and an on-demand channel of which nobody is here returns nothing: the client isn't
@@ -328,7 +401,7 @@ mod tests {
     use super::*;
     use crate::auth::Gate;
     use crate::command::{RoomSlot, Up};
-    use crate::config::{Config, RoomClass};
+    use crate::config::{Config, Deliver, Own, RoomClass, Source, Subscribe, Template, TemplatePart};
     use crate::metrics::{Identity, Metrics};
     use crate::setup::Setup;
 
@@ -479,5 +552,108 @@ mod tests {
         relay.probe_sent(2);
         relay.probe_returned(2, &mut ring);
         assert_eq!((relay.own.entries.len(), relay.own.bytes, answers(&ring)), (0, 0, 1));
+    }
+
+    /// The same with a source that names the origin.
+    fn origin_relay() -> (Relay, Ring) {
+        let source = Source {
+            subscribe: Subscribe::Channel("events".to_owned()),
+            room: Template { parts: vec![TemplatePart::Json("room".to_owned())] },
+            deliver: Deliver::Event,
+            own: Own::Origin,
+            ..Source::default()
+        };
+        let config = Config { sources: vec![source], ..Config::default() };
+        let metrics = Arc::new(Metrics::new(1, Identity::default(), false));
+        let setup = Setup::new(&config, Gate::new(None, true), metrics);
+        let (mut relay, mut ring) = (Relay::new(Arc::new(setup), BrokerState::Down, 0), Ring::default());
+        let slot = RoomSlot { index: 0, generation: 0 };
+        relay.handle(0, Up::Join { slot, name: "r".into() }, &mut ring, NOW);
+        relay.broker_up(&mut ring);
+        (relay, ring)
+    }
+
+    fn outcomes(ring: &Ring) -> Vec<Outcome> {
+        let outcome = |command: &Down| match command {
+            Down::Published { outcome, .. } => Some(*outcome),
+            _ => None,
+        };
+        ring.0.iter().filter_map(outcome).collect()
+    }
+
+    #[test]
+    fn what_members_have_is_never_to_be_sent_again_whatever_keeps_it_from_others() {
+        for failure in
+            [PublishFailure::Unsent, PublishFailure::Unknown, PublishFailure::Refused, PublishFailure::Busy]
+        {
+            let (mut relay, mut ring) = origin_relay();
+            let token = publish(&mut relay, &mut ring, "r");
+            assert_eq!((deliveries(&ring), answers(&ring)), (1, 0), "members have it at once");
+            relay.broker_down(&mut ring, NOW);
+            relay.published(token, Err(failure), &mut ring);
+            assert_eq!(outcomes(&ring), [Outcome::LocalOnly], "{failure:?}");
+            assert_eq!(deliveries(&ring), 1, "{failure:?}");
+            assert_eq!(relay.metrics().publishes_local.value(), 1, "{failure:?}: nobody else got it");
+            assert!(relay.own.placed.is_empty() && relay.own.bytes == 0);
+        }
+    }
+
+    #[test]
+    fn an_own_envelope_that_comes_back_is_ignored_and_one_of_the_same_name_is_not() {
+        let (mut relay, mut ring) = origin_relay();
+        relay.broker.clear();
+        publish(&mut relay, &mut ring, "r");
+        let envelope = |instance: &str| {
+            format!(r#"{{"room":"r","data":"x","origin":"0000000000000000","instance_id":"{instance}"}}"#)
+        };
+        let own = envelope(&relay.instance_id.clone());
+        relay.message(None, b"events", own.as_bytes(), &mut ring, NOW);
+        assert_eq!((deliveries(&ring), relay.metrics().echoes_ignored.value()), (1, 1));
+        let namesake = envelope("0000000000000000-other");
+        relay.message(None, b"events", namesake.as_bytes(), &mut ring, NOW);
+        relay.message(
+            None,
+            b"events",
+            br#"{"room":"r","data":"x","origin":"0000000000000000"}"#,
+            &mut ring,
+            NOW,
+        );
+        assert_eq!(deliveries(&ring), 3);
+    }
+
+    #[test]
+    fn what_is_too_long_in_its_envelope_is_refused_before_anybody_has_it() {
+        let (mut relay, mut ring) = origin_relay();
+        let publish = Publish {
+            room: "r".into(),
+            payload: Bytes::from(vec![0xff; PAYLOAD_BYTES_MAX - 1000]),
+            from: FROM,
+            user: None,
+            except_sender: false,
+            answer: true,
+            label: None,
+            keep: None,
+        };
+        relay.handle(0, Up::Publish(Box::new(publish)), &mut ring, NOW);
+        assert_eq!((outcomes(&ring), deliveries(&ring)), (vec![Outcome::TooBig], 0));
+        assert_eq!(relay.metrics().refused.value(RefuseReason::TooBig), 1);
+    }
+
+    #[test]
+    fn a_payload_speaks_neither_for_the_server_nor_for_a_type_that_its_client_may_not_send() {
+        let (mut relay, mut ring) = origin_relay();
+        for kind in ["joined", "left", "error"] {
+            let envelope = format!(r#"{{"room":"r","type":"{kind}","data":{{}},"origin":"other"}}"#);
+            relay.message(None, b"events", envelope.as_bytes(), &mut ring, NOW);
+        }
+        let kinds: Vec<&str> = ring
+            .0
+            .iter()
+            .filter_map(|command| match command {
+                Down::Publication { label, .. } => label.as_deref().map(|label| &*label.kind),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(kinds, ["message"; 3]);
     }
 }
