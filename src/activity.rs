@@ -70,7 +70,7 @@ impl Counts {
     fn of(metrics: &Metrics) -> Self {
         let relay = &metrics.relay;
         Self {
-            ingested: relay.publications_received.value() + relay.publications_unrouted.value(),
+            ingested: relay.publications_received.total() + relay.publications_unrouted.value(),
             broadcast: relay.publications_broadcast.value(),
             delivered: metrics.sum(|shard| shard.deliveries.value()),
             dropped: Reasons::of(|reason| metrics.sum(|shard| shard.drops.value(reason))),

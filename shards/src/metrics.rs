@@ -3,11 +3,14 @@
 //! Each number has one writer (its shard, the relay, or the main thread), so counting is a plain load and store, relaxed:
 //! no locked instruction on a shard. Readers see each number on its own, not a moment of all of them.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use crate::close::CloseReason;
+use crate::limits::TABLES_MAX;
 
 /// A number with one writer. Counters only grow; gauges are `set`, or grow and shrink by `add` and `sub`.
 #[derive(Debug, Default)]
@@ -61,6 +64,8 @@ impl Histogram {
 
 /// The values of a label, each with its index and its name.
 pub trait Label: Copy + 'static {
+    /// Name of the label.
+    const KEY: &'static str = "reason";
     /// All values; a value's position is its index.
     const ALL: &'static [Self];
     /// Position in [`ALL`](Self::ALL).
@@ -99,15 +104,108 @@ impl<L: Label> By<L> {
     }
 }
 
+/// Time by the values of a label: nanoseconds here, seconds on the page.
+#[derive(Debug)]
+pub struct SecondsBy<L: Label>(By<L>);
+
+impl<L: Label> Default for SecondsBy<L> {
+    fn default() -> Self {
+        Self(By::default())
+    }
+}
+
+impl<L: Label> SecondsBy<L> {
+    /// Adds nanoseconds to the time of `value`; same rule as [`Number::add`].
+    pub fn add(&self, value: L, nanos: u64) {
+        self.0.add(value, nanos);
+    }
+
+    /// The time of `value`, in nanoseconds.
+    pub fn nanos(&self, value: L) -> u64 {
+        self.0.value(value)
+    }
+
+    /// The time of `value`, in seconds.
+    pub fn seconds(&self, value: L) -> f64 {
+        self.nanos(value) as f64 / 1e9
+    }
+
+    /// All of them together, in nanoseconds.
+    pub fn total(&self) -> u64 {
+        self.0.total()
+    }
+}
+
+/// How a publication came in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Via {
+    /// A client said it, and it did not go through a source.
+    Client,
+    /// It was posted, and did not go through a source.
+    Http,
+    /// Through the source of this index in [`Config::sources`](crate::config::Config::sources).
+    Source(usize),
+}
+
+/// One number per way by which publications come in; the label is the source's `redis`, as configured, or `client` or
+/// `http`. As many as there are sources, at most [`TABLES_MAX`], and two.
+#[derive(Debug)]
+pub struct ByVia {
+    /// Client, HTTP, then the sources.
+    numbers: Box<[Number]>,
+    names: OnceLock<Box<[String]>>,
+}
+
+impl Default for ByVia {
+    fn default() -> Self {
+        Self { numbers: (0..TABLES_MAX + 2).map(|_| Number::default()).collect(), names: OnceLock::new() }
+    }
+}
+
+impl ByVia {
+    /// Says once how the sources are called, in order; those of one name are told together.
+    pub fn name_sources(&self, names: impl Iterator<Item = String>) {
+        // Told again where two setups share numbers, as in tests: the first names stay.
+        let _told_before = self.names.set(names.collect());
+    }
+
+    /// Adds `n`; same rule as [`Number::add`].
+    pub fn add(&self, via: Via, n: u64) {
+        let index = match via {
+            Via::Client => 0,
+            Via::Http => 1,
+            Via::Source(index) => 2 + index,
+        };
+        self.numbers[index].add(n);
+    }
+
+    /// All of them together.
+    pub fn total(&self) -> u64 {
+        self.numbers.iter().map(Number::value).sum()
+    }
+
+    /// The number of each name, the nameless left out.
+    pub fn by_name(&self) -> BTreeMap<&str, u64> {
+        let sources = self.names.get().map_or([].as_slice(), |names| names);
+        let names = ["client", "http"].into_iter().chain(sources.iter().map(String::as_str));
+        let mut by_name = BTreeMap::new();
+        for (name, number) in names.zip(&self.numbers) {
+            *by_name.entry(name).or_default() += number.value();
+        }
+        by_name
+    }
+}
+
 /// An enumeration that is a metric's label: variant, name on the page.
 macro_rules! label {
-    ($(#[$meta:meta])* $name:ident { $($(#[$vmeta:meta])* $variant:ident = $text:literal,)+ }) => {
+    ($(#[$meta:meta])* $name:ident as $key:literal { $($(#[$vmeta:meta])* $variant:ident = $text:literal,)+ }) => {
         $(#[$meta])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         #[repr(u8)]
         pub enum $name { $($(#[$vmeta])* $variant,)+ }
 
         impl Label for $name {
+            const KEY: &'static str = $key;
             const ALL: &'static [Self] = &[$(Self::$variant,)+];
             fn index(self) -> usize { self as usize }
             fn label(self) -> &'static str { match self { $(Self::$variant => $text,)+ } }
@@ -117,7 +215,7 @@ macro_rules! label {
 
 label! {
     /// Why a subscription did not get a publication that its room on the shard had.
-    DropReason {
+    DropReason as "reason" {
         /// `drop-oldest` moved the cursor on.
         DropOldest = "drop_oldest",
         /// The connection ended, for whatever reason, with publications unsent.
@@ -129,7 +227,7 @@ label! {
 
 label! {
     /// Why publications never reached a room on a shard.
-    GapReason {
+    GapReason as "reason" {
         /// The shard's ring and spill were full and the log could not hold them until there was space.
         ShardOverload = "shard_overload",
         /// The subscription to the broker was broken; how many were missed is unknown, so each room touched counts one.
@@ -139,7 +237,7 @@ label! {
 
 label! {
     /// Why a publication was refused before it had a place in a room.
-    RefuseReason {
+    RefuseReason as "reason" {
         /// Larger than `PAYLOAD_BYTES_MAX`, by itself or in its envelope.
         TooBig = "too_big",
         /// Too much is on its way to Redis already.
@@ -153,7 +251,7 @@ label! {
 
 label! {
     /// Why a last value was not written.
-    GivenUp {
+    GivenUp as "reason" {
         /// Redis was away, or went.
         BrokerDown = "broker_down",
         /// It could not be handed to the connection in its time.
@@ -162,6 +260,22 @@ label! {
         Bound = "bound",
         /// Redis answered with an error, or its connection took no more.
         BrokerError = "broker_error",
+    }
+}
+
+label! {
+    /// What the relay is busy with.
+    Stage as "stage" {
+        /// The rest of its thread's CPU time: reading from Redis, waking up, looking after rooms.
+        Receive = "receive",
+        /// From bytes to a payload and its room.
+        Parse = "parse",
+        /// A publication's place in its room's log, and its frame.
+        Place = "place",
+        /// Onto the rings of the shards, and ringing them.
+        Offer = "offer",
+        /// What shards say: joins, and publications of clients with all that follows.
+        Commands = "commands",
     }
 }
 
@@ -192,7 +306,30 @@ impl<L: Label> Family for By<L> {
         head(page, name, help, kind);
         for value in L::ALL {
             let sum: u64 = of.iter().map(|by| by.value(*value)).sum();
-            let _ = writeln!(page, "{name}{{reason=\"{}\"}} {sum}", value.label());
+            let _ = writeln!(page, "{name}{{{}=\"{}\"}} {sum}", L::KEY, value.label());
+        }
+    }
+}
+
+impl<L: Label> Family for SecondsBy<L> {
+    fn write(page: &mut String, name: &str, help: &str, kind: &str, of: &[&Self]) {
+        head(page, name, help, kind);
+        for value in L::ALL {
+            let sum: f64 = of.iter().map(|by| by.seconds(*value)).sum();
+            let _ = writeln!(page, "{name}{{{}=\"{}\"}} {sum}", L::KEY, value.label());
+        }
+    }
+}
+
+impl Family for ByVia {
+    fn write(page: &mut String, name: &str, help: &str, kind: &str, of: &[&Self]) {
+        head(page, name, help, kind);
+        let mut sums = BTreeMap::<&str, u64>::new();
+        for (via, n) in of.iter().flat_map(|by| by.by_name()) {
+            *sums.entry(via).or_default() += n;
+        }
+        for (via, sum) in sums {
+            let _ = writeln!(page, "{name}{{source=\"{}\"}} {sum}", escaped(via));
         }
     }
 }
@@ -281,7 +418,7 @@ table! {
 table! {
     /// Written by the relay.
     RelayMetrics {
-        publications_received: Number, "counter", "corecast_publications_received_total", "Publications that got a place in a room, from the broker and from clients.";
+        publications_received: ByVia, "counter", "corecast_publications_received_total", "Publications that got a place in a room, by the source of the broker (as configured) that brought them, or client or http for those that came through none.";
         publications_broadcast: Number, "counter", "corecast_publications_broadcast_total", "Publications that went to a shard whose clients are in their room, or were within the last seconds.";
         publications_unrouted: Number, "counter", "corecast_publications_unrouted_total", "Publications for rooms without members here.";
         refused: By<RefuseReason>, "counter", "corecast_publications_refused_total", "Publications refused, by reason.";
@@ -294,6 +431,7 @@ table! {
         broker_up: Number, "gauge", "corecast_broker_up", "1 while the broker's subscription is proved alive; always 1 with the local broker.";
         broker_reconnects: Number, "counter", "corecast_broker_reconnects_total", "Times the broker came back after a break.";
         broker_breaks: Number, "counter", "corecast_broker_breaks_total", "Times the broker's subscription broke.";
+        busy: SecondsBy<Stage>, "counter", "corecast_relay_busy_seconds_total", "Time of the relay by stage; parse, place and offer are told apart by samples, receive is the rest of its CPU time and known only where it has a thread of its own.";
         publishes_sent: Number, "counter", "corecast_broker_publishes_total", "Publications sent to the broker.";
         publishes_local: Number, "counter", "corecast_local_deliveries_total", "Own publications that only members here got, because the broker was away, full, or refused them.";
         last_values_written: Number, "counter", "corecast_last_values_written_total", "Last values that Redis holds for newcomers since.";
@@ -446,6 +584,36 @@ mod tests {
         assert!(page.contains("corecast_turn_seconds_bucket{le=\"0.0001\"} 0\n"), "{page}");
         assert!(page.contains("corecast_turn_seconds_bucket{le=\"2.5\"} 1\n"), "{page}");
         assert!(page.contains("corecast_turn_seconds_bucket{le=\"+Inf\"} 3\n"), "{page}");
+    }
+
+    #[test]
+    fn sources_of_one_name_are_told_together_and_what_nobody_configured_is_not() {
+        let metrics = Metrics::new(1, Identity::default(), false);
+        let received = &metrics.relay.publications_received;
+        received
+            .name_sources(["psubscribe a*", "subscribe b", "psubscribe a*"].map(str::to_owned).into_iter());
+        for (via, n) in [(Via::Source(0), 1), (Via::Source(2), 2), (Via::Source(1), 5), (Via::Http, 7)] {
+            received.add(via, n);
+        }
+        let page = metrics.page();
+        let samples = |line: &&str| line.starts_with("corecast_publications_received_total{");
+        let told: Vec<_> =
+            page.lines().filter(samples).map(|l| l.split_once('{').unwrap_or_default().1).collect();
+        let due = [
+            "source=\"client\"} 0",
+            "source=\"http\"} 7",
+            "source=\"psubscribe a*\"} 3",
+            "source=\"subscribe b\"} 5",
+        ];
+        assert_eq!(told, due);
+        assert_eq!(received.total(), 15);
+    }
+
+    #[test]
+    fn time_is_told_in_seconds_by_stage() {
+        let metrics = Metrics::new(1, Identity::default(), false);
+        metrics.relay.busy.add(Stage::Parse, 1_500_000_000);
+        assert!(metrics.page().contains("\ncorecast_relay_busy_seconds_total{stage=\"parse\"} 1.5\n"));
     }
 
     #[test]

@@ -24,7 +24,7 @@ use crate::envelope;
 use crate::frame::Frame;
 use crate::limits::{EngineBounds, NODE_LOG_BYTES_MAX, PAYLOAD_BYTES_MAX, ROOM_LINGER};
 use crate::log::{Log, Record};
-use crate::metrics::{GapReason, RefuseReason, RelayMetrics};
+use crate::metrics::{GapReason, RefuseReason, RelayMetrics, Via};
 use crate::route::plain_name;
 use crate::setup::Setup;
 use crate::shard::{Micros, ticks_in};
@@ -48,6 +48,26 @@ pub trait Outlet {
 
     /// Bytes of publications that the shard has taken since the start.
     fn consumed_bytes(&self, shard: u16) -> u64;
+
+    /// A publication's payload and room are known, and it is placed next. For whoever measures.
+    fn parsed(&mut self) {}
+}
+
+/// What a publication is besides its payload.
+#[derive(Debug, Clone)]
+pub struct Particulars {
+    /// How it came in.
+    pub via: Via,
+    /// What dialects with an envelope say beside it.
+    pub label: Option<Arc<Label>>,
+    /// Who does not get it.
+    pub except: Option<ConnectionId>,
+}
+
+impl From<Via> for Particulars {
+    fn from(via: Via) -> Self {
+        Self { via, label: None, except: None }
+    }
 }
 
 /// What the broker's connection is to do, in order.
@@ -431,11 +451,12 @@ impl Relay {
         &mut self,
         room: &str,
         payload: &[u8],
-        label: Option<Arc<Label>>,
-        except: Option<ConnectionId>,
+        particulars: Particulars,
         outlet: &mut impl Outlet,
         now: Micros,
     ) -> Outcome {
+        let Particulars { via, label, except } = particulars;
+        outlet.parsed();
         if payload.len() > PAYLOAD_BYTES_MAX {
             self.metrics().refused.add(RefuseReason::TooBig, 1);
             return Outcome::TooBig;
@@ -456,7 +477,7 @@ impl Relay {
             self.metrics().refused.add(RefuseReason::TooBig, 1);
             return Outcome::TooBig;
         };
-        self.metrics().publications_received.add(1);
+        self.metrics().publications_received.add(via, 1);
         let generation = self.rooms.generation(index).unwrap_or_default();
         let Self { rooms, setup, backlogs, run, epoch_seed, .. } = self;
         let metrics = &setup.metrics.relay;
@@ -707,7 +728,8 @@ impl Relay {
                     Some((_, returned)) => returned.label.clone(),
                     None => self.label_of(&room, &delivered),
                 };
-                self.place(&room, &delivered, label, except, outlet, now);
+                let particulars = Particulars { via: Via::Source(source), label, except };
+                self.place(&room, &delivered, particulars, outlet, now);
             }
             for (source, field) in setup.routes.payload_sources(pattern, channel) {
                 let event = envelope::event(payload, Some(field));

@@ -47,6 +47,8 @@ impl Setup {
     /// Compiles `config`; `gate` and `metrics` come from outside because one reads a file and the other is shared. Domains,
     /// which may come from files too, are put in afterwards.
     pub fn new(config: &Config, gate: Gate, metrics: Arc<Metrics>) -> Self {
+        let sources = config.sources.iter().map(|source| source.subscribe.to_string());
+        metrics.relay.publications_received.name_sources(sources);
         Self {
             routes: Routes::new(config),
             gate,

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::command::Ledger;
-use crate::metrics::{By, Label};
+use crate::metrics::{By, Label, SecondsBy};
 use crate::setup::Setup;
 
 /// One object: what runs, connections, deliveries with their ledger, the broker, and the shards one by one.
@@ -38,7 +38,7 @@ pub fn page(setup: &Setup, ledger: &Ledger) -> String {
         },
         // The two numbers that the broadcaster's users look for, under their names.
         "clients": metrics.sum(|s| s.websockets.value()),
-        "events": relay.publications_received.value() + relay.publications_unrouted.value(),
+        "events": relay.publications_received.total() + relay.publications_unrouted.value(),
         "rooms": metrics.sum(|s| s.rooms.value()),
         "subscriptions": metrics.sum(|s| s.subscriptions.value()),
         "ledger": {
@@ -52,7 +52,8 @@ pub fn page(setup: &Setup, ledger: &Ledger) -> String {
         "drops": totals(|value| metrics.sum(|s| s.drops.value(value))),
         "gaps": by(&relay.gaps),
         "publications": {
-            "received": relay.publications_received.value(),
+            "received": relay.publications_received.total(),
+            "by_source": relay.publications_received.by_name(),
             "unrouted": relay.publications_unrouted.value(),
             "refused": by(&relay.refused),
         },
@@ -61,6 +62,7 @@ pub fn page(setup: &Setup, ledger: &Ledger) -> String {
             "breaks": relay.broker_breaks.value(),
             "reconnects": relay.broker_reconnects.value(),
         },
+        "relay": { "busy_seconds": seconds(&relay.busy) },
         "window_bytes": metrics.sum(|s| s.window_bytes.value()),
         "log_bytes": relay.log_bytes.value(),
         "shards": shards,
@@ -70,6 +72,11 @@ pub fn page(setup: &Setup, ledger: &Ledger) -> String {
 
 fn by<L: Label>(numbers: &By<L>) -> Value {
     totals(|value| numbers.value(value))
+}
+
+fn seconds<L: Label>(of: &SecondsBy<L>) -> Value {
+    let told = L::ALL.iter().map(|value| (value.label().to_owned(), of.seconds(*value).into()));
+    Value::Object(told.collect::<Map<_, _>>())
 }
 
 /// The values of a label that are not zero.

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use shards::auth::Gate;
 use shards::command::{ConnectionId, Down, Up};
 use shards::config::{Config, Route, Template, TemplatePart};
-use shards::metrics::{Identity, Metrics};
+use shards::metrics::{Identity, Metrics, Via};
 use shards::relay::{BrokerState, Outlet, Relay};
 use shards::setup::Setup;
 use shards::shard::{Batch, Micros, Shard, Wire};
@@ -221,7 +221,7 @@ fn whoever_is_behind_is_listed_first_with_what_it_is_owed() {
     let (_, socket) = world.join(1, "username=stuck");
     world.sockets.full.push(socket);
     for _ in 0..2 {
-        world.relay.place("user\u{1f}stuck", &[b'x'; 100], None, None, &mut world.rings, world.now);
+        world.relay.place("user\u{1f}stuck", &[b'x'; 100], Via::Client.into(), &mut world.rings, world.now);
         world.settle();
     }
     let page = world.ask("?limit=1");

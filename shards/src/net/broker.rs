@@ -67,6 +67,8 @@ pub trait BrokerEvents {
     fn probe_sent(&mut self, number: u64);
     /// A fence: every PUBLISH that was written before probe `number` has come back, if it ever will.
     fn probe_returned(&mut self, number: u64);
+    /// A read from Redis has returned, and what it brought is told next.
+    fn batch_begin(&mut self) {}
     /// All that one read, or one change of state, brought has been told.
     fn batch_end(&mut self);
 }
@@ -438,6 +440,7 @@ trait Reader {
     /// Index into [`Inner::inbox_bytes`].
     const INBOX: usize;
     fn handle(&mut self, received: Received<'_>, now: Instant) -> Result<(), SessionError>;
+    fn batch_begin(&mut self);
     fn batch_end(&mut self);
 }
 
@@ -461,6 +464,7 @@ async fn read<R: Reader, H: AsyncReadRent>(mut reader: R, mut half: H, link: Rc<
             Ok(_) => {}
             Err(error) => return link.end(format!("reading from redis failed: {error}")),
         }
+        reader.batch_begin();
         let handled = handle_batch(&mut reader, &mut inbox, &link);
         reader.batch_end();
         if let Err(error) = handled {
@@ -571,6 +575,10 @@ impl<E: BrokerEvents> Reader for SubscriberReader<E> {
         Ok(())
     }
 
+    fn batch_begin(&mut self) {
+        self.events.borrow_mut().batch_begin();
+    }
+
     fn batch_end(&mut self) {
         self.events.borrow_mut().batch_end();
     }
@@ -621,6 +629,10 @@ impl<E: BrokerEvents> Reader for CommanderReader<E> {
         self.link.commander_wake.notify();
         start_probing(&self.link, now);
         Ok(())
+    }
+
+    fn batch_begin(&mut self) {
+        self.events.borrow_mut().batch_begin();
     }
 
     fn batch_end(&mut self) {

@@ -15,6 +15,7 @@ mod ring;
 mod runtime;
 mod server;
 mod socket;
+mod stages;
 mod threads;
 
 pub use passed::{Passed, PassedError};

@@ -4,17 +4,20 @@ use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::broker::{self, BrokerEvents, BrokerLink};
 use super::connection::Clock;
 use super::ring::{Bell, RelayEnd, Sleeper};
+use super::stages::{Sample, Stages};
 use crate::command::Down;
 use crate::config::{BrokerChoice, Config, Subscribe};
 use crate::limits::TURN_COMMANDS_MAX;
+use crate::metrics::Stage;
 use crate::redis::{PublishError, Refused};
 use crate::relay::{BrokerCommand, BrokerState, Outlet, PublishFailure, Relay};
 use crate::setup::Setup;
+use crate::shard::Micros;
 
 /// How often, and how many times, Redis is waited for with the last publications of a drain: half a second in all.
 const LAST_ANSWERS_POLL: Duration = Duration::from_millis(20);
@@ -23,15 +26,34 @@ const LAST_ANSWERS_POLLS: u32 = 25;
 const SWEEP_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The rings to all shards.
-struct Rings(Vec<RelayEnd>);
+struct Rings {
+    ends: Vec<RelayEnd>,
+    /// Of the publication that is being placed, where it is one.
+    sample: Option<Sample>,
+}
+
+impl Rings {
+    fn lap(&mut self, stage: Stage) {
+        if let Some(sample) = &mut self.sample {
+            sample.lap(stage);
+        }
+    }
+}
 
 impl Outlet for Rings {
     fn offer(&mut self, shard: u16, command: Down) -> Result<(), Down> {
-        self.0[shard as usize].offer(command)
+        self.lap(Stage::Place);
+        let offered = self.ends[shard as usize].offer(command);
+        self.lap(Stage::Offer);
+        offered
     }
 
     fn consumed_bytes(&self, shard: u16) -> u64 {
-        self.0[shard as usize].consumed_bytes()
+        self.ends[shard as usize].consumed_bytes()
+    }
+
+    fn parsed(&mut self) {
+        self.lap(Stage::Parse);
     }
 }
 
@@ -41,23 +63,27 @@ struct Driver {
     rings: Rings,
     clock: Clock,
     link: Option<BrokerLink>,
+    stages: Stages,
+    /// When the read returned whose publications are being told.
+    batch_arrived: Micros,
 }
 
 impl Driver {
     /// Takes a bounded batch of what the shards say. Returns whether there was something.
     fn take_commands(&mut self) -> bool {
-        let now = self.clock.now();
+        let (now, since) = (self.clock.now(), Instant::now());
         let mut any = false;
-        for shard in 0..self.rings.0.len() {
-            self.rings.0[shard].unrung |= self.rings.0[shard].is_crowded();
+        for shard in 0..self.rings.ends.len() {
+            self.rings.ends[shard].unrung |= self.rings.ends[shard].is_crowded();
             for _ in 0..TURN_COMMANDS_MAX {
-                let Ok(command) = self.rings.0[shard].up.pop() else { break };
+                let Ok(command) = self.rings.ends[shard].up.pop() else { break };
                 any = true;
                 self.relay.handle(shard as u16, command, &mut self.rings, now);
             }
         }
         if any {
             self.flush();
+            self.stages.spent_since(since, Stage::Commands);
         }
         any
     }
@@ -65,7 +91,7 @@ impl Driver {
     /// Whether there is something to do now: a command, or space for what waits.
     fn has_work(&self) -> bool {
         let has_backlog = self.relay.has_backlog();
-        self.rings.0.iter().any(|ring| !ring.up.is_empty() || (has_backlog && ring.was_told_of_space()))
+        self.rings.ends.iter().any(|ring| !ring.up.is_empty() || (has_backlog && ring.was_told_of_space()))
     }
 
     /// Moves what waits behind full rings on, and asks to be told of space for what still waits.
@@ -74,12 +100,12 @@ impl Driver {
             if !self.relay.has_backlog() {
                 return;
             }
-            for shard in 0..self.rings.0.len() {
+            for shard in 0..self.rings.ends.len() {
                 self.relay.pump(shard as u16, &mut self.rings);
             }
             self.flush();
             if self.relay.has_backlog() {
-                self.rings.0.iter().for_each(RelayEnd::want_space);
+                self.rings.ends.iter().for_each(RelayEnd::want_space);
             }
         }
     }
@@ -118,7 +144,7 @@ impl Driver {
                 }
             }
         }
-        for ring in &mut self.rings.0 {
+        for ring in &mut self.rings.ends {
             ring.flush();
         }
     }
@@ -147,8 +173,9 @@ impl BrokerEvents for Driver {
     }
 
     fn message(&mut self, pattern: Option<&[u8]>, channel: &[u8], payload: &[u8]) {
-        let now = self.clock.now();
-        self.relay.message(pattern, channel, payload, &mut self.rings, now);
+        self.rings.sample = self.stages.publication_begins();
+        self.relay.message(pattern, channel, payload, &mut self.rings, self.batch_arrived);
+        self.stages.publication_ends(self.rings.sample.take());
     }
 
     fn published(&mut self, token: u64, result: Result<u64, PublishError>) {
@@ -177,10 +204,28 @@ impl BrokerEvents for Driver {
         self.relay.probe_returned(number, &mut self.rings);
     }
 
+    fn batch_begin(&mut self) {
+        // Everything a read brings had arrived by then, so one look at the clock serves all of it.
+        self.batch_arrived = self.clock.now();
+        self.stages.batch_begins();
+    }
+
     fn batch_end(&mut self) {
+        let since = self.stages.batch_handled();
         self.flush();
         self.pump();
+        self.stages.spent_since(since, Stage::Offer);
     }
+}
+
+/// What the relay lives on.
+pub struct RelayThread {
+    /// Of the process.
+    pub clock: Clock,
+    /// What wakes it.
+    pub bell: Arc<Bell>,
+    /// Nothing else runs there.
+    pub is_own: bool,
 }
 
 /// Makes the relay on this thread's runtime, with every descriptor it needs but those to Redis. The future runs it until
@@ -192,19 +237,26 @@ pub fn start<F: Fn() -> bool>(
     config: &Config,
     setup: Arc<Setup>,
     rings: Vec<RelayEnd>,
-    bell: Arc<Bell>,
-    clock: Clock,
+    thread: RelayThread,
     epoch_seed: u16,
     is_over: F,
 ) -> io::Result<impl Future<Output = ()> + use<F>> {
+    let RelayThread { clock, bell, is_own } = thread;
     let sleeper = Sleeper::new(bell.clone())?;
     let yielder = super::ring::Yielder::new()?;
     let state = match config.broker {
         BrokerChoice::Local => BrokerState::Local,
         BrokerChoice::Redis(_) => BrokerState::Down,
     };
-    let relay = Relay::new(setup, state, epoch_seed);
-    let driver = Rc::new(RefCell::new(Driver { relay, rings: Rings(rings), clock, link: None }));
+    let stages = Stages::new(setup.metrics.clone(), is_own);
+    let driver = Rc::new(RefCell::new(Driver {
+        relay: Relay::new(setup, state, epoch_seed),
+        rings: Rings { ends: rings, sample: None },
+        clock,
+        link: None,
+        stages,
+        batch_arrived: clock.now(),
+    }));
     if let BrokerChoice::Redis(target) = &config.broker {
         let (patterns, channels) = fixed_subscriptions(config);
         let link = broker::start(target.clone(), &config.node_id, &patterns, &channels, driver.clone());
@@ -250,12 +302,13 @@ async fn tick(driver: Rc<RefCell<Driver>>, bell: Arc<Bell>) {
         monoio::time::sleep(SWEEP_INTERVAL).await;
         let mut driver = driver.borrow_mut();
         let now = driver.clock.now();
-        let Driver { relay, rings, link, .. } = &mut *driver;
+        let Driver { relay, rings, link, stages, .. } = &mut *driver;
         relay.sweep(rings, now);
-        relay.note_ring_depth(rings.0.iter().map(RelayEnd::depth).sum());
+        relay.note_ring_depth(rings.ends.iter().map(RelayEnd::depth).sum());
         if let Some(link) = link {
             relay.note_skipped(link.counters().subscriber.too_big);
         }
+        stages.settle();
         driver.flush();
         driver.pump();
         bell.ring();

@@ -15,6 +15,7 @@ use super::drain::Drain;
 use super::listener::{Place, Sharing, bind, bind_first, is_shared_by_somebody};
 use super::notice::{Journal, noticed};
 use super::passed::Passed;
+use super::relay::RelayThread;
 use super::ring::{Bell, RelayEnd, pair};
 use super::runtime::{Driver, NoIoUring, ShardParts, block_on, choose, run_shard};
 use super::threads::{LostThread, Pulse, Threads};
@@ -352,7 +353,7 @@ impl ShardThread {
         let result = block_on(parts.driver, async {
             monoio::spawn(pulse.beat());
             let relay = match relay {
-                Some(relay) => Some(monoio::spawn(relay.start()?)),
+                Some(relay) => Some(monoio::spawn(relay.start_on(false)?)),
                 None => None,
             };
             let result = run_shard(parts, || start.may_serve()).await;
@@ -385,7 +386,7 @@ impl RelayParts {
     fn run(self, driver: Driver, mut start: Start, pulse: Pulse) -> io::Result<()> {
         let result = block_on(driver, async {
             monoio::spawn(pulse.beat());
-            let relay = self.start()?;
+            let relay = self.start_on(true)?;
             if start.may_serve() {
                 relay.await;
             }
@@ -394,12 +395,14 @@ impl RelayParts {
         start.end(result.and_then(|inner| inner))
     }
 
-    fn start(self) -> io::Result<impl Future<Output = ()>> {
+    /// `is_own`: this thread is the relay's alone.
+    fn start_on(self, is_own: bool) -> io::Result<impl Future<Output = ()>> {
         let Self { config, setup, rings, bell, clock, shards_left } = self;
         let seed =
             SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).subsec_nanos() as u16;
         let is_over = move || shards_left.load(Ordering::Acquire) == 0;
-        super::relay::start(&config, setup, rings, bell, clock, seed, is_over)
+        let thread = RelayThread { clock, bell, is_own };
+        super::relay::start(&config, setup, rings, thread, seed, is_over)
     }
 }
 

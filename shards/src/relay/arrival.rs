@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use domains::RESERVED_TYPES;
 
-use super::{Outlet, Relay};
+use super::{Outlet, Particulars, Relay};
 use crate::command::{ConnectionId, Label};
 use crate::config::Own;
 use crate::dialect::PLAIN_KIND;
 use crate::envelope::{self, Event};
 use crate::limits::KIND_BYTES_MAX;
+use crate::metrics::Via;
 use crate::shard::Micros;
 
 /// A publication of a source with [`Deliver::Event`](crate::config::Deliver::Event), for one room.
@@ -31,9 +32,10 @@ impl Relay {
     /// Places what arrived, but for this node's own, which its members have had already.
     pub(super) fn arrived(&mut self, arrival: Arrival<'_>, outlet: &mut impl Outlet, now: Micros) {
         let Arrival { source, room, payload, event, except } = arrival;
+        let via = Via::Source(source);
         let Some(event) = event else {
             let label = self.label_of(&room, payload);
-            self.place(&room, payload, label, except, outlet, now);
+            self.place(&room, payload, Particulars { via, label, except }, outlet, now);
             return;
         };
         if self.setup.routes.own(source) == Own::Origin && self.is_own(&event) {
@@ -43,7 +45,8 @@ impl Relay {
             Some(kind) => self.label(kind, event.is_json),
             None => self.label(PLAIN_KIND, event.is_json),
         };
-        self.place(&room, &event.data, Some(label), except, outlet, now);
+        let particulars = Particulars { via, label: Some(label), except };
+        self.place(&room, &event.data, particulars, outlet, now);
     }
 
     /// Ours always have an `instance_id`; an `origin` alone may be another's of the same name.

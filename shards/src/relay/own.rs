@@ -15,12 +15,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{BrokerCommand, BrokerState, Outlet, Relay};
+use super::{BrokerCommand, BrokerState, Outlet, Particulars, Relay};
 use crate::command::{ConnectionId, Down, Label, Outcome, Publish};
 use crate::config;
 use crate::envelope;
 use crate::limits::{PAYLOAD_BYTES_MAX, PUBLISH_INFLIGHT_BYTES_MAX, PUBLISH_INFLIGHT_MAX};
-use crate::metrics::RefuseReason;
+use crate::metrics::{RefuseReason, Via};
 use crate::route::plain_name;
 use crate::shard::Micros;
 
@@ -45,6 +45,8 @@ pub(super) struct Own {
 
 #[derive(Debug)]
 struct Entry {
+    /// How its client said it.
+    via: Via,
     room: Arc<str>,
     source: usize,
     channel: Box<[u8]>,
@@ -125,8 +127,10 @@ impl Relay {
         let answer_to = answer.then_some(from);
         let source = setup.routes.channel_of_room(&room);
         let label = label.or_else(|| self.label_of(&room, &payload));
+        let via = if answer { Via::Http } else { Via::Client };
+        let particulars = Particulars { via, label: label.clone(), except };
         let Some((source, channel)) = source.filter(|_| self.broker_state != BrokerState::Local) else {
-            let outcome = self.place(&room, &payload, label, except, outlet, now);
+            let outcome = self.place(&room, &payload, particulars, outlet, now);
             return self.answer_publish(answer_to, outcome, outlet);
         };
         // Judged as it will travel, before anybody has it: an envelope of octets is a third longer than they are.
@@ -139,12 +143,12 @@ impl Relay {
             self.keep_last(source, key, &payload, now);
         }
         if setup.routes.own(source) == config::Own::Origin {
-            self.place(&room, &payload, label, except, outlet, now);
+            self.place(&room, &payload, particulars, outlet, now);
             return self.send_placed(channel.as_bytes(), wrapped, answer_to, outlet);
         }
         if self.broker_state == BrokerState::Down {
             self.metrics().publishes_local.add(1);
-            self.place(&room, &payload, label, except, outlet, now);
+            self.place(&room, &payload, particulars, outlet, now);
             return self.answer_publish(answer_to, Outcome::LocalOnly, outlet);
         }
         if self.own.is_full() {
@@ -155,7 +159,7 @@ impl Relay {
         let is_deaf = self.has_unconfirmed_readers(&room);
         if is_deaf {
             self.metrics().publishes_local.add(1);
-            self.place(&room, &payload, label.clone(), except, outlet, now);
+            self.place(&room, &payload, particulars.clone(), outlet, now);
         }
         let payload = wrapped;
         let channel: Box<[u8]> = channel.as_bytes().into();
@@ -163,6 +167,7 @@ impl Relay {
         self.own.bytes += payload.len() + channel.len();
         self.own.unreturned += 1;
         self.own.entries.push_back(Entry {
+            via,
             label,
             room,
             source,
@@ -348,7 +353,7 @@ impl Relay {
         }
         let setup = Arc::clone(&self.setup);
         let (room, payload, except) = (entry.room.clone(), entry.payload.clone(), entry.except);
-        let (source, arrived, label) = (entry.source, entry.arrived, entry.label.clone());
+        let (source, arrived, label, via) = (entry.source, entry.arrived, entry.label.clone(), entry.via);
         let payload = match setup.routes.deliver(source) {
             config::Deliver::Event => match envelope::event(&payload, None) {
                 Some(event) => Cow::Owned(event.data.into_owned()),
@@ -357,7 +362,7 @@ impl Relay {
             deliver => envelope::unwrap(deliver, plain_name(&room), &payload),
         };
         self.metrics().publishes_local.add(1);
-        self.place(&room, &payload, label, except, outlet, arrived);
+        self.place(&room, &payload, Particulars { via, label, except }, outlet, arrived);
     }
 
     /// Answers the client once its publication has come to the members here and Redis has said what became of it.

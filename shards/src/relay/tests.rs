@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::*;
 use crate::auth::Gate;
 use crate::config::{Config, History, RoomClass};
-use crate::metrics::{Identity, Metrics};
+use crate::metrics::{Identity, Metrics, Via};
 
 struct Nowhere;
 
@@ -47,7 +47,7 @@ fn a_log_without_readers_lives_until_its_last_publication_is_too_old() {
     let mut relay = relay();
     for seconds in [1, 50, 100] {
         assert!(rooms_at(&mut relay, seconds) <= 1);
-        relay.place("log-a", b"x", None, None, &mut Nowhere, Micros(seconds * SECOND));
+        relay.place("log-a", b"x", Via::Client.into(), &mut Nowhere, Micros(seconds * SECOND));
     }
     assert_eq!((rooms_at(&mut relay, 159), relay.log_bytes > 0), (1, true));
     assert_eq!((rooms_at(&mut relay, 161), relay.log_bytes), (0, 0));
@@ -57,12 +57,12 @@ fn a_log_without_readers_lives_until_its_last_publication_is_too_old() {
 fn publications_to_ever_new_names_make_no_more_rooms_than_the_bound() {
     let mut relay = relay();
     for name in 0..9 {
-        relay.place(&format!("log-{name}"), b"x", None, None, &mut Nowhere, Micros(SECOND));
+        relay.place(&format!("log-{name}"), b"x", Via::Client.into(), &mut Nowhere, Micros(SECOND));
     }
     assert_eq!(rooms_at(&mut relay, 2), 3);
     assert_eq!(relay.metrics().publications_unrouted.value(), 6);
     assert!(matches!(
-        relay.place("log-0", b"x", None, None, &mut Nowhere, Micros(SECOND)),
+        relay.place("log-0", b"x", Via::Client.into(), &mut Nowhere, Micros(SECOND)),
         Outcome::Placed { .. }
     ));
 }
