@@ -34,6 +34,7 @@ Examples:
   corecast-bench fanout --clients 1000 --rate 100
   corecast-bench saturate --windows 1,8,64
   corecast-bench fanout --server 'node server.js {port} {redis}' --path '/ws?room={room}'
+  corecast-bench ingest --rooms 100 --members 1
   corecast-bench idle --preset workflow --path '/ws?username={room}' --clients 5000 --rooms 5000
   corecast-bench burst --pid 1234 --url 'ws://127.0.0.1:8080/ws?room={room}' --redis 127.0.0.1:6379
 
@@ -139,6 +140,41 @@ pub enum Command {
         /// Payload bytes. With the defaults a stalled client is owed 16 KiB x 100/s x 8 s = 13 MB, beyond what TCP hides.
         #[arg(long, default_value_t = 16_384)]
         bytes: usize,
+        /// See Common.
+        #[command(flatten)]
+        common: Common,
+    },
+    /// CPU of the relay per publication, and where it goes. The relay has the server's core to itself; its shard runs beside
+    /// the generator.
+    Ingest {
+        /// Rooms that publications go to in turn, one measurement each.
+        #[arg(long, value_delimiter = ',', default_value = "1,100,10000")]
+        rooms: Vec<u32>,
+        /// Members of each room, one measurement each; more than 12,000 in all are left out.
+        #[arg(long, value_delimiter = ',', default_value = "0,1,4")]
+        members: Vec<u32>,
+        /// Payload bytes (at least 36), without the envelope of field:data.
+        #[arg(long, default_value_t = 64)]
+        bytes: usize,
+        /// Publications of a window.
+        #[arg(long, default_value_t = 300_000)]
+        publications: u64,
+        /// What they come from. redis-server runs on the generator's core and is slower than the relay, so behind it the
+        /// relay idles and wakes up more often; the stand-in measures the relay alone.
+        #[arg(long, value_enum, default_value = "replay")]
+        source: PublicationSource,
+        /// See Common.
+        #[command(flatten)]
+        common: Common,
+    },
+    /// CPU per delivery with deliver = "field:data" beside raw, in pairs.
+    PresetCost {
+        /// See Crowd.
+        #[command(flatten)]
+        crowd: Crowd,
+        /// Messages under way.
+        #[arg(long, default_value_t = 64)]
+        window: u64,
         /// See Common.
         #[command(flatten)]
         common: Common,
@@ -284,6 +320,24 @@ pub enum PublishVia {
     Http,
     /// As a client of each room.
     Ws,
+}
+
+/// What pushes publications to the relay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PublicationSource {
+    /// A stand-in that only copies bytes.
+    Replay,
+    /// redis-server.
+    Redis,
+}
+
+impl std::fmt::Display for PublicationSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Replay => "the stand-in",
+            Self::Redis => "redis-server",
+        })
+    }
 }
 
 /// [`Receiving`] as clap takes it.

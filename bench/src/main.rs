@@ -3,14 +3,16 @@
 //! Owns a whole run: starts the server (pinned), Redis, and receiver processes (`receivers`, `receiver`), publishes by a
 //! schedule that never waits for the server (`publisher`, `schedule`), reads CPU and memory from the kernel (`measure`),
 //! and measures a plain `send()` loop in the same run (`floor`). A `scenario` is made of `stage`s and ends in `figure`s;
-//! `table` is the set that corecast promises, `report` writes raw results. Never part of it: the server's own metrics;
-//! nothing a server says about itself becomes a figure.
+//! `table` is the set that corecast promises, `report` writes raw results. `ingest` looks at the relay alone, pushed to by
+//! `replay`. Nothing that a server says about itself becomes a figure: its counters are read only to see that nothing was
+//! lost before it was sent, and are told as its own word.
 
 mod cli;
 mod dial;
 mod echo;
 mod figure;
 mod floor;
+mod ingest;
 mod latency;
 mod measure;
 mod orders;
@@ -18,6 +20,7 @@ mod process;
 mod publisher;
 mod receiver;
 mod receivers;
+mod replay;
 mod report;
 mod scenario;
 mod schedule;
@@ -35,6 +38,7 @@ use clap::Parser;
 
 use crate::cli::{Cli, Command, Common};
 use crate::figure::{Figure, Verdict};
+use crate::ingest::Plan;
 use crate::orders::Receiving;
 use crate::scenario::Outcome;
 use crate::stage::Bench;
@@ -90,6 +94,13 @@ fn run(command: Command) -> Result<ExitCode> {
         }
         Command::Slow { clients, stalled_every, rate, bytes, common } => {
             one("slow", common, |bench| scenario::slow(bench, clients, stalled_every, rate, bytes))
+        }
+        Command::Ingest { rooms, members, bytes, publications, source, common } => {
+            let plan = Plan { rooms, members, bytes, publications, source };
+            one("ingest", common, |bench| ingest::run(bench, &plan))
+        }
+        Command::PresetCost { crowd, window, common } => {
+            one("preset-cost", common, |bench| ingest::preset_cost(bench, &crowd, window))
         }
         Command::Floor { clients, rate, bytes, gather, common } => {
             one("floor", common, |bench| scenario::floor(bench, clients, rate, bytes, &gather))

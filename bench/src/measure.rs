@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -17,6 +18,34 @@ pub struct Meter {
     generator: Vec<(String, u32)>,
     server_cores: Vec<usize>,
     generator_cores: Vec<usize>,
+}
+
+/// The CPU clock of one thread of another process.
+pub struct ThreadMeter {
+    schedstat: PathBuf,
+}
+
+impl ThreadMeter {
+    /// Of the thread that process `pid` calls `name`.
+    pub fn of(pid: u32, name: &str) -> Result<Self> {
+        let tasks = PathBuf::from(format!("/proc/{pid}/task"));
+        let entries = fs::read_dir(&tasks).with_context(|| format!("the server's process {pid} is gone"))?;
+        let is_called =
+            |task: &PathBuf| fs::read_to_string(task.join("comm")).is_ok_and(|c| c.trim_end() == name);
+        let task = entries.flatten().map(|entry| entry.path()).find(is_called);
+        let task = task.with_context(|| format!("no thread of process {pid} is called {name:?}"))?;
+        Ok(Self { schedstat: task.join("schedstat") })
+    }
+
+    /// Nanoseconds that it has computed, user and system; what it computes at this moment is counted at the scheduler's
+    /// next tick, 4 ms later at most.
+    pub fn cpu_ns(&self) -> Result<u64> {
+        let text = fs::read_to_string(&self.schedstat).with_context(|| {
+            format!("{}: the thread has ended, or the kernel keeps no schedstat", self.schedstat.display())
+        })?;
+        let first = text.split_ascii_whitespace().next().and_then(|number| number.parse().ok());
+        first.with_context(|| format!("{} reads {text:?}", self.schedstat.display()))
+    }
 }
 
 /// One reading of a [`Meter`].
@@ -231,6 +260,20 @@ mod tests {
         assert_eq!(core_ticks("cpu  1 2 3 4 5 6 7 8 9 10"), None);
         assert_eq!(kibibytes("VmRSS:\t  120 kB\nRssAnon:\t 7 kB\n", "RssAnon:"), 7);
         assert_eq!(tcp_pages("sockets: used 5\nTCP: inuse 3 orphan 0 tw 4 alloc 9 mem 21\n"), 21);
+    }
+
+    #[test]
+    fn a_thread_is_found_by_its_name_and_its_clock_runs() {
+        let worker = std::thread::Builder::new().name("counted".to_owned()).spawn(|| {
+            let meter = ThreadMeter::of(std::process::id(), "counted").unwrap();
+            let before = meter.cpu_ns().unwrap();
+            let mut sum = 0u64;
+            while meter.cpu_ns().unwrap() < before + 1_000_000 {
+                sum = std::hint::black_box(sum + 1);
+            }
+        });
+        worker.unwrap().join().unwrap();
+        assert!(ThreadMeter::of(std::process::id(), "nobody").is_err());
     }
 
     #[test]

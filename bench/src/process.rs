@@ -12,9 +12,6 @@ use serde_json::Value;
 
 use crate::sys;
 
-/// Configuration of corecast with the route that puts one connection into many rooms.
-const ROOMS: &str = include_str!("../rooms.toml");
-
 /// From start to readiness.
 const START_TIMEOUT: Duration = Duration::from_secs(15);
 /// What is shown of a process that failed.
@@ -83,8 +80,10 @@ pub struct Places {
     pub redis: String,
     /// `{shards}`.
     pub shards: usize,
-    /// `{cores}`, and where the server is pinned.
+    /// `{cores}`, in this order, and where the server is pinned.
     pub cores: Vec<usize>,
+    /// What the file at `{config}` holds.
+    pub config: String,
 }
 
 /// The server under measurement.
@@ -118,8 +117,8 @@ impl Server {
     /// is ready when it accepts on `{port}` (or `{listen}`).
     pub fn start(template: &str, places: &Places, scratch: &Scratch) -> Result<Self> {
         let ports_file = scratch.file("ports.json");
-        let config = scratch.file("rooms.toml");
-        fs::write(&config, ROOMS)?;
+        let config = scratch.file("config.toml");
+        fs::write(&config, &places.config)?;
         let output_path = scratch.file("server.log");
         if ports_file.exists() {
             fs::remove_file(&ports_file)?;

@@ -1,5 +1,6 @@
 //! Sending messages to the server by a schedule: through Redis, over HTTP, or as a client.
 
+use std::borrow::Cow;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, SocketAddrV4, TcpStream};
 use std::time::Duration;
@@ -187,18 +188,9 @@ impl Publish for RedisPublisher {
     fn publish(&mut self, room: u32, payload: &[u8]) -> Result<()> {
         let name = room_name(room);
         let channel = format!("{}{name}", self.channel_prefix);
-        let enveloped;
-        let body = match &self.envelope {
-            None => payload,
-            // A payload is letters and digits (see the stamp), so nothing in it needs an escape.
-            Some(field) => {
-                let text = String::from_utf8_lossy(payload);
-                enveloped = format!(r#"{{"room":"{name}","from":"bench","{field}":"{text}"}}"#);
-                enveloped.as_bytes()
-            }
-        };
+        let body = body(&name, self.envelope.as_deref(), payload);
         write!(self.out, "*3\r\n$7\r\nPUBLISH\r\n${}\r\n{channel}\r\n${}\r\n", channel.len(), body.len())?;
-        self.out.extend_from_slice(body);
+        self.out.extend_from_slice(&body);
         self.out.extend_from_slice(b"\r\n");
         if self.out.len() >= OUT_BYTES_MAX { self.flush() } else { Ok(()) }
     }
@@ -218,6 +210,14 @@ impl Publish for RedisPublisher {
         self.out.clear();
         self.read_answers()
     }
+}
+
+/// What travels through Redis: the payload, or an object with it as the string `field`.
+pub fn body<'a>(room: &str, field: Option<&str>, payload: &'a [u8]) -> Cow<'a, [u8]> {
+    let Some(field) = field else { return Cow::Borrowed(payload) };
+    // A payload is letters and digits (see the stamp), so nothing in it needs an escape.
+    let text = String::from_utf8_lossy(payload);
+    Cow::Owned(format!(r#"{{"room":"{room}","from":"bench","{field}":"{text}"}}"#).into_bytes())
 }
 
 /// POST, one request after the other; on one connection for as long as the server keeps it.

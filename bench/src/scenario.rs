@@ -40,11 +40,12 @@ pub struct Outcome {
     /// What a reader must know.
     pub notes: Vec<String>,
     /// Flaws that no phase knows of.
-    other_flaws: Vec<String>,
+    pub(crate) other_flaws: Vec<String>,
 }
 
 impl Outcome {
-    fn new(title: String, parameters: Value, server: &str) -> Self {
+    /// Nothing has been found yet.
+    pub fn new(title: String, parameters: Value, server: &str) -> Self {
         Self {
             title,
             parameters,
@@ -114,7 +115,7 @@ pub fn window_figure(window: u64) -> String {
     format!("{CPU_PER_DELIVERY}, {window} under way")
 }
 
-fn seating(crowd: &Crowd) -> Result<Seating> {
+pub(crate) fn seating(crowd: &Crowd) -> Result<Seating> {
     if crowd.rooms == 0 || crowd.rooms_per_client == 0 || crowd.rooms_per_client > crowd.rooms {
         bail!("{} rooms per client of {} rooms is not possible", crowd.rooms_per_client, crowd.rooms);
     }
@@ -124,7 +125,7 @@ fn seating(crowd: &Crowd) -> Result<Seating> {
     Ok(Seating { rooms: crowd.rooms, rooms_per_connection: crowd.rooms_per_client })
 }
 
-fn crowd_text(crowd: &Crowd) -> String {
+pub(crate) fn crowd_text(crowd: &Crowd) -> String {
     let Crowd { clients, rooms, rooms_per_client, bytes } = crowd;
     match (rooms, rooms_per_client) {
         (1, _) => format!("1 room x {clients} clients x {bytes} B"),
@@ -133,7 +134,7 @@ fn crowd_text(crowd: &Crowd) -> String {
     }
 }
 
-fn crowd_json(crowd: &Crowd) -> Value {
+pub(crate) fn crowd_json(crowd: &Crowd) -> Value {
     json!({
         "clients": crowd.clients,
         "rooms": crowd.rooms,
@@ -190,7 +191,7 @@ impl Duel {
     }
 }
 
-fn progress(title: &str, run: usize, runs: usize) {
+pub(crate) fn progress(title: &str, run: usize, runs: usize) {
     eprintln!("{title}: run {run} of {runs}");
 }
 

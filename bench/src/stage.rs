@@ -19,8 +19,10 @@ use crate::schedule::Load;
 use crate::sys;
 use crate::tally::{Counts, Seating, TRACKED_MAX};
 
+/// Configuration of corecast with the route that puts one connection into many rooms.
+const ROOMS: &str = include_str!("../rooms.toml");
 /// Deliveries that are owed are waited for as long as some come, and for this long without any.
-const PATIENCE: Duration = Duration::from_secs(3);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
 /// Memory has settled when it is the same for so many looks.
 const SETTLED_LOOKS: usize = 5;
 const SETTLE_LOOK: Duration = Duration::from_millis(200);
@@ -101,6 +103,11 @@ impl Bench {
 
     /// Starts (or attaches to) a server with `shards` shards on `cores`.
     pub fn stage(&self, shards: usize, cores: &[usize]) -> Result<Stage> {
+        self.stage_with(shards, cores, ROOMS)
+    }
+
+    /// The same, with `config` in the place of the generator's own configuration.
+    pub fn stage_with(&self, shards: usize, cores: &[usize], config: &str) -> Result<Stage> {
         let common = &self.common;
         let redis = match common.redis_wanted()? {
             None => None,
@@ -111,11 +118,24 @@ impl Bench {
             Some((pid, address)) => Server::attach(pid, address)?,
             None => {
                 let redis = redis.as_ref().map(|redis| redis.address.to_string()).unwrap_or_default();
-                let places = Places { redis, shards, cores: cores.to_vec() };
+                let places = Places { redis, shards, cores: cores.to_vec(), config: config.to_owned() };
                 Server::start(&common.server_command()?, &places, &self.scratch)?
             }
         };
         Ok(Stage { server, redis, cores: cores.to_vec() })
+    }
+
+    /// A Redis of its own, or that of the command line.
+    pub fn redis(&self) -> Result<Redis> {
+        match self.common.redis_wanted()?.flatten() {
+            Some(address) => Ok(Redis::attach(address)),
+            None => Redis::start(&self.common.generator_cores, &self.scratch),
+        }
+    }
+
+    /// A server by a command of the caller's.
+    pub fn start_server(&self, command: &str, places: &Places) -> Result<Server> {
+        Server::start(command, places, &self.scratch)
     }
 
     /// A stage with the shards and cores of the command line.
@@ -180,7 +200,7 @@ impl Bench {
         Audience { address: stage.server.address, path, seating, connections }
     }
 
-    fn crewing(&self) -> Crewing {
+    pub(crate) fn crewing(&self) -> Crewing {
         Crewing {
             cores: self.common.generator_cores.clone(),
             receiving: self.common.receivers.0,

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::cli::{Common, Crowd};
+use crate::cli::{Common, Crowd, PublicationSource};
 use crate::figure::{Figure, Target};
+use crate::ingest::{self, Plan};
 use crate::scenario::{self, Outcome};
 use crate::stage::Bench;
 use crate::sys;
@@ -16,6 +17,13 @@ const WINDOWS: [u64; 11] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024];
 /// A cost may rise by a quarter from a smaller window before it is called a cliff: twice the spread between windows of
 /// one size on a shared machine.
 const RISE_MAX: f64 = 1.25;
+
+/// 200,000 publications a second on one core.
+const RELAY_US_MAX: f64 = 5.0;
+const INGEST_ROOMS: u32 = 100;
+const INGEST_MEMBERS: u32 = 1;
+/// No preset may cost the hot path anything: less than the spread between two windows.
+const COST_OF_FIELD_MAX: f64 = 1.03;
 
 /// One row: a scenario and the figures of it that are promised.
 type Row =
@@ -102,6 +110,35 @@ const ROWS: &[Row] = &[
             scenario::CPU_PER_HANDSHAKE,
             "20,000 handshakes and closes: CPU per handshake and close",
             Some(Target::AtMost(25.0)),
+        )],
+    ),
+    (
+        "ingest",
+        |bench| {
+            let (rooms, members) = (vec![INGEST_ROOMS], vec![INGEST_MEMBERS]);
+            let source = PublicationSource::Replay;
+            ingest::run(bench, &Plan { rooms, members, bytes: 64, publications: 300_000, source })
+        },
+        &[
+            (
+                "raw, pattern, 100 rooms x 1 members: relay CPU per publication",
+                "64 B to 100 rooms of one, raw: relay CPU per publication",
+                Some(Target::AtMost(RELAY_US_MAX)),
+            ),
+            (
+                "field:data, pattern, 100 rooms x 1 members: relay CPU per publication",
+                "64 B to 100 rooms of one, field:data: relay CPU per publication",
+                Some(Target::AtMost(RELAY_US_MAX)),
+            ),
+        ],
+    ),
+    (
+        "field:data beside raw",
+        |bench| ingest::preset_cost(&bench.with(Common { runs: 9, ..bench.common.clone() }), &CROWD, 64),
+        &[(
+            ingest::COST_OF_FIELD,
+            "closed loop, 64 under way, 1,000 clients: CPU per delivery, field:data over raw",
+            Some(Target::AtMost(COST_OF_FIELD_MAX)),
         )],
     ),
     (
