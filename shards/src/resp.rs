@@ -19,6 +19,10 @@ use crate::limits::{
     RESP_LINE_BYTES_MAX, RESP_SKIP_BYTES_MAX,
 };
 
+mod publication;
+
+pub use publication::Publication;
+
 /// What Redis sent is not RESP, or is more of it than we take. The connection can't be used any more.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RespError {
@@ -127,6 +131,16 @@ impl Inbox {
         Ok(Some(Received::Frame(&self.buffer[frame])))
     }
 
+    /// The next frame, if it is a publication and complete; otherwise it is [`take_frame`](Self::take_frame)'s.
+    pub fn take_publication(&mut self) -> Option<Publication<'_>> {
+        if !self.scanner.is_at_start() {
+            return None;
+        }
+        let (publication, length) = Publication::at_front(&self.buffer[self.start..])?;
+        self.start += length;
+        Some(publication)
+    }
+
     /// Bytes allocated, for tests and memory accounting.
     pub fn capacity(&self) -> usize {
         self.buffer.capacity()
@@ -182,6 +196,11 @@ impl Scanner {
             too_big: false,
             skipped_bytes: 0,
         }
+    }
+
+    /// Nothing of the frame has been understood or forgotten.
+    fn is_at_start(&self) -> bool {
+        self.at == 0 && self.skipped_bytes == 0
     }
 
     /// Length of the frame that `held` begins with, `None` when it is not complete.
@@ -527,6 +546,20 @@ mod tests {
         (outcome, capacity_max)
     }
 
+    #[test]
+    fn a_publication_over_a_bound_or_misspelt_is_left_to_the_general_way() {
+        let payload = vec![b'x'; RESP_BULK_BYTES_MAX + 1];
+        let head = b">3\r\n$7\r\nmessage\r\n$1\r\na\r\n";
+        let too_big = [head.as_slice(), &bulk(&payload)].concat();
+        assert_eq!(Publication::at_front(&too_big), None);
+        for wrong in
+            ["$\r\n\r\n", "$-1\r\n", "$+1\r\na\r\n", "$1\na\r\n", "$1\r\nab\r\n", "$99999999999999999999\r\n"]
+        {
+            let frame = [head.as_slice(), wrong.as_bytes()].concat();
+            assert_eq!(Publication::at_front(&frame), None, "{wrong:?}");
+        }
+    }
+
     fn whole(bytes: &[u8]) -> Outcome {
         feed([bytes]).0
     }
@@ -572,7 +605,74 @@ mod tests {
         })
     }
 
+    /// A frame as the general way reads it, if it is a publication.
+    fn read_generally(frame: &[u8]) -> Option<(Option<Vec<u8>>, Vec<u8>, Vec<u8>)> {
+        let frame = Frame::decode(Protocol::Resp3, frame).ok()?;
+        let text = |index| match frame.item(index) {
+            Some(Value::Text(text)) => Some(text.to_vec()),
+            _ => None,
+        };
+        match (frame.value(), text(0)?.as_slice()) {
+            (Value::Push(3) | Value::Array(3), b"message") => Some((None, text(1)?, text(2)?)),
+            (Value::Push(4) | Value::Array(4), b"pmessage") => Some((Some(text(1)?), text(2)?, text(3)?)),
+            _ => None,
+        }
+    }
+
+    fn publication() -> impl Strategy<Value = Vec<u8>> {
+        let text = || proptest::collection::vec(any::<u8>(), 0..40).prop_map(|text| bulk(&text));
+        (any::<bool>(), any::<bool>(), text(), text(), text()).prop_map(
+            |(is_push, is_pattern, pattern, channel, payload)| {
+                let kind = if is_push { b">" } else { b"*" };
+                let head = match is_pattern {
+                    true => [b"4\r\n".as_slice(), &bulk(b"pmessage"), &pattern].concat(),
+                    false => [b"3\r\n".as_slice(), &bulk(b"message")].concat(),
+                };
+                [kind.as_slice(), &head, &channel, &payload].concat()
+            },
+        )
+    }
+
     proptest! {
+        #[test]
+        fn publications_are_the_same_both_ways_however_the_input_is_cut(
+            values in proptest::collection::vec(prop_oneof![3 => publication(), 1 => value()], 1..12),
+            cuts in proptest::collection::vec(any::<usize>(), 0..6),
+        ) {
+            let bytes = values.concat();
+            let mut cuts: Vec<_> = cuts.iter().map(|cut| cut % (bytes.len() + 1)).collect();
+            cuts.extend([0, bytes.len()]);
+            cuts.sort_unstable();
+            let mut inbox = Inbox::new();
+            let mut found = Vec::new();
+            for piece in cuts.windows(2).map(|pair| &bytes[pair[0]..pair[1]]) {
+                let mut buffer = inbox.take_buffer();
+                buffer.extend_from_slice(piece);
+                inbox.put_buffer(buffer);
+                loop {
+                    while let Some(Publication { pattern, channel, payload }) = inbox.take_publication() {
+                        found.push(Some((pattern.map(<[u8]>::to_vec), channel.to_vec(), payload.to_vec())));
+                    }
+                    match inbox.take_frame() {
+                        Ok(Some(Received::Frame(frame))) => found.push(read_generally(frame)),
+                        Ok(None) => break,
+                        other => panic!("{other:?}"),
+                    }
+                }
+            }
+            let due: Vec<_> = values.iter().map(|frame| read_generally(frame)).collect();
+            prop_assert_eq!(found, due);
+        }
+
+        #[test]
+        fn whole_publications_never_need_the_general_way(frame in publication()) {
+            let (_, length) = Publication::at_front(&frame).expect("a publication");
+            prop_assert_eq!(length, frame.len());
+            for cut in 0..frame.len() {
+                prop_assert_eq!(Publication::at_front(&frame[..cut]), None, "cut at {}", cut);
+            }
+        }
+
         #[test]
         fn any_split_of_the_input_gives_the_same_frames(
             values in proptest::collection::vec(value(), 1..8),

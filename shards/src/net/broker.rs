@@ -439,6 +439,8 @@ async fn watch<E: BrokerEvents>(link: &Rc<Link>, events: &Rc<RefCell<E>>, addres
 trait Reader {
     /// Index into [`Inner::inbox_bytes`].
     const INBOX: usize;
+    /// Handles the publications at the front, up to the next frame that is none.
+    fn handle_publications(&mut self, _inbox: &mut Inbox, _now: Instant) {}
     fn handle(&mut self, received: Received<'_>, now: Instant) -> Result<(), SessionError>;
     fn batch_begin(&mut self);
     fn batch_end(&mut self);
@@ -481,11 +483,10 @@ async fn read<R: Reader, H: AsyncReadRent>(mut reader: R, mut half: H, link: Rc<
 
 fn handle_batch<R: Reader>(reader: &mut R, inbox: &mut Inbox, link: &Link) -> Result<(), SessionError> {
     let now = Instant::now();
-    while let Some(received) = inbox.take_frame()? {
+    while !link.is_stopping() {
+        reader.handle_publications(inbox, now);
+        let Some(received) = inbox.take_frame()? else { break };
         reader.handle(received, now)?;
-        if link.is_stopping() {
-            break;
-        }
     }
     Ok(())
 }
@@ -538,23 +539,12 @@ impl<E: BrokerEvents> SubscriberReader<E> {
     }
 }
 
-impl<E: BrokerEvents> Reader for SubscriberReader<E> {
-    const INBOX: usize = 0;
-
-    fn handle(&mut self, received: Received<'_>, now: Instant) -> Result<(), SessionError> {
-        let bytes = match received {
-            Received::Frame(bytes) => bytes,
-            Received::TooBig { bytes } => {
-                tracing::warn!(bytes, "redis sent a publication that is too big; it is dropped");
-                self.link.inner.borrow_mut().subscriber.handle_too_big();
-                return Ok(());
-            }
-        };
-        let event = self.link.inner.borrow_mut().subscriber.handle_frame(bytes)?;
+impl<E: BrokerEvents> SubscriberReader<E> {
+    fn tell(&mut self, event: Option<SubscriberEvent<'_>>, now: Instant) {
         match event {
             Some(SubscriberEvent::Message { pattern, channel, payload }) => {
                 self.events.borrow_mut().message(pattern, channel, payload);
-                return Ok(());
+                return;
             }
             Some(SubscriberEvent::Probe(number)) => self.note_probe(number),
             Some(SubscriberEvent::Confirmed { channel }) => {
@@ -572,6 +562,31 @@ impl<E: BrokerEvents> Reader for SubscriberReader<E> {
         // A reply may have made room for requests, or made the session ready.
         self.link.subscriber_wake.notify();
         start_probing(&self.link, now);
+    }
+}
+
+impl<E: BrokerEvents> Reader for SubscriberReader<E> {
+    const INBOX: usize = 0;
+
+    fn handle_publications(&mut self, inbox: &mut Inbox, now: Instant) {
+        loop {
+            let taken = self.link.inner.borrow_mut().subscriber.take_publication(inbox);
+            let Some(event) = taken else { return };
+            self.tell(event, now);
+        }
+    }
+
+    fn handle(&mut self, received: Received<'_>, now: Instant) -> Result<(), SessionError> {
+        let bytes = match received {
+            Received::Frame(bytes) => bytes,
+            Received::TooBig { bytes } => {
+                tracing::warn!(bytes, "redis sent a publication that is too big; it is dropped");
+                self.link.inner.borrow_mut().subscriber.handle_too_big();
+                return Ok(());
+            }
+        };
+        let event = self.link.inner.borrow_mut().subscriber.handle_frame(bytes)?;
+        self.tell(event, now);
         Ok(())
     }
 

