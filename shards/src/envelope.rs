@@ -140,9 +140,9 @@ fn members<'a, const N: usize>(payload: &'a [u8], names: [&str; N]) -> Option<[O
         }
         fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
             let mut found = [None; N];
-            while let Some(key) = map.next_key::<Cow<'de, str>>()? {
+            while let Some(at) = map.next_key_seed(Position(&self.0))? {
                 let value: &'de RawValue = map.next_value()?;
-                if let Some(at) = self.0.iter().position(|name| *name == key) {
+                if let Some(at) = at {
                     found[at] = Some(value);
                 }
             }
@@ -153,6 +153,27 @@ fn members<'a, const N: usize>(payload: &'a [u8], names: [&str; N]) -> Option<[O
     let found = serde::Deserializer::deserialize_map(&mut reader, Wanted(names)).ok()?;
     reader.end().ok()?;
     Some(found)
+}
+
+/// Reads a member's name and says where it stands among those wanted. As a `Cow` it would be a string of its own: serde
+/// borrows only what a derive tells it to.
+struct Position<'n>(&'n [&'n str]);
+
+impl<'de> serde::de::DeserializeSeed<'de> for Position<'_> {
+    type Value = Option<usize>;
+    fn deserialize<D: serde::Deserializer<'de>>(self, reader: D) -> Result<Self::Value, D::Error> {
+        reader.deserialize_str(self)
+    }
+}
+
+impl serde::de::Visitor<'_> for Position<'_> {
+    type Value = Option<usize>;
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a member's name")
+    }
+    fn visit_str<E>(self, name: &str) -> Result<Self::Value, E> {
+        Ok(self.0.iter().position(|wanted| *wanted == name))
+    }
 }
 
 /// The content of a JSON string.
