@@ -152,6 +152,8 @@ struct Exceptional {
 struct Backlog {
     spill: VecDeque<Down>,
     offered_bytes: u64,
+    /// What the shard had taken when it was last asked: it counts in memory of its own, and asking costs both sides.
+    consumed_bytes: u64,
     /// Rooms that are behind on this shard, in the order in which they will be refilled.
     rooms: VecDeque<(u32, u16)>,
 }
@@ -486,7 +488,8 @@ impl Relay {
         room.next += 1;
         // What a log is kept for is as recent as its last publication. But a channel that is subscribed on demand is fed
         // for as long as it is subscribed: only readers keep that.
-        if room.is_idle() && !room.subscribed && setup.routes.class(room.class).history.frames > 0 {
+        let history_frames = setup.routes.class(room.class).history.frames;
+        if room.is_idle() && !room.subscribed && history_frames > 0 {
             room.idle_since = now.ticks();
         }
         let epoch = room.epoch(*epoch_seed, *run);
@@ -497,10 +500,17 @@ impl Relay {
                 continue;
             }
             let backlog = &mut backlogs[shard as usize];
-            if !backlog.has_space_for(frame.len(), outlet.consumed_bytes(shard), &setup.engine) {
+            if !backlog.has_space_for(frame.len(), || outlet.consumed_bytes(shard), &setup.engine) {
                 room.exceptional.get_or_insert_default().behind.push(Behind { shard, from: offset });
                 backlog.rooms.push_back((index, generation));
                 continue;
+            }
+            let is_last = at + 1 == room.interest.len();
+            if is_last && history_frames == 0 && !room.is_behind() {
+                // Nobody else wants the frame, and the first clone of one allocates.
+                let command = Down::Publication { slot, offset, arrived_micros: now.0, frame, except, label };
+                backlog.offer(shard, command, outlet, metrics);
+                return Outcome::Placed { offset, epoch };
             }
             let (frame, label) = (frame.clone(), label.clone());
             let command = Down::Publication { slot, offset, arrived_micros: now.0, frame, except, label };
@@ -851,7 +861,7 @@ impl LogRoom {
         while behind.from < self.next {
             let Some(record) = self.log.as_ref().and_then(|log| log.at(behind.from)) else { break };
             if !backlog.spill.is_empty()
-                || !backlog.has_space_for(record.frame.len(), outlet.consumed_bytes(shard), &setup.engine)
+                || !backlog.has_space_for(record.frame.len(), || outlet.consumed_bytes(shard), &setup.engine)
             {
                 return Refill::NoSpace;
             }
@@ -874,10 +884,28 @@ impl LogRoom {
 
 impl Backlog {
     /// Whether a publication of `bytes` may go to the ring or its spill. One that is larger than the bound goes alone.
-    fn has_space_for(&self, bytes: usize, consumed_bytes: u64, bounds: &EngineBounds) -> bool {
-        let outstanding = (self.offered_bytes - consumed_bytes) as usize;
-        self.spill.len() < bounds.spill_items_max
-            && (outstanding == 0 || outstanding + bytes <= bounds.backlog_bytes_max)
+    ///
+    /// `consumed_bytes` is asked only where what is known doesn't suffice.
+    fn has_space_for(
+        &mut self,
+        bytes: usize,
+        consumed_bytes: impl FnOnce() -> u64,
+        bounds: &EngineBounds,
+    ) -> bool {
+        if self.spill.len() >= bounds.spill_items_max {
+            return false;
+        }
+        let fits = |consumed_bytes: u64| {
+            let outstanding = (self.offered_bytes - consumed_bytes) as usize;
+            outstanding == 0 || outstanding + bytes <= bounds.backlog_bytes_max
+        };
+        if fits(self.consumed_bytes) {
+            return true;
+        }
+        let consumed_bytes = consumed_bytes();
+        let now_fits = fits(consumed_bytes);
+        self.consumed_bytes = consumed_bytes;
+        now_fits
     }
 
     fn offer(&mut self, shard: u16, command: Down, outlet: &mut impl Outlet, metrics: &RelayMetrics) {
