@@ -172,9 +172,12 @@ pub enum Command {
         /// See Crowd.
         #[command(flatten)]
         crowd: Crowd,
-        /// Messages under way.
+        /// Messages a second, all rooms together.
+        #[arg(long, default_value_t = 3_200.0)]
+        rate: f64,
+        /// Messages sent at once: the more, the cheaper a delivery and the larger the share of what parses.
         #[arg(long, default_value_t = 64)]
-        window: u64,
+        group: u64,
         /// See Common.
         #[command(flatten)]
         common: Common,

@@ -99,8 +99,8 @@ fn run(command: Command) -> Result<ExitCode> {
             let plan = Plan { rooms, members, bytes, publications, source };
             one("ingest", common, |bench| ingest::run(bench, &plan))
         }
-        Command::PresetCost { crowd, window, common } => {
-            one("preset-cost", common, |bench| ingest::preset_cost(bench, &crowd, window))
+        Command::PresetCost { crowd, rate, group, common } => {
+            one("preset-cost", common, |bench| ingest::preset_cost(bench, &crowd, rate, group))
         }
         Command::Floor { clients, rate, bytes, gather, common } => {
             one("floor", common, |bench| scenario::floor(bench, clients, rate, bytes, &gather))
