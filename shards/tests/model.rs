@@ -20,14 +20,15 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use broker::Broker;
+use broker::{Broker, Feed};
 use client::{Client, Kind};
 use random::Random;
 use shards::auth::Gate;
 use shards::close::CloseReason;
 use shards::command::{ConnectionId, Down, Ledger, RoomSlot, Up};
 use shards::config::{
-    Config, Deliver, History, RoomClass, Route, Slow, SlowPolicy, Source, Subscribe, Template, TemplatePart,
+    Config, Deliver, Dialect, History, Own, Publish, RoomClass, Route, Slow, SlowPolicy, Source, Subscribe,
+    Template, TemplatePart,
 };
 use shards::limits::{Bounds, EngineBounds};
 use shards::metrics::{DropReason, GapReason, Identity, Metrics};
@@ -81,6 +82,7 @@ impl Outlet for Rings {
     }
 }
 
+/// Number and room of a publication.
 fn parse_payload(payload: &[u8]) -> (usize, usize) {
     let text = std::str::from_utf8(payload).expect("text");
     let mut parts = text.split(':');
@@ -109,7 +111,8 @@ struct World {
     by_id: HashMap<ConnectionId, usize>,
     now: Micros,
     swept: u32,
-    publications: usize,
+    /// Rooms of all publications, by number.
+    publications: Vec<usize>,
     /// A room that keeps a log has had a publication.
     has_logs: bool,
     /// Publications of our own clients.
@@ -121,7 +124,28 @@ fn query(name: &str) -> Template {
     Template { parts: vec![TemplatePart::Query(name.to_owned())] }
 }
 
-fn setup(random: &mut Random, local: bool, pattern: bool, shards: usize) -> Arc<Setup> {
+/// A source of that feed; what is published by itself has to find its way there.
+fn source(random: &mut Random, feed: Feed) -> Source {
+    let (prefix, suffix) = ("room:".to_owned(), String::new());
+    let deliver = if random.chance(50) { Deliver::Raw } else { Deliver::Field("data".to_owned()) };
+    match feed {
+        Feed::Pattern => {
+            Source { subscribe: Subscribe::Pattern { prefix, suffix }, deliver, ..Source::default() }
+        }
+        Feed::OnDemand => {
+            Source { subscribe: Subscribe::OnDemand { prefix, suffix }, deliver, ..Source::default() }
+        }
+        Feed::Events => Source {
+            subscribe: Subscribe::Channel("events".to_owned()),
+            room: Template { parts: vec![TemplatePart::Json("room".to_owned())] },
+            deliver: Deliver::Event,
+            own: Own::Origin,
+            ..Source::default()
+        },
+    }
+}
+
+fn setup(random: &mut Random, local: bool, feed: Feed, shards: usize) -> Arc<Setup> {
     let slow = |policy| Slow { policy, frames: 5, bytes: 200, age: Duration::from_millis(2000) };
     let class = |name: &str, history, policy| RoomClass {
         name: name.to_owned(),
@@ -130,11 +154,19 @@ fn setup(random: &mut Random, local: bool, pattern: bool, shards: usize) -> Arc<
         slow: slow(policy),
     };
     let disconnect_after = if random.chance(50) { 0 } else { 3 };
-    let (prefix, suffix) = ("room:".to_owned(), String::new());
+    let speakers = Route {
+        path: "/speak".to_owned(),
+        when_query: None,
+        room: Template::default(),
+        publish: Publish::Member,
+        dialect: Dialect::Json,
+        ..Route::default()
+    };
     let config = Config {
         routes: vec![
             Route { room: query("room"), ..Route::default() },
             Route { path: "/quiet".to_owned(), room: query("room"), hear_self: false, ..Route::default() },
+            speakers,
         ],
         rooms: vec![
             class("cut*", 0, SlowPolicy::Disconnect),
@@ -142,14 +174,7 @@ fn setup(random: &mut Random, local: bool, pattern: bool, shards: usize) -> Arc<
             class("log*", 4, SlowPolicy::DropOldest { disconnect_after: 0 }),
             RoomClass::default(),
         ],
-        sources: vec![Source {
-            subscribe: match pattern {
-                true => Subscribe::Pattern { prefix, suffix },
-                false => Subscribe::OnDemand { prefix, suffix },
-            },
-            deliver: if random.chance(50) { Deliver::Raw } else { Deliver::Field("data".to_owned()) },
-            ..Source::default()
-        }],
+        sources: vec![source(random, feed)],
         bounds: Bounds {
             ping_interval: Duration::from_millis(800),
             pong_timeout: Duration::from_millis(2500),
@@ -179,8 +204,8 @@ impl World {
         let mut random = Random::new(seed);
         let shards = 1 + random.below(3);
         let local = random.chance(25);
-        let pattern = random.chance(50);
-        let setup = setup(&mut random, local, pattern, shards);
+        let feed = Feed::of(&mut random);
+        let setup = setup(&mut random, local, feed, shards);
         let state = if local { BrokerState::Local } else { BrokerState::Down };
         Self {
             relay: Relay::new(setup.clone(), state, 7),
@@ -198,12 +223,12 @@ impl World {
                 })
                 .collect(),
             sockets: Sockets { all: HashMap::new(), random: Random::new(seed ^ 0xabcd), generous: false },
-            broker: Broker::new(local, pattern),
+            broker: Broker::new(local, feed),
             clients: Vec::new(),
             by_id: HashMap::new(),
             now: Micros(0),
             swept: 0,
-            publications: 0,
+            publications: Vec::new(),
             has_logs: false,
             own: BTreeSet::new(),
             passes_left: 0,
@@ -411,21 +436,26 @@ impl World {
         let space = if stuck { self.random.below(400) } else { 400 };
         self.sockets.all.insert(socket, Socket { space, stuck, ..Socket::default() });
         let id = self.runtimes[at].shard.accept(socket, 0, self.now);
-        let kind = match self.random.chance(80) {
-            true => {
+        let kind = match self.random.below(10) {
+            0..5 => {
                 Kind::WebSocket { room: self.random.below(ROOMS.len()), hears_itself: self.random.chance(70) }
             }
-            false => Kind::Http,
+            5..8 => Kind::Speaker,
+            _ => Kind::Http,
         };
         let mut client = Client::new(kind, id, socket);
         client.answers_pings = self.random.chance(90);
-        if let Kind::WebSocket { room, hears_itself } = kind {
-            let path = if hears_itself { "/ws" } else { "/quiet" };
+        let target = match kind {
+            Kind::WebSocket { room, hears_itself: true } => Some(format!("/ws?room={}", ROOMS[room])),
+            Kind::WebSocket { room, hears_itself: false } => Some(format!("/quiet?room={}", ROOMS[room])),
+            Kind::Speaker => Some("/speak".to_owned()),
+            Kind::Http => None,
+        };
+        if let Some(target) = target {
             client.unread.extend(
                 format!(
-                    "GET {path}?room={} HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-                     Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
-                    ROOMS[room]
+                    "GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                     Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
                 )
                 .bytes(),
             );
@@ -436,22 +466,17 @@ impl World {
     }
 
     fn payload(&mut self, room: usize) -> (usize, Vec<u8>) {
-        let number = self.publications;
-        self.publications += 1;
+        let number = self.publications.len();
+        self.publications.push(room);
         self.has_logs |= ROOMS[room].starts_with("log");
         let pad = "x".repeat(self.random.below(60));
         (number, format!("p{number}:{room}:{pad}.").into_bytes())
     }
 
-    /// Everybody with a 101 must get what is accepted now.
+    /// Everybody with a 101, or the answer to a join, must get what is accepted now.
     fn note_due(&mut self, number: usize, room: usize, except: Option<usize>) {
         for (at, client) in self.clients.iter_mut().enumerate() {
-            if client.upgraded
-                && !client.gone
-                && !client.shut
-                && client.room() == Some(room)
-                && Some(at) != except
-            {
+            if client.is_member(room) && !client.gone && !client.shut && Some(at) != except {
                 client.due.push(number);
             }
         }
@@ -463,7 +488,7 @@ impl World {
         }
         let room = self.random.below(ROOMS.len());
         let (number, payload) = self.payload(room);
-        let is_heard = self.broker.publish(format!("room:{}", ROOMS[room]).as_bytes(), &payload);
+        let is_heard = self.broker.publish(ROOMS[room], &payload, &mut self.random);
         if self.broker.is_connected() && self.relay.broker_state() == BrokerState::Up {
             self.note_due(number, room, None);
             let is_due = self.clients.iter().any(|client| client.due.last() == Some(&number));
@@ -472,19 +497,18 @@ impl World {
     }
 
     fn client_acts(&mut self) {
-        if self.clients.is_empty() {
+        let acting = |client: &Client| !client.gone && !client.shut;
+        let acting: Vec<usize> = (0..self.clients.len()).filter(|at| acting(&self.clients[*at])).collect();
+        if acting.is_empty() {
             return;
         }
-        let at = self.random.below(self.clients.len());
-        if self.clients[at].gone || self.clients[at].shut {
-            return;
-        }
+        let at = acting[self.random.below(acting.len())];
         match self.clients[at].kind {
             Kind::Http => {
                 if self.random.chance(25) {
                     self.clients[at].asked += 1;
                     let paths = ["/stats", "/stats", "/admin/stats?limit=2", "/admin/stats?room=plain"];
-                    let path = paths[self.publications % paths.len()];
+                    let path = paths[self.publications.len() % paths.len()];
                     let ask = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
                     return self.clients[at].unread.extend(ask.bytes());
                 }
@@ -498,21 +522,41 @@ impl World {
                 );
                 self.clients[at].unread.extend(head.bytes().chain(payload));
             }
-            Kind::WebSocket { room, .. } => match self.random.below(20) {
+            Kind::WebSocket { .. } | Kind::Speaker => match self.random.below(20) {
                 0 => {
                     self.clients[at].has_closed = true;
                     self.clients[at].say(8, &1000u16.to_be_bytes());
                 }
                 1 => self.end(at),
                 2..6 => self.clients[at].say(9, b"ping, and some more octets"),
-                _ => {
-                    if self.clients[at].has_closed {
-                        return;
-                    }
-                    let (_, payload) = self.payload(room);
-                    self.clients[at].say(1, &payload);
-                }
+                _ if self.clients[at].has_closed => {}
+                _ => self.client_speaks(at),
             },
+        }
+    }
+
+    fn client_speaks(&mut self, at: usize) {
+        let room = match self.clients[at].kind {
+            Kind::WebSocket { room, .. } => {
+                let (_, payload) = self.payload(room);
+                return self.clients[at].say(1, &payload);
+            }
+            _ => self.random.below(ROOMS.len()),
+        };
+        match self.random.below(10) {
+            0..4 => self.clients[at].join(room),
+            4..6 => {
+                let numbers = 0..self.publications.len();
+                let of_room = numbers.filter(|number| self.publications[*number] == room).collect();
+                self.clients[at].leave(room, &of_room);
+            }
+            _ if self.clients[at].is_member(room) => {
+                let (_, payload) = self.payload(room);
+                let text = String::from_utf8_lossy(&payload);
+                let message = format!(r#"{{"type":"message","room":"{}","data":"{text}"}}"#, ROOMS[room]);
+                self.clients[at].say(1, message.as_bytes());
+            }
+            _ => {}
         }
     }
 
@@ -572,7 +616,8 @@ impl World {
         self.gather_fates();
     }
 
-    /// What the broker lost is due to nobody, unless it was our own; what it refused is due to nobody.
+    /// What the broker lost is due to nobody, unless it was our own; what it refused is due to nobody, unless it was placed
+    /// before it was sent.
     fn gather_fates(&mut self) {
         let lost = std::mem::take(&mut self.broker.lost).into_iter().map(|payload| (payload, false));
         let refused = std::mem::take(&mut self.broker.refused).into_iter().map(|payload| (payload, true));
@@ -581,7 +626,11 @@ impl World {
             let text = text.split_once("\"data\":\"").map_or(&*text, |(_, data)| data);
             let number = text.strip_prefix('p').and_then(|rest| rest.split(':').next()?.parse().ok());
             let number: usize = number.unwrap_or_else(|| panic!("no number in {text}"));
-            if is_refused || !self.own.contains(&number) {
+            let is_due = match is_refused {
+                true => self.broker.feed == Feed::Events,
+                false => self.own.contains(&number),
+            };
+            if !is_due {
                 for client in &mut self.clients {
                     client.due.retain(|due| *due != number);
                 }
@@ -673,14 +722,16 @@ impl World {
         let heard: usize = self.clients.iter().map(|client| client.heard.len()).sum();
         let cut = self.clients.iter().filter(|client| client.closed_with.is_some() || client.gone).count();
         let delivered = metrics.sum(|s| s.deliveries.value()) as usize;
-        // A publication that was half sent when its connection closed counts as dropped, and yet its bytes go out.
+        // A publication that was half sent when its connection closed, or left the room, counts as dropped, and yet its
+        // bytes go out.
+        let cut = cut + self.clients.iter().map(Client::lefts).sum::<usize>();
         assert!(
             (delivered..=delivered + cut).contains(&heard),
             "{delivered} deliveries counted, {heard} heard"
         );
         let mut missing_by_drop = 0;
         for (at, client) in self.clients.iter().enumerate() {
-            let Some(room) = client.room() else {
+            if client.kind == Kind::Http {
                 if !client.gone && !self.sockets.all[&client.socket].shut {
                     assert_eq!(
                         client.answers, client.asked,
@@ -689,25 +740,49 @@ impl World {
                     );
                 }
                 continue;
-            };
-            let places: Vec<u64> = client.heard.iter().map(|number| self.rings.places[number]).collect();
-            assert!(places.is_sorted_by(|a, b| a < b), "client {at}: {:?} at {places:?}", client.heard);
+            }
+            for room in 0..ROOMS.len() {
+                self.check_order(at, room);
+            }
             if client.gone || client.closed_with.is_some() {
                 continue;
             }
             assert!(!self.runtimes[client.id.shard as usize].shard.is_paused(client.id), "paused at rest");
-            let heard: BTreeSet<usize> = client.heard.iter().copied().collect();
-            let missing: Vec<usize> = client.due.iter().copied().filter(|due| !heard.contains(due)).collect();
-            let declared = self.rings.gaps.get(&(client.id.shard, room)).copied().unwrap_or_default();
-            let unexplained = missing.len().saturating_sub(declared as usize);
-            if ROOMS[room].starts_with("old") || ROOMS[room].starts_with("log") {
-                missing_by_drop += unexplained as u64;
-            } else {
-                assert_eq!(unexplained, 0, "client {at} in {}: {missing:?} never came", ROOMS[room]);
+            let is_shut = self.sockets.all[&client.socket].shut;
+            if client.kind == Kind::Speaker && !client.has_closed && !is_shut {
+                assert!(
+                    client.misplaced().is_empty(),
+                    "client {at}: joins or leaves without answer: {client:?}, {:?}",
+                    self.sockets.all[&client.socket]
+                );
             }
+            missing_by_drop += (0..ROOMS.len()).map(|room| self.missing_by_drop(at, room)).sum::<u64>();
         }
         let dropped = metrics.sum(|s| s.drops.value(DropReason::DropOldest));
         assert!(missing_by_drop <= dropped, "{missing_by_drop} missing, {dropped} dropped");
+    }
+
+    /// What a client heard of a room came once, and in the room's order.
+    fn check_order(&self, at: usize, room: usize) {
+        let of_room = || self.clients[at].heard.iter().filter(move |heard| heard.room == room);
+        let places: Vec<(usize, u64)> =
+            of_room().map(|heard| (heard.stay, self.rings.places[&heard.number])).collect();
+        assert!(places.is_sorted_by(|a, b| a < b), "client {at} in {}: {places:?}", ROOMS[room]);
+        let numbers: BTreeSet<usize> = of_room().map(|heard| heard.number).collect();
+        assert_eq!(numbers.len(), places.len(), "client {at} in {}: something came twice", ROOMS[room]);
+    }
+
+    /// Publications of a room that a client had to get and didn't, and that no gap explains.
+    fn missing_by_drop(&self, at: usize, room: usize) -> u64 {
+        let client = &self.clients[at];
+        let heard: BTreeSet<usize> = client.heard.iter().map(|heard| heard.number).collect();
+        let is_missing = |number: &usize| self.publications[*number] == room && !heard.contains(number);
+        let missing: Vec<usize> = client.due.iter().copied().filter(is_missing).collect();
+        let declared = self.rings.gaps.get(&(client.id.shard, room)).copied().unwrap_or_default();
+        let unexplained = missing.len().saturating_sub(declared as usize);
+        let may_drop = ROOMS[room].starts_with("old") || ROOMS[room].starts_with("log");
+        assert!(may_drop || unexplained == 0, "client {at} in {}: {missing:?} never came", ROOMS[room]);
+        unexplained as u64
     }
 
     /// The server leaves: whoever can be told is told so.
@@ -799,6 +874,9 @@ fn run(seed: u64, reached: &mut Reached) {
         ("gaps of the broker", metrics.relay.gaps.value(GapReason::Broker)),
         ("own publications delivered here", metrics.relay.publishes_local.value()),
         ("own publications through the broker", metrics.relay.publishes_sent.value()),
+        ("own publications that came back", metrics.relay.echoes_ignored.value()),
+        ("left by message", world.clients.iter().map(|client| client.lefts() as u64).sum()),
+        ("owed to who left", metrics.sum(|s| s.drops.value(DropReason::Left))),
         ("passes left in the middle", world.passes_left),
         ("deliveries", metrics.sum(|s| s.deliveries.value())),
     ] {

@@ -7,6 +7,42 @@ use shards::shard::Micros;
 
 use crate::random::Random;
 
+/// How the source of a world is subscribed, and what travels on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Feed {
+    /// `psubscribe room:*`: payloads, and own ones are known by their return.
+    Pattern,
+    /// `subscribe room:{1}`: the same, by a subscription of each room's own.
+    OnDemand,
+    /// `subscribe events`: events of all rooms, which name their room and their origin.
+    Events,
+}
+
+impl Feed {
+    pub fn of(random: &mut Random) -> Self {
+        [Self::Pattern, Self::OnDemand, Self::Events][random.below(3)]
+    }
+
+    /// What another node publishes to a room, and where.
+    fn publication(self, room: &str, payload: &[u8], random: &mut Random) -> (Vec<u8>, Vec<u8>) {
+        if self != Self::Events {
+            return (format!("room:{room}").into_bytes(), payload.to_vec());
+        }
+        let text = std::str::from_utf8(payload).expect("text");
+        // A namesake of this node is told from it by its run; a program of somebody's may name nothing.
+        let origins = [
+            "",
+            r#","origin":"elsewhere""#,
+            r#","origin":"elsewhere","instance_id":"elsewhere-0007""#,
+            r#","origin":"0000000000000000","instance_id":"0000000000000000-0008""#,
+        ];
+        let origin = origins[random.below(origins.len())];
+        let kind = ["message", "note"][random.below(2)];
+        let event = format!(r#"{{"room":"{room}","type":"{kind}","data":"{text}"{origin}}}"#);
+        (b"events".to_vec(), event.into_bytes())
+    }
+}
+
 /// What the driver writes to Redis.
 #[derive(Debug, Clone)]
 enum Request {
@@ -24,7 +60,7 @@ enum Push {
 #[derive(Debug)]
 pub struct Broker {
     local: bool,
-    pattern: bool,
+    pub feed: Feed,
     connected: bool,
     /// On-demand channels that the relay wants.
     wanted: BTreeSet<Vec<u8>>,
@@ -48,10 +84,10 @@ pub struct Broker {
 }
 
 impl Broker {
-    pub fn new(local: bool, pattern: bool) -> Self {
+    pub fn new(local: bool, feed: Feed) -> Self {
         Self {
             local,
-            pattern,
+            feed,
             connected: false,
             wanted: BTreeSet::new(),
             outstanding: BTreeMap::new(),
@@ -81,7 +117,7 @@ impl Broker {
     }
 
     fn hears(&self, channel: &[u8]) -> bool {
-        self.connected && (self.pattern || self.subscribed.contains(channel))
+        self.connected && (self.feed != Feed::OnDemand || self.subscribed.contains(channel))
     }
 
     /// Carries out what the relay asks for; after each call to it.
@@ -119,11 +155,12 @@ impl Broker {
         }
     }
 
-    /// Somebody publishes; Redis takes it. Returns whether it is on its way to us.
-    pub fn publish(&mut self, channel: &[u8], payload: &[u8]) -> bool {
-        let hears = self.hears(channel);
+    /// Another node publishes to a room; Redis takes it. Returns whether it is on its way to us.
+    pub fn publish(&mut self, room: &str, payload: &[u8], random: &mut Random) -> bool {
+        let (channel, payload) = self.feed.publication(room, payload, random);
+        let hears = self.hears(&channel);
         if hears {
-            self.pushes.push_back(Push::Message { channel: channel.to_vec(), payload: payload.to_vec() });
+            self.pushes.push_back(Push::Message { channel, payload });
         }
         hears
     }
@@ -194,7 +231,7 @@ impl Broker {
                 }
             }
             Some(Push::Message { channel, payload }) => {
-                let pattern = self.pattern.then_some(b"room:*".as_slice());
+                let pattern = (self.feed == Feed::Pattern).then_some(b"room:*".as_slice());
                 relay.message(pattern, &channel, &payload, outlet, now);
             }
             Some(Push::Probe(number)) => {
@@ -280,7 +317,7 @@ impl Broker {
             self.redis_reads_subscribe();
         }
         for (channel, payload) in std::mem::take(&mut self.late) {
-            if self.pattern || self.subscribed.contains(&channel) {
+            if self.hears(&channel) {
                 self.pushes.push_back(Push::Message { channel, payload });
             }
         }

@@ -1,13 +1,43 @@
 //! A client: what it says, and what it makes of the octets it got.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
+use serde_json::Value;
 use shards::command::ConnectionId;
+
+use crate::{ROOMS, parse_payload};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    WebSocket { room: usize, hears_itself: bool },
+    WebSocket {
+        room: usize,
+        hears_itself: bool,
+    },
+    /// Of the JSON dialect: it joins and leaves by message.
+    Speaker,
     Http,
+}
+
+/// A speaker and one room.
+#[derive(Debug, Clone, Default)]
+pub struct Membership {
+    /// It was told that it has joined, and not that it has left.
+    is_inside: bool,
+    /// It has asked to join, and not to leave since.
+    pub wants: bool,
+    /// Leaves it has asked for that are not answered.
+    leaves_asked: usize,
+    /// Times it was told that it has left.
+    lefts: usize,
+}
+
+/// A publication that came.
+#[derive(Debug, Clone, Copy)]
+pub struct Heard {
+    pub number: usize,
+    pub room: usize,
+    /// How often it had left the room before: a room that is forgotten meanwhile counts its publications from 0 again.
+    pub stay: usize,
 }
 
 #[derive(Debug)]
@@ -27,10 +57,12 @@ pub struct Client {
     at: usize,
     /// The whole 101 is in its socket.
     pub upgraded: bool,
-    /// Publications it got, by number.
-    pub heard: Vec<usize>,
+    /// Publications it got, in order.
+    pub heard: Vec<Heard>,
     /// Publications that must arrive.
     pub due: Vec<usize>,
+    /// Of a speaker, by room.
+    pub memberships: [Membership; ROOMS.len()],
     /// Requests it has sent whose answer counts, and answers.
     pub asked: usize,
     pub answers: usize,
@@ -55,6 +87,7 @@ impl Client {
             upgraded: false,
             heard: Vec::new(),
             due: Vec::new(),
+            memberships: Default::default(),
             asked: 0,
             answers: 0,
             closed_with: None,
@@ -64,11 +97,42 @@ impl Client {
         }
     }
 
-    pub fn room(&self) -> Option<usize> {
+    /// Whether what is accepted now for the room must come.
+    pub fn is_member(&self, room: usize) -> bool {
+        let membership = &self.memberships[room];
         match self.kind {
-            Kind::WebSocket { room, .. } => Some(room),
-            Kind::Http => None,
+            Kind::WebSocket { room: joined, .. } => self.upgraded && joined == room,
+            Kind::Speaker => membership.is_inside && membership.leaves_asked == 0,
+            Kind::Http => false,
         }
+    }
+
+    /// Times it left a room that it was in.
+    pub fn lefts(&self) -> usize {
+        self.memberships.iter().map(|membership| membership.lefts).sum()
+    }
+
+    /// Rooms in which a speaker is without wanting to, or is not although it wants to; none when all is answered.
+    pub fn misplaced(&self) -> Vec<usize> {
+        (0..ROOMS.len())
+            .filter(|room| {
+                let membership = &self.memberships[*room];
+                membership.wants != membership.is_inside || membership.leaves_asked > 0
+            })
+            .collect()
+    }
+
+    pub fn join(&mut self, room: usize) {
+        self.memberships[room].wants = true;
+        self.say(1, format!(r#"{{"type":"join","room":"{}"}}"#, ROOMS[room]).as_bytes());
+    }
+
+    /// Leaves, wherever it is; `forgotten` says which publications are of the room, and nobody owes them any more.
+    pub fn leave(&mut self, room: usize, forgotten: &BTreeSet<usize>) {
+        self.memberships[room].wants = false;
+        self.memberships[room].leaves_asked += 1;
+        self.due.retain(|number| !forgotten.contains(number));
+        self.say(1, format!(r#"{{"type":"leave","room":"{}"}}"#, ROOMS[room]).as_bytes());
     }
 
     /// Writes a masked frame.
@@ -98,7 +162,7 @@ impl Client {
         assert!(head.starts_with("HTTP/1.1 "), "no answer: {head:?}");
         let status: u16 = head[9..12].parse().expect("a status");
         if status == 101 {
-            assert!(self.room().is_some(), "a 101 that nobody asked for");
+            assert!(self.kind != Kind::Http, "a 101 that nobody asked for");
             self.upgraded = true;
             return Some(end);
         }
@@ -124,13 +188,10 @@ impl Client {
         match first {
             0x81 => {
                 let text = std::str::from_utf8(payload).expect("a torn frame");
-                let mut parts = text.split(':');
-                let number = parts.next().and_then(|n| n.strip_prefix('p')?.parse().ok());
-                let number: usize = number.unwrap_or_else(|| panic!("a torn frame: {text:?}"));
-                let room: usize = parts.next().and_then(|room| room.parse().ok()).expect("a room");
-                assert!(text.ends_with('.'), "a torn frame: {text:?}");
-                assert_eq!(Some(room), self.room(), "publication {number} of another room");
-                self.heard.push(number);
+                match self.kind {
+                    Kind::Speaker => self.hear_message(text),
+                    _ => self.hear(text, None),
+                }
             }
             0x88 => {
                 let code = payload.first_chunk().map_or(1005, |code| u16::from_be_bytes(*code));
@@ -146,5 +207,43 @@ impl Client {
             _ => panic!("a torn frame: {rest:?}"),
         }
         Some(header + length)
+    }
+
+    /// A message of the JSON dialect: the answer to a join or a leave, or a publication of a room that it is in.
+    fn hear_message(&mut self, text: &str) {
+        let message: Value = serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text:?}"));
+        let room = ROOMS.iter().position(|room| message["room"] == *room);
+        let room = room.unwrap_or_else(|| panic!("no room: {text}"));
+        let membership = &mut self.memberships[room];
+        match message["type"].as_str() {
+            Some("joined") => membership.is_inside = true,
+            Some("left") => {
+                membership.is_inside = false;
+                membership.lefts += 1;
+                membership.leaves_asked -= 1;
+            }
+            // It leaves at random, and speaks only where it is.
+            Some("error") => {
+                assert_eq!(message["data"]["code"], "not_joined", "{text}");
+                assert!(!membership.is_inside, "told to be inside, and not to be: {text}");
+                membership.leaves_asked -= 1;
+            }
+            Some("message" | "note") => {
+                assert!(membership.is_inside, "before its join was answered, or after its leave: {text}");
+                self.hear(message["data"].as_str().expect("a string"), Some(room));
+            }
+            _ => panic!("unknown: {text}"),
+        }
+    }
+
+    /// A publication; `named` is the room that stood beside it.
+    fn hear(&mut self, text: &str, named: Option<usize>) {
+        assert!(text.ends_with('.'), "a torn frame: {text:?}");
+        let (number, room) = parse_payload(text.as_bytes());
+        assert!(named.is_none_or(|named| named == room), "publication {number} under another room's name");
+        if let Kind::WebSocket { room: joined, .. } = self.kind {
+            assert_eq!(room, joined, "publication {number} of another room");
+        }
+        self.heard.push(Heard { number, room, stay: self.memberships[room].lefts });
     }
 }
