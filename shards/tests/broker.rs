@@ -563,6 +563,31 @@ fn a_crash_answers_everything_under_way_once_and_a_restart_is_found() {
 }
 
 #[test]
+fn values_under_way_when_the_server_dies_are_never_answered() {
+    on_both_drivers(async || {
+        let mut redis = Redis::start(&[]);
+        let fixture = Fixture::start(tcp(redis.port), &["room:*"], &[]);
+        fixture.up().await;
+        redis.signal("STOP");
+        for key in 0..500 {
+            fixture.link.keep(&format!("last:{key}"), &[b'x'; 8_000], 30_000).expect("the link is up");
+            fixture.link.fetch(&format!("last:{key}")).expect("the link is up");
+        }
+        redis.kill();
+        fixture.until("the end is noticed", |told| told.downs() == 1).await;
+        assert_eq!(fixture.link.fetch("last:0"), Err(Refused::Down));
+        redis.start_again();
+        fixture.up().await;
+        fixture.link.fetch("last:new").expect("the link is up");
+        let wanted = Told::Fetched("last:new".to_owned(), None);
+        fixture.until("the next question is", |told| told.count(|told| *told == wanted) == 1).await;
+        let values = |told: &Told| matches!(told, Told::Kept(..) | Told::Fetched(..));
+        assert_eq!(fixture.recorder.borrow().count(values), 1);
+        fixture.stop().await;
+    });
+}
+
+#[test]
 fn a_stopped_server_is_given_up_by_the_probe_and_found_again() {
     on_both_drivers(async || {
         let redis = Redis::start(&[]);

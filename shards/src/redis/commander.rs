@@ -438,6 +438,53 @@ mod tests {
     }
 
     #[test]
+    fn values_share_the_pipeline_with_publications_and_are_answered_in_its_order() {
+        let mut session = ready();
+        session.keep("k", b"v", 30_000).expect("there is room");
+        session.publish(b"room:a", b"hi", 1).expect("there is room");
+        session.fetch("k").expect("there is room");
+        assert_eq!(commands(&session.take_output()), ["SET k v PX 30000", "PUBLISH room:a hi", "GET k"]);
+        let kept = CommanderEvent::Kept { key: "k".into(), result: Ok(()) };
+        assert_eq!(session.handle_frame(b"+OK\r\n"), Ok(Some(kept)));
+        assert_eq!(session.handle_frame(b":0\r\n"), published(1, 0));
+        let fetched = |value: Option<&'static [u8]>| {
+            let result = Ok(value.map(bytes::Bytes::from_static));
+            Ok(Some(CommanderEvent::Fetched { key: "k".into(), result }))
+        };
+        assert_eq!(session.handle_frame(b"$1\r\nv\r\n"), fetched(Some(b"v")));
+        for (reply, value) in [(b"_\r\n".as_slice(), None), (b"$0\r\n\r\n", Some(b"".as_slice()))] {
+            session.fetch("k").expect("there is room");
+            assert_eq!(session.handle_frame(reply), fetched(value));
+        }
+        session.fetch("k").expect("there is room");
+        assert_eq!(session.handle_too_big(20 << 20), fetched(None), "a value that long is none");
+        assert!(session.handle_too_big(20 << 20).is_err(), "nothing else is long");
+    }
+
+    #[test]
+    fn what_redis_says_against_a_value_names_the_rule_and_ends_nothing() {
+        let mut session = ready();
+        session.keep("k", b"v", 1).expect("there is room");
+        session.fetch("k").expect("there is room");
+        let event = session.handle_frame(b"-NOPERM User x has no permissions to run the 'set' command\r\n");
+        let Ok(Some(CommanderEvent::Kept { result: Err(error), .. })) = event else { panic!("{event:?}") };
+        assert!(error.to_string().contains("~k and +set"), "{error}");
+        let event = session.handle_frame(b"-WRONGTYPE Operation against a key\r\n");
+        assert!(matches!(event, Ok(Some(CommanderEvent::Fetched { result: Err(_), .. }))), "{event:?}");
+        session.publish(b"room:a", b"hi", 1).expect("there is room");
+        assert_eq!(session.handle_frame(b":0\r\n"), published(1, 0));
+        type Ask = fn(&mut Commander) -> Result<(), Refused>;
+        let asks: [Ask; 2] = [|session| session.keep("k", b"v", 1), |session| session.fetch("k")];
+        for (ask, nonsense) in asks.into_iter().zip([b":1\r\n".as_slice(), b"*1\r\n:1\r\n"]) {
+            let mut session = ready();
+            ask(&mut session).expect("there is room");
+            let error = session.handle_frame(nonsense).expect_err("this is no answer to it");
+            assert!(matches!(error, SessionError::WrongReply { .. }), "{error}");
+            assert!(session.end().is_empty(), "only publications are told the end");
+        }
+    }
+
+    #[test]
     fn the_end_tells_what_redis_may_have_seen_from_what_it_has_not() {
         let mut session = ready();
         session.publish(b"a", b"1", 1).expect("there is room");
