@@ -31,8 +31,10 @@ use crate::redis::{
 use crate::resp::{Inbox, Received};
 
 mod connect;
+mod faults;
 
 use connect::{Connection, Connections, connect, describe};
+use faults::LastValueFaults;
 
 /// What the relay hears of the broker. Every call is made from the link's own tasks, never from inside a
 /// [`BrokerLink`] method, and may itself call those.
@@ -216,7 +218,7 @@ pub fn start<E: BrokerEvents + 'static>(
             is_stopped: false,
             ended: None,
             last_reason: String::new(),
-            last_value_fault: None,
+            last_value_faults: LastValueFaults::default(),
             counters: BrokerCounters::default(),
             inbox_bytes: [0; 2],
         }),
@@ -247,26 +249,10 @@ struct Inner {
     /// Why the current connections are of no use any more; the first reason counts.
     ended: Option<String>,
     last_reason: String,
-    /// What Redis last said against a last value, until it takes one again.
-    last_value_fault: Option<String>,
+    last_value_faults: LastValueFaults,
     counters: BrokerCounters,
     /// Capacity of the receive buffers: subscriber, commander.
     inbox_bytes: [usize; 2],
-}
-
-impl Inner {
-    /// One line per change: a Redis that takes no values would say so thousands of times a second.
-    fn note_last_value(&mut self, error: Option<&SessionError>) {
-        let fault = error.map(ToString::to_string);
-        match (&fault, &self.last_value_fault) {
-            (Some(fault), before) if before.as_ref() != Some(fault) => {
-                tracing::warn!(reason = %fault, "a last value could not be kept or read; newcomers wait for the next event");
-            }
-            (None, Some(_)) => tracing::info!("redis keeps last values again"),
-            _ => {}
-        }
-        self.last_value_fault = fault;
-    }
 }
 
 impl Link {
@@ -627,13 +613,13 @@ impl<E: BrokerEvents> Reader for CommanderReader<E> {
                 return Ok(());
             }
             Some(CommanderEvent::Kept { key, result }) => {
-                inner.note_last_value(result.as_ref().err());
+                inner.last_value_faults.note("SET", &key, result.as_ref().err(), now);
                 drop(inner);
                 self.events.borrow_mut().kept(&key, result.is_ok());
                 return Ok(());
             }
             Some(CommanderEvent::Fetched { key, result }) => {
-                inner.note_last_value(result.as_ref().err());
+                inner.last_value_faults.note("GET", &key, result.as_ref().err(), now);
                 drop(inner);
                 self.events.borrow_mut().fetched(&key, result.ok().flatten().as_deref());
                 return Ok(());
