@@ -606,7 +606,10 @@ mod tests {
     }
 
     /// A frame as the general way reads it, if it is a publication.
-    fn read_generally(frame: &[u8]) -> Option<(Option<Vec<u8>>, Vec<u8>, Vec<u8>)> {
+    /// Pattern, channel, payload.
+    type Read = (Option<Vec<u8>>, Vec<u8>, Vec<u8>);
+
+    fn read_generally(frame: &[u8]) -> Option<Read> {
         let frame = Frame::decode(Protocol::Resp3, frame).ok()?;
         let text = |index| match frame.item(index) {
             Some(Value::Text(text)) => Some(text.to_vec()),
