@@ -55,8 +55,21 @@ pub struct Entry {
     pub arrived_micros: u64,
     /// Who does not get it.
     pub except: Option<ConnectionId>,
-    /// Bytes of all entries up to and with this one since the window began.
-    bytes_end: u64,
+    /// Bytes of all entries up to and with this one since the window began, as each dialect's members get them.
+    ends: Ends,
+}
+
+/// Bytes for a member of the raw dialect, and for one of the JSON dialect.
+#[derive(Debug, Clone, Copy, Default)]
+struct Ends {
+    raw: u64,
+    json: u64,
+}
+
+impl Ends {
+    fn of(self, dialect: Dialect) -> u64 {
+        if dialect == Dialect::Json { self.json } else { self.raw }
+    }
 }
 
 impl Entry {
@@ -68,7 +81,7 @@ impl Entry {
         }
     }
 
-    /// Bytes that it holds.
+    /// Bytes that it holds: of both its frames.
     pub fn bytes(&self) -> u64 {
         (self.frame.len() + self.enveloped.as_ref().map_or(0, Frame::len)) as u64
     }
@@ -78,8 +91,10 @@ impl Entry {
 #[derive(Debug, Default)]
 pub struct Window {
     entries: VecDeque<Entry>,
+    /// Bytes of all frames that it holds.
+    bytes: u64,
     /// Bytes of all entries that it ever held.
-    bytes_end: u64,
+    ends: Ends,
     /// Entries with two frames.
     mixed: u32,
     /// Entries that leave somebody out; while there are none, everybody at one position is owed the same bytes.
@@ -217,9 +232,11 @@ impl Room {
         let window = self.window.get_or_insert_with(window);
         window.excepts += u32::from(except.is_some());
         window.mixed += u32::from(enveloped.is_some());
-        let mut entry = Entry { frame, enveloped, offset, arrived_micros, except, bytes_end: 0 };
-        window.bytes_end += entry.bytes();
-        entry.bytes_end = window.bytes_end;
+        let mut entry = Entry { frame, enveloped, offset, arrived_micros, except, ends: Ends::default() };
+        window.bytes += entry.bytes();
+        window.ends.raw += entry.frame.len() as u64;
+        window.ends.json += entry.frame_for(Dialect::Json).len() as u64;
+        entry.ends = window.ends;
         window.entries.push_back(entry);
         self.head += 1;
     }
@@ -251,17 +268,20 @@ impl Room {
         self.window.as_ref().is_some_and(|w| w.mixed > 0)
     }
 
-    /// Bytes of the entries from `cursor` on.
-    pub fn bytes_from(&self, cursor: u64) -> u64 {
+    /// Bytes of the entries from `cursor` on as a member of that dialect gets them. What members of the other one get
+    /// is no debt of its.
+    pub fn bytes_from(&self, cursor: u64, dialect: Dialect) -> u64 {
         match (&self.window, self.entry(cursor)) {
-            (Some(window), Some(entry)) => window.bytes_end - entry.bytes_end + entry.bytes(),
+            (Some(window), Some(entry)) => {
+                window.ends.of(dialect) - entry.ends.of(dialect) + entry.frame_for(dialect).len() as u64
+            }
             _ => 0,
         }
     }
 
-    /// Bytes of all kept entries.
+    /// Bytes of all kept entries, in every dialect they are kept in.
     pub fn window_bytes(&self) -> u64 {
-        self.bytes_from(self.base())
+        self.window.as_ref().map_or(0, |window| window.bytes)
     }
 
     /// Forgets what everybody has passed. Returns the emptied window, for reuse, and the bytes given up.
@@ -280,6 +300,7 @@ impl Room {
         let keep = (self.head - lowest) as usize;
         while window.entries.len() > keep {
             if let Some(entry) = window.entries.pop_front() {
+                window.bytes -= entry.bytes();
                 window.excepts -= u32::from(entry.except.is_some());
                 window.mixed -= u32::from(entry.enveloped.is_some());
             }
@@ -353,7 +374,7 @@ mod tests {
         room.passed = 3;
         room.lagging = true;
         assert_eq!(room.evict().1, 3);
-        assert_eq!((room.base(), room.bytes_from(1)), (1, 6));
+        assert_eq!((room.base(), room.bytes_from(1, Dialect::Raw)), (1, 6));
         room.members[0].cursor = 3;
         let (window, bytes) = room.evict();
         assert!(window.is_some() && bytes == 6 && !room.lagging && room.window_bytes() == 0);

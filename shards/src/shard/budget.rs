@@ -71,7 +71,7 @@ impl Shard {
         let Some(connection) = self.connections.at(slot) else { return 0 };
         let behind = connection.subscriptions.iter().filter_map(|subscription| {
             let room = self.rooms.at(subscription.room)?;
-            Some(room.bytes_from(room.members[subscription.member as usize].cursor))
+            Some(room.bytes_from(room.members[subscription.member as usize].cursor, connection.dialect))
         });
         behind.sum()
     }

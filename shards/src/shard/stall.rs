@@ -366,7 +366,9 @@ impl Shard {
         wire: &mut impl Wire,
         now: Micros,
     ) -> bool {
-        let Some(since) = self.connection(id).and_then(|c| c.stalled.as_ref()).map(|s| s.since) else {
+        let Some(connection) = self.connection(id) else { return true };
+        let (Some(since), dialect) = (connection.stalled.as_ref().map(|s| s.since), connection.dialect)
+        else {
             return true;
         };
         let in_grace = now.ticks().saturating_sub(since) < ticks_in(SLOW_GRACE);
@@ -378,7 +380,7 @@ impl Shard {
             let oldest = room.entry(cursor)?;
             if room.head - cursor > slow.frames as u64 * factor {
                 Some(CloseReason::SlowFrames)
-            } else if room.bytes_from(cursor) > slow.bytes as u64 * factor {
+            } else if room.bytes_from(cursor, dialect) > slow.bytes as u64 * factor {
                 Some(CloseReason::SlowBytes)
             } else if now.0.saturating_sub(oldest.arrived_micros) > slow.age.as_micros() as u64 * factor {
                 Some(CloseReason::SlowAge)

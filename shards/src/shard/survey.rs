@@ -87,7 +87,7 @@ impl Shard {
             let generation = self.rooms.generation(subscription.room);
             let Some((room, generation)) = self.rooms.at(subscription.room).zip(generation) else { continue };
             let cursor = room.members.get(subscription.member as usize).map_or(room.head, |m| m.cursor);
-            let behind = if stalled { room.bytes_from(cursor) } else { 0 };
+            let behind = if stalled { room.bytes_from(cursor, connection.dialect) } else { 0 };
             bytes_behind += behind;
             part.rooms.push(Row {
                 hash: hasher.hash_one(&*room.name),

@@ -15,6 +15,7 @@ use crate::metrics::{Identity, Metrics};
 
 mod dialogue;
 mod held;
+mod mixed;
 
 /// Sockets by number: what they took, and how many bytes they take yet.
 #[derive(Default)]
