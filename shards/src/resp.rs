@@ -605,10 +605,10 @@ mod tests {
         })
     }
 
-    /// A frame as the general way reads it, if it is a publication.
     /// Pattern, channel, payload.
     type Read = (Option<Vec<u8>>, Vec<u8>, Vec<u8>);
 
+    /// A frame as the general way reads it, if it is a publication.
     fn read_generally(frame: &[u8]) -> Option<Read> {
         let frame = Frame::decode(Protocol::Resp3, frame).ok()?;
         let text = |index| match frame.item(index) {
