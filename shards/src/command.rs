@@ -40,7 +40,7 @@ pub enum Up {
         /// Name of the room; shared by the shard's room and the relay's log.
         name: Arc<str>,
     },
-    /// The shard has given the room up. Never sent while the `Join` is unanswered.
+    /// The shard has given the room up; its `Join` may be unanswered yet, and then needs no answer any more.
     Leave {
         /// As in `Join`.
         slot: RoomSlot,

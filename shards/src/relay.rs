@@ -201,8 +201,6 @@ pub struct Relay {
     labels: Vec<Arc<Label>>,
     last_values: LastValues,
     own: Own,
-    /// Rooms that wait for a confirmation.
-    waiting: Vec<(u32, u16)>,
     /// Rooms that had no readers, each once, by the tick at which to look whether they still have none.
     idle: BinaryHeap<Reverse<(u32, u32, u16)>>,
     log_bytes: usize,
@@ -233,7 +231,6 @@ impl Relay {
             labels: Vec::new(),
             last_values: LastValues::default(),
             own: Own::default(),
-            waiting: Vec::new(),
             idle: BinaryHeap::new(),
             log_bytes: 0,
             question: None,
@@ -269,7 +266,6 @@ impl Relay {
 
     fn join(&mut self, interest: Interest, name: Arc<str>, outlet: &mut impl Outlet) {
         let index = self.room_named(name);
-        let Some(generation) = self.rooms.generation(index) else { return };
         let broker_state = self.broker_state;
         let Some(room) = self.rooms.at_mut(index) else { return };
         let on_demand = room.on_demand;
@@ -283,7 +279,6 @@ impl Relay {
         let waits = on_demand && broker_state == BrokerState::Up && !room.confirmed;
         if waits {
             room.exceptional.get_or_insert_default().waiting.push(interest);
-            self.waiting.push((index, generation));
         }
         self.broker.extend(command.map(BrokerCommand::Subscribe));
         if !waits {
@@ -304,12 +299,13 @@ impl Relay {
     fn leave(&mut self, interest: Interest, name: &str, now: Micros) {
         let Some(index) = self.find(name) else { return };
         let Some(room) = self.rooms.at_mut(index) else { return };
-        let before = room.interest.len();
+        let before = room.readers_len();
         room.interest.retain(|other| *other != interest);
-        assert!(room.interest.len() < before, "shard {} left {name}, which it was not in", interest.shard);
         if let Some(exceptional) = &mut room.exceptional {
+            exceptional.waiting.retain(|other| *other != interest);
             exceptional.behind.retain(|behind| behind.shard != interest.shard);
         }
+        assert!(room.readers_len() < before, "shard {} left {name}, which it was not in", interest.shard);
         room.tidy();
         let is_idle = room.is_idle();
         self.release_log(index);
@@ -655,11 +651,7 @@ impl Relay {
             if let Some(room) = self.rooms.at_mut(index) {
                 room.confirmed = false;
             }
-        }
-        for (index, generation) in std::mem::take(&mut self.waiting) {
-            if self.rooms.holds(index, generation) {
-                self.admit_waiting(index, outlet);
-            }
+            self.admit_waiting(index, outlet);
         }
         self.forget_last_values();
         self.deliver_unreturned(outlet);
@@ -672,7 +664,6 @@ impl Relay {
             let Some(index) = self.find(&name) else { continue };
             let Some(room) = self.rooms.at_mut(index).filter(|room| room.subscribed) else { continue };
             room.confirmed = true;
-            self.waiting.retain(|(other, _)| *other != index);
             self.admit_waiting(index, outlet);
         }
     }
@@ -697,7 +688,6 @@ impl Relay {
             let Some(room) = self.rooms.at_mut(index) else { continue };
             room.subscribed = false;
             self.metrics().gaps.add(GapReason::Broker, 1);
-            self.waiting.retain(|(other, _)| *other != index);
             self.admit_waiting(index, outlet);
         }
     }
@@ -812,7 +802,12 @@ impl LogRoom {
     }
 
     fn is_idle(&self) -> bool {
-        self.interest.is_empty() && self.exceptional.as_ref().is_none_or(|e| e.waiting.is_empty())
+        self.readers_len() == 0
+    }
+
+    /// Shards that are in the room or wait to be.
+    fn readers_len(&self) -> usize {
+        self.interest.len() + self.exceptional.as_ref().map_or(0, |e| e.waiting.len())
     }
 
     fn is_behind(&self) -> bool {

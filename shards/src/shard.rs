@@ -544,7 +544,7 @@ impl Shard {
         }
     }
 
-    /// Gives up rooms that have been empty for [`ROOM_LINGER`]. A room that waits for `Joined` stays.
+    /// Gives up rooms that have been empty for [`ROOM_LINGER`], whether `Joined` has come for them or not.
     fn drop_empty_rooms(&mut self, tick: u32) {
         while let Some((due, slot)) = self.empty.front().copied() {
             if due > tick {
@@ -559,10 +559,12 @@ impl Shard {
     }
 
     /// Gives a room up unless somebody is in it or waits for it; one that a pass is about to visit waits for the next tick.
+    /// One whose `Joined` is due goes as well: a broker that confirms nothing must not make every name that was left again
+    /// a room for ever. The `Leave` follows its `Join` on the same ring, and a `Joined` under way meanwhile finds nobody.
     fn give_up(&mut self, slot: RoomSlot, tick: u32) {
         use std::hash::BuildHasher as _;
         let Some(room) = self.room_of(slot) else { return };
-        if room.members_len() > 0 || room.stage == Stage::Joining {
+        if room.members_len() > 0 {
             return;
         }
         if room.in_pass || room.dirty {

@@ -29,8 +29,10 @@ pub struct Subscriber {
     run: u64,
     channels: HashMap<Rc<[u8]>, Subscription>,
     patterns: HashMap<Rc<[u8]>, Subscription>,
-    /// Topics whose request must be written, each once; bounded by the number of topics.
+    /// Topics whose request must be written, each once; some may need none any more.
     due: VecDeque<Topic>,
+    /// Length of `due` at which those are looked for and forgotten.
+    due_max: usize,
     /// Requests that have been written, oldest first; at most [`SUBSCRIBE_INFLIGHT_MAX`].
     asked: VecDeque<Topic>,
     /// Fixed topics that are not confirmed.
@@ -135,6 +137,7 @@ impl Subscriber {
             channels: HashMap::new(),
             patterns: HashMap::new(),
             due: VecDeque::new(),
+            due_max: SUBSCRIBE_INFLIGHT_MAX,
             asked: VecDeque::new(),
             fixed_missing: 0,
             said_ready: false,
@@ -456,9 +459,30 @@ impl Subscriber {
         if subscription.is_wanted != subscription.is_subscribed {
             subscription.is_due = true;
             self.due.push_back(topic);
+            self.keep_due_bound();
         } else if !subscription.is_wanted {
             self.channels.remove(&topic.name);
         }
+    }
+
+    /// While Redis answers nothing, channels that are wanted and left again would pile up behind the requests that are
+    /// outstanding. The walk comes once for as many topics as it leaves, so it costs a constant for each.
+    fn keep_due_bound(&mut self) {
+        if self.due.len() < self.due_max {
+            return;
+        }
+        let Self { due, channels, patterns, .. } = self;
+        due.retain(|topic| {
+            let entry = entry(channels, patterns, topic.is_pattern, &topic.name);
+            let subscription = entry.expect("a topic that is due has an entry");
+            subscription.is_due = subscription.is_wanted != subscription.is_subscribed;
+            let (is_due, is_wanted) = (subscription.is_due, subscription.is_wanted);
+            if !is_due && !is_wanted {
+                channels.remove(&topic.name);
+            }
+            is_due
+        });
+        self.due_max = SUBSCRIBE_INFLIGHT_MAX.max(self.due.len() * 2);
     }
 
     /// Writes requests, as many as may be outstanding.
@@ -707,6 +731,24 @@ mod tests {
         assert_eq!(first.len(), SUBSCRIBE_INFLIGHT_MAX);
         scripted.take(&push("subscribe", "room:0")).expect("it was asked for");
         assert_eq!(scripted.sent().len(), 1, "an answer makes room for one");
+    }
+
+    #[test]
+    fn channels_that_are_wanted_and_left_again_do_not_pile_up_while_redis_answers_nothing() {
+        let mut scripted = Scripted::ready(&[], &[]);
+        for n in 0..10 * SUBSCRIBE_INFLIGHT_MAX {
+            let name = format!("room:{n}");
+            scripted.session.subscribe(name.as_bytes());
+            // One in a hundred stays wanted.
+            if n % 100 > 0 {
+                scripted.session.unsubscribe(name.as_bytes());
+            }
+            assert!(scripted.session.topics() <= 2 * SUBSCRIBE_INFLIGHT_MAX + 2, "{n}");
+        }
+        let events = scripted.answer_all();
+        let confirmed = events.iter().filter(|e| matches!(e, SubscriberEvent::Confirmed { .. })).count();
+        assert_eq!(confirmed, (10 * SUBSCRIBE_INFLIGHT_MAX).div_ceil(100));
+        assert_eq!(scripted.session.topics(), confirmed + 1, "and the probe's");
     }
 
     #[test]

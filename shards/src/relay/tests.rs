@@ -19,6 +19,32 @@ impl Outlet for Nowhere {
     }
 }
 
+/// A ring that keeps what it is given.
+#[derive(Default)]
+struct Kept(Vec<Down>);
+
+impl Kept {
+    /// Rooms of the shard that were admitted, by index.
+    fn joined(&self) -> Vec<u32> {
+        let slots = self.0.iter().filter_map(|command| match command {
+            Down::Joined { slot, .. } => Some(slot.index),
+            _ => None,
+        });
+        slots.collect()
+    }
+}
+
+impl Outlet for Kept {
+    fn offer(&mut self, _shard: u16, command: Down) -> Result<(), Down> {
+        self.0.push(command);
+        Ok(())
+    }
+
+    fn consumed_bytes(&self, _shard: u16) -> u64 {
+        0
+    }
+}
+
 const SECOND: u64 = 1_000_000;
 
 /// Rooms "log-..." keep a log for 60 seconds, others none.
@@ -119,4 +145,39 @@ fn rooms_that_nobody_reads_any_more_have_a_bound() {
         relay.handle(0, Up::Leave { slot, name }, &mut Nowhere, Micros(0));
     }
     assert_eq!(relay.rooms.len(), crate::limits::IDLE_ROOMS_MAX);
+}
+
+#[test]
+fn who_leaves_before_the_confirmation_waits_no_longer_and_the_channel_is_given_back() {
+    let mut relay = relay_with(BrokerState::Up);
+    let mut ring = Kept::default();
+    for index in 0..2 {
+        let (slot, name) = (RoomSlot { index, generation: 0 }, Arc::<str>::from("plain"));
+        relay.handle(0, Up::Join { slot, name: name.clone() }, &mut ring, Micros(0));
+        relay.handle(0, Up::Leave { slot, name }, &mut ring, Micros(0));
+    }
+    relay.confirmed(b"room:plain", &mut ring);
+    assert!(ring.joined().is_empty(), "nobody waits");
+    relay.broker.clear();
+    relay.sweep(&mut ring, Micros(6 * SECOND));
+    assert!(relay.broker.iter().eq(&[BrokerCommand::Unsubscribe(b"room:plain"[..].into())]));
+    assert_eq!(relay.rooms.len(), 0);
+}
+
+#[test]
+fn whoever_waits_for_a_confirmation_is_admitted_once_whichever_way_it_ends() {
+    let mut relay = relay_with(BrokerState::Up);
+    let mut ring = Kept::default();
+    for index in 0..5 {
+        let slot = RoomSlot { index, generation: 0 };
+        relay.handle(0, Up::Join { slot, name: format!("r{index}").into() }, &mut ring, Micros(0));
+    }
+    assert!(ring.joined().is_empty());
+    relay.confirmed(b"room:r3", &mut ring);
+    relay.channel_refused(b"room:r1", &mut ring);
+    assert_eq!(ring.joined(), [3, 1]);
+    relay.broker_down(&mut ring, Micros(0));
+    assert_eq!(ring.joined(), [3, 1, 0, 2, 4]);
+    relay.broker_down(&mut ring, Micros(0));
+    assert_eq!(ring.joined().len(), 5);
 }

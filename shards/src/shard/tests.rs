@@ -633,6 +633,28 @@ fn over_the_bound_of_the_admin_address_its_idlest_goes_once_and_nobody_who_asks(
 }
 
 #[test]
+fn rooms_that_are_left_before_they_are_live_are_no_more_than_the_bound_and_their_joined_finds_nobody() {
+    let engine = EngineBounds { empty_rooms_max: 8, ..EngineBounds::default() };
+    let mut bench = Bench::with(RoomClass::default(), engine);
+    let id = bench.speaker(1, "/json");
+    for room in 0..200 {
+        bench.say(1, id, &format!(r#"{{"type":"join","room":"r{room}"}}"#));
+        bench.say(1, id, &format!(r#"{{"type":"leave","room":"r{room}"}}"#));
+        bench.wire.taken.clear();
+        assert!(bench.shard.metrics().rooms.value() <= 9);
+    }
+    let left = bench.shard.up.iter().filter(|command| matches!(command, Up::Leave { .. })).count();
+    assert_eq!(left, 192, "a Leave for each Join whose room is gone");
+    // The relay confirms them all the same: its answers were on the ring.
+    bench.answer_joins();
+    bench.sweep_after(Duration::from_secs(10));
+    assert_eq!(bench.shard.metrics().rooms.value(), 0);
+    bench.say(1, id, r#"{"type":"join","room":"r0"}"#);
+    bench.answer_joins();
+    assert_eq!(bench.heard(1), [r#"{"type":"joined","room":"r0","data":null}"#]);
+}
+
+#[test]
 fn batches_that_take_too_long_become_smaller_and_grow_again() {
     let mut bench = Bench::new();
     for socket in 0..200 {
