@@ -222,6 +222,8 @@ label! {
         Closed = "closed",
         /// Owed to a connection that left the room.
         Left = "left",
+        /// Longer than a frame once it is written in the connection's dialect; an error frame took its place.
+        TooLong = "too_long",
     }
 }
 

@@ -42,6 +42,24 @@ pub enum Stage {
     Live,
 }
 
+/// A publication as the members of a room get it.
+#[derive(Debug)]
+pub struct Frames {
+    /// See [`Entry::frame`].
+    pub frame: Frame,
+    /// See [`Entry::enveloped`].
+    pub enveloped: Option<Frame>,
+    /// See [`Entry::is_replaced`].
+    pub is_replaced: bool,
+}
+
+impl Frames {
+    /// Bytes of both.
+    pub fn bytes(&self) -> u64 {
+        (self.frame.len() + self.enveloped.as_ref().map_or(0, Frame::len)) as u64
+    }
+}
+
 /// One publication in a window.
 #[derive(Debug, Clone)]
 pub struct Entry {
@@ -49,6 +67,8 @@ pub struct Entry {
     pub frame: Frame,
     /// What goes out to members of the JSON dialect, while members of both are in the room.
     pub enveloped: Option<Frame>,
+    /// Members of the JSON dialect get a notice instead of the publication, which is too long for them.
+    pub is_replaced: bool,
     /// The broker's number.
     pub offset: u64,
     /// Microseconds after the start of the process.
@@ -81,6 +101,11 @@ impl Entry {
         }
     }
 
+    /// Whether what a member of that dialect gets is a notice, and the publication lost to it.
+    pub fn is_notice_for(&self, dialect: Dialect) -> bool {
+        self.is_replaced && dialect == Dialect::Json
+    }
+
     /// Bytes that it holds: of both its frames.
     pub fn bytes(&self) -> u64 {
         (self.frame.len() + self.enveloped.as_ref().map_or(0, Frame::len)) as u64
@@ -97,6 +122,8 @@ pub struct Window {
     ends: Ends,
     /// Entries with two frames.
     mixed: u32,
+    /// Entries with a notice in the place of a publication.
+    replaced: u32,
     /// Entries that leave somebody out; while there are none, everybody at one position is owed the same bytes.
     excepts: u32,
 }
@@ -221,18 +248,20 @@ impl Room {
     /// Appends one publication for everybody who is in the room now.
     pub fn append(
         &mut self,
-        frame: Frame,
-        enveloped: Option<Frame>,
+        frames: Frames,
         offset: u64,
         arrived_micros: u64,
         except: Option<ConnectionId>,
         window: impl FnOnce() -> Box<Window>,
     ) {
         debug_assert!(!self.in_pass, "appending during a pass");
+        let Frames { frame, enveloped, is_replaced } = frames;
         let window = self.window.get_or_insert_with(window);
         window.excepts += u32::from(except.is_some());
         window.mixed += u32::from(enveloped.is_some());
-        let mut entry = Entry { frame, enveloped, offset, arrived_micros, except, ends: Ends::default() };
+        window.replaced += u32::from(is_replaced);
+        let mut entry =
+            Entry { frame, enveloped, is_replaced, offset, arrived_micros, except, ends: Ends::default() };
         window.bytes += entry.bytes();
         window.ends.raw += entry.frame.len() as u64;
         window.ends.json += entry.frame_for(Dialect::Json).len() as u64;
@@ -266,6 +295,16 @@ impl Room {
     /// Whether some kept entry looks different to members of different dialects.
     pub fn is_mixed(&self) -> bool {
         self.window.as_ref().is_some_and(|w| w.mixed > 0)
+    }
+
+    /// Of the entries from `cursor` on: those in whose place a member of that dialect gets a notice.
+    pub fn notices_from(&self, cursor: u64, dialect: Dialect) -> u64 {
+        match &self.window {
+            Some(window) if window.replaced > 0 => {
+                self.entries_from(cursor).filter(|entry| entry.is_notice_for(dialect)).count() as u64
+            }
+            _ => 0,
+        }
     }
 
     /// Bytes of the entries from `cursor` on as a member of that dialect gets them. What members of the other one get
@@ -303,6 +342,7 @@ impl Room {
                 window.bytes -= entry.bytes();
                 window.excepts -= u32::from(entry.except.is_some());
                 window.mixed -= u32::from(entry.enveloped.is_some());
+                window.replaced -= u32::from(entry.is_replaced);
             }
         }
         if keep > 0 {
@@ -348,7 +388,8 @@ mod tests {
 
     fn append(room: &mut Room, payload: &[u8]) {
         let frame = Frame::data(payload).expect("short");
-        room.append(frame, None, 0, 0, None, Box::default);
+        let frames = Frames { frame, enveloped: None, is_replaced: false };
+        room.append(frames, 0, 0, None, Box::default);
     }
 
     #[test]

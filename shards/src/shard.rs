@@ -22,18 +22,18 @@ use crate::arena::Arena;
 use crate::close::CloseReason;
 use crate::command::{ConnectionId, Down, Label, Ledger, RoomSlot, Up};
 use crate::config::Dialect;
-use crate::dialect;
 use crate::frame::Frame;
 use crate::limits::{ADMIN_CONNECTIONS_MAX, CLOSE_LINGER, ROOM_LINGER, SLOW_CLOSE_LINGER};
 use crate::metrics::{DropReason, ShardMetrics};
 use crate::notice::Notice;
-use crate::room::{Room, Stage, TOMBSTONE, Window};
+use crate::room::{Frames, Room, Stage, TOMBSTONE, Window};
 use crate::session::Session;
 use crate::setup::Setup;
 
 mod budget;
 mod check;
 mod dialogue;
+mod frames;
 mod held;
 mod inbound;
 mod notices;
@@ -404,17 +404,10 @@ impl Shard {
             return;
         }
         metrics.owed.add(members);
-        let (frame, enveloped) = match room.enveloped_len() {
-            0 => (frame, None),
-            enveloped => {
-                let envelope = render(room.plain_name(), &frame, label);
-                let all = enveloped as u64 == members;
-                if all { (envelope, None) } else { (frame, Some(envelope)) }
-            }
-        };
-        *window_bytes += (frame.len() + enveloped.as_ref().map_or(0, Frame::len)) as u64;
+        let frames = Frames::of(frame, room, label);
+        *window_bytes += frames.bytes();
         let window = || spare.pop().unwrap_or_default();
-        room.append(frame, enveloped, offset, arrived_micros, except, window);
+        room.append(frames, offset, arrived_micros, except, window);
         if !room.dirty {
             room.dirty = true;
             dirty.push(slot.index);
@@ -786,12 +779,6 @@ impl Shard {
         }
         ledger
     }
-}
-
-/// A publication as members of the JSON dialect get it: once per publication and shard.
-fn render(room: &str, frame: &Frame, label: Option<&Label>) -> Frame {
-    let (kind, is_json) = label.map_or((dialect::PLAIN_KIND, false), |label| (&*label.kind, label.is_json));
-    dialect::publication(kind, room, frame.payload(), is_json).unwrap_or_else(|| dialect::too_long(room))
 }
 
 /// Of the entries from `cursor` on: how many `id` is owed, and how many leave it out.

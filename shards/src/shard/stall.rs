@@ -277,7 +277,7 @@ impl Shard {
         let dialect = connections.at(id.slot).map_or(Dialect::Raw, |connection| connection.dialect);
         let mut cursor = room.members[member as usize].cursor;
         let mut left = taken;
-        let (mut delivered, mut filtered) = (0, 0);
+        let (mut delivered, mut filtered, mut replaced) = (0, 0, 0);
         let mut half = None;
         for entry in room.entries_from(cursor) {
             if cursor == until {
@@ -288,10 +288,13 @@ impl Shard {
                 filtered += 1;
             } else if left >= frame.len() {
                 left -= frame.len();
-                delivered += 1;
+                replaced += u64::from(entry.is_notice_for(dialect));
+                delivered += u64::from(!entry.is_notice_for(dialect));
             } else {
                 if left > 0 {
-                    half = Some((frame.wire_bytes().clone(), left));
+                    let is_notice = entry.is_notice_for(dialect);
+                    replaced += u64::from(is_notice);
+                    half = Some((frame.wire_bytes().clone(), left, !is_notice));
                     cursor += 1;
                     left = 0;
                 }
@@ -303,13 +306,14 @@ impl Shard {
         room.lagging |= cursor < room.head;
         metrics.deliveries.add(delivered);
         metrics.filtered.add(filtered);
+        metrics.drops.add(DropReason::TooLong, replaced);
         metrics.sent_bytes.add((taken - left) as u64);
         if let Some(stalled) = connections.at_mut(id.slot).and_then(|c| c.stalled.as_mut()) {
             if delivered > 0 {
                 stalled.drops_in_a_row = 0;
             }
-            if let Some((frame, sent)) = half {
-                stalled.hold_rest(frame, sent, true);
+            if let Some((frame, sent, is_delivery)) = half {
+                stalled.hold_rest(frame, sent, is_delivery);
             }
         } else {
             debug_assert!(half.is_none(), "half a frame of a connection that is not stalled");

@@ -16,6 +16,7 @@ use crate::close::CloseReason;
 use crate::command::ConnectionId;
 use crate::config::Dialect;
 use crate::limits::PASS_SLICE;
+use crate::metrics::DropReason;
 use crate::room::{Room, TOMBSTONE};
 
 /// 256 >> 4: sixteen sends are still one system call for sixteen.
@@ -49,7 +50,10 @@ pub struct SendOp {
     slot: u32,
     shares_from: u32,
     shares: u32,
+    /// Publications in it.
     frames: u32,
+    /// Notices in it, each in the place of a publication.
+    notices: u32,
 }
 
 /// What one connection is owed by one room.
@@ -118,7 +122,15 @@ impl Batch {
             self.shares.push(Share { room: 0, member: 0, chunk, from: 0 });
         }
         let bytes = parts.iter().map(|part| part.len()).sum();
-        self.ops.push(SendOp { socket, bytes, slot: 0, shares_from, shares: parts.len() as u32, frames: 1 });
+        self.ops.push(SendOp {
+            socket,
+            bytes,
+            slot: 0,
+            shares_from,
+            shares: parts.len() as u32,
+            frames: 1,
+            notices: 0,
+        });
     }
 }
 
@@ -148,6 +160,8 @@ pub(crate) struct Pass {
     chunk: Option<u32>,
     /// What its members of the JSON dialect get, where that is another one.
     enveloped: Option<u32>,
+    /// Notices in what its members of the JSON dialect get.
+    notices: u64,
     excepted: Vec<ConnectionId>,
     links: Vec<Link>,
     collected: Vec<Collected>,
@@ -268,8 +282,9 @@ impl Shard {
                     self.collect(slot, share);
                     continue;
                 }
+                let notices = if connection.dialect == Dialect::Json { self.pass.notices } else { 0 };
                 let batch = &mut self.pass.batch;
-                let frames = (room.head - member.cursor) as u32;
+                let frames = room.head - member.cursor - notices;
                 member.cursor = room.head;
                 batch.ops.push(SendOp {
                     socket: connection.socket,
@@ -277,7 +292,8 @@ impl Shard {
                     slot,
                     shares_from: batch.shares.len() as u32,
                     shares: 1,
-                    frames,
+                    frames: frames as u32,
+                    notices: notices as u32,
                 });
                 batch.shares.push(share);
             }
@@ -294,8 +310,10 @@ impl Shard {
         let chunk = pass.batch.chunks.len() as u32;
         pass.excepted.clear();
         pass.enveloped = None;
+        pass.notices = 0;
         if let Some(room) = rooms.at_mut(room_index) {
             room.in_pass = true;
+            pass.notices = room.notices_from(room.passed.max(room.base()), Dialect::Json);
             pass.batch.chunk_of(room, Dialect::Raw);
             if room.is_mixed() {
                 pass.enveloped = Some(pass.batch.chunks.len() as u32);
@@ -348,16 +366,16 @@ impl Shard {
             }
             let Some(connection) = connections.at_mut(id.slot) else { continue };
             connection.collected = 0;
-            let stalled = connection.stalled.is_some();
+            let (stalled, dialect) = (connection.stalled.is_some(), connection.dialect);
             let batch = &mut pass.batch;
             let shares_from = batch.shares.len();
-            let (mut bytes, mut frames) = (0, 0);
+            let (mut bytes, mut frames, mut notices) = (0, 0, 0);
             let mut next = first;
             while next != 0 {
                 let link = pass.links[next as usize - 1];
                 next = link.next;
                 let Some(room) = rooms.at_mut(link.share.room) else { continue };
-                let Some(member) = room.members.get_mut(link.share.member as usize) else { continue };
+                let Some(member) = room.members.get(link.share.member as usize).copied() else { continue };
                 // Whoever stalled and caught up meanwhile has got it.
                 if member.slot != id.slot || member.cursor == room.head {
                     continue;
@@ -366,15 +384,17 @@ impl Shard {
                     room.lagging = true;
                     continue;
                 }
-                frames += (room.head - member.cursor) as u32;
-                member.cursor = room.head;
+                let replaced = room.notices_from(member.cursor, dialect);
+                frames += (room.head - member.cursor - replaced) as u32;
+                notices += replaced as u32;
+                room.members[link.share.member as usize].cursor = room.head;
                 bytes += batch.chunk_len(link.share.chunk);
                 batch.shares.push(link.share);
             }
             let shares = (batch.shares.len() - shares_from) as u32;
             if shares > 0 {
                 let (socket, slot, shares_from) = (connection.socket, id.slot, shares_from as u32);
-                batch.ops.push(SendOp { socket, bytes, slot, shares_from, shares, frames });
+                batch.ops.push(SendOp { socket, bytes, slot, shares_from, shares, frames, notices });
             }
         }
     }
@@ -386,10 +406,11 @@ impl Shard {
         self.pass.taken.clear();
         wire.send_batch(&self.pass.batch, &mut self.pass.taken);
         assert!(self.pass.taken.len() == self.pass.batch.ops.len(), "a send without a result");
-        let (mut deliveries, mut bytes, mut short) = (0u64, 0u64, Vec::new());
+        let (mut deliveries, mut notices, mut bytes, mut short) = (0u64, 0u64, 0u64, Vec::new());
         for (op, taken) in self.pass.batch.ops.iter().zip(&self.pass.taken) {
             if *taken == op.bytes as isize {
                 deliveries += u64::from(op.frames);
+                notices += u64::from(op.notices);
                 bytes += op.bytes as u64;
             } else {
                 short.push((*op, *taken));
@@ -398,6 +419,7 @@ impl Shard {
         let metrics = self.metrics();
         metrics.sends.add(self.pass.batch.ops.len() as u64);
         metrics.deliveries.add(deliveries);
+        metrics.drops.add(DropReason::TooLong, notices);
         metrics.sent_bytes.add(bytes);
         for (op, taken) in short {
             self.fell_short(op, taken, wire, now);
