@@ -452,7 +452,8 @@ fn median_within(samples: &[f64]) -> Option<(f64, f64)> {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
     let below = (sorted.len() as f64 / 2.0 - 0.98 * (sorted.len() as f64).sqrt()).floor();
-    let rank = (below >= 1.0).then_some(below as usize - 1)?;
+    // Of less than one the cast makes zero, which has nothing before it.
+    let rank = (below.max(0.0) as usize).checked_sub(1)?;
     Some((sorted[rank], sorted[sorted.len() - 1 - rank]))
 }
 

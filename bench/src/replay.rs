@@ -230,7 +230,7 @@ mod tests {
         commander.read_exact(&mut answer).unwrap();
         assert_eq!(&answer, b":1\r\n");
         let due = ">3\r\n$9\r\nsubscribe\r\n$1\r\np\r\n:1\r\n>3\r\n$10\r\npsubscribe\r\n$2\r\nr*\r\n:1\r\n\
-                   >4\r\n$8\r\npmessage\r\n$2\r\nr*\r\n$7\r\nrbench3\r\n$45\r\n\
+                   >4\r\n$8\r\npmessage\r\n$2\r\nr*\r\n$7\r\nrbench3\r\n$46\r\n\
                    {\"room\":\"bench3\",\"from\":\"bench\",\"data\":\"cast\"}\r\n\
                    >3\r\n$7\r\nmessage\r\n$1\r\np\r\n$1\r\n7\r\n";
         let mut found = vec![0; due.len()];
