@@ -17,6 +17,7 @@ on_every_driver!(
     members_receive_only_the_data_of_an_envelope_and_other_payloads_as_they_are,
     what_a_client_sends_leaves_as_an_envelope_and_comes_back_to_it,
     metrics_hold_rooms_clients_and_dropped_messages,
+    pages_say_which_source_publications_came_through_and_where_the_relays_time_went,
 );
 
 fn members_receive_only_the_data_of_an_envelope_and_other_payloads_as_they_are(driver: Driver) {
@@ -67,6 +68,30 @@ fn what_a_client_sends_leaves_as_an_envelope_and_comes_back_to_it(driver: Driver
     for client in [&mut alice, &mut nobody] {
         assert_eq!(client.next(), Message::binary(no_text.clone()));
     }
+}
+
+fn pages_say_which_source_publications_came_through_and_where_the_relays_time_went(driver: Driver) {
+    let redis = Redis::start();
+    let server = Server::event_fanout(&redis, driver).start();
+    let mut client = Client::connect(server.address(), "/ws?room=lobby");
+    for n in 0..3 {
+        redis.publish("room:lobby", format!("{n}"));
+        assert_eq!(client.next_text(), format!("{n}"));
+    }
+    let metrics = server.metrics();
+    let received = |source| metrics.labelled("corecast_publications_received_total", "source", source);
+    assert_eq!([received("psubscribe room:*"), received("client"), received("http")], [3.0, 0.0, 0.0]);
+    assert_eq!(server.stats()["publications"]["by_source"]["psubscribe room:*"], 3);
+    // What a client says comes back through the source and counts there; only its way up is the shard's.
+    client.send_text("mine");
+    assert_eq!(client.next_text(), "mine");
+    eventually(SOON, "every stage of the relay has taken time", || {
+        let metrics = server.metrics();
+        let spent = |stage| metrics.labelled("corecast_relay_busy_seconds_total", "stage", stage);
+        ["parse", "place", "offer", "commands"].into_iter().all(|stage| spent(stage) > 0.0)
+    });
+    let busy = &server.stats()["relay"]["busy_seconds"];
+    assert!(busy["parse"].as_f64().is_some_and(|seconds| seconds > 0.0), "{busy}");
 }
 
 fn metrics_hold_rooms_clients_and_dropped_messages(driver: Driver) {
