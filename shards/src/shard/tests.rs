@@ -14,6 +14,7 @@ use crate::limits::EngineBounds;
 use crate::metrics::{Identity, Metrics};
 
 mod dialogue;
+mod fuzz;
 mod held;
 mod mixed;
 
