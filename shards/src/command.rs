@@ -237,6 +237,7 @@ impl Down {
     pub fn backlog_bytes(&self) -> usize {
         match self {
             Down::Publication { frame, .. } => frame.len(),
+            Down::Warmed(warmed) => warmed.payload.len(),
             _ => 0,
         }
     }
@@ -259,7 +260,7 @@ pub enum Outcome {
         /// Subscribers that Redis counted, over all nodes.
         receivers: u64,
     },
-    /// Redis is away; it was delivered to this node's members only.
+    /// Redis is away or did not take it; it was delivered to this node's members only.
     LocalOnly,
     /// Too much is on its way to Redis.
     Busy,

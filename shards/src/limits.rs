@@ -192,8 +192,8 @@ pub const SLOW_GRACE: Duration = Duration::from_secs(1);
 pub const SLOW_BURST_FACTOR: u64 = 2;
 /// Commands that may wait for space on a shard's ring to the relay before connections that publish are not read.
 pub const UP_BACKLOG_MAX: usize = 1024;
-/// Last values of different keys that wait for Redis, each for at most its time-out, and their bytes. Over either bound a value
-/// of another key is given up: `corecast_last_values_given_up_total`.
+/// Last values of different keys that wait for Redis, each for at most its time-out, and their bytes, those under way
+/// included. Over either bound a value is given up: `corecast_last_values_given_up_total`.
 pub const LAST_VALUE_KEYS_MAX: usize = 65_536;
 /// See [`LAST_VALUE_KEYS_MAX`].
 pub const LAST_VALUE_BYTES_MAX: usize = 16 * MIB;

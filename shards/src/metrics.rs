@@ -438,10 +438,10 @@ table! {
         publishes_local: Number, "counter", "corecast_local_deliveries_total", "Own publications that only members here got, because the broker was away, full, or refused them.";
         last_values_written: Number, "counter", "corecast_last_values_written_total", "Last values that Redis holds for newcomers since.";
         last_values_conflated: Number, "counter", "corecast_last_values_conflated_total", "Last values not written because a newer one of their key came first.";
-        last_values_given_up: By<GivenUp>, "counter", "corecast_last_values_given_up_total", "Last values not written, by reason.";
+        last_values_given_up: By<GivenUp>, "counter", "corecast_last_values_given_up_total", "Last values not written, or not known to be when Redis went, by reason.";
         warm_hits: Number, "counter", "corecast_warm_hits_total", "Newcomers for whose room Redis held a last value.";
         warm_misses: Number, "counter", "corecast_warm_misses_total", "Newcomers for whose room Redis held none.";
-        warms_unanswered: Number, "counter", "corecast_warms_unanswered_total", "Newcomers that were not told a last value because Redis was away or too many waited.";
+        warms_unanswered: Number, "counter", "corecast_warms_unanswered_total", "Newcomers that were not told a last value because Redis was away, too many waited, or their shard had no space.";
         echoes_ignored: Number, "counter", "corecast_echoes_ignored_total", "Own publications that came back from the broker naming this node as their origin.";
         echoes_missing: Number, "counter", "corecast_echoes_missing_total", "Own publications that Redis took and did not return.";
     }

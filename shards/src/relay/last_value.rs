@@ -28,7 +28,7 @@ pub(super) struct LastValues {
     writes: HashMap<Box<str>, Write>,
     queue: VecDeque<Box<str>>,
     under_way: usize,
-    /// Of the values that wait.
+    /// Of the values that wait and of those under way: a connection that stands still holds those.
     bytes: usize,
     /// By key in Redis.
     questions: HashMap<Box<str>, Question>,
@@ -38,7 +38,8 @@ pub(super) struct LastValues {
 
 #[derive(Debug)]
 struct Write {
-    is_under_way: bool,
+    /// Bytes of the value that is under way.
+    under_way: Option<usize>,
     waiting: Option<Waiting>,
     ttl_millis: u64,
     timeout_micros: u64,
@@ -58,14 +59,8 @@ struct Question {
 }
 
 impl LastValues {
-    /// Takes a value; `Err` says why it is not going to be written.
-    fn offer(
-        &mut self,
-        key: Box<str>,
-        value: Bytes,
-        kept: &LastValue,
-        now: Micros,
-    ) -> Result<Taken, GivenUp> {
+    /// Takes a value. `Err` says how many are not going to be written because of a bound: it, and the one that waited.
+    fn offer(&mut self, key: Box<str>, value: Bytes, kept: &LastValue, now: Micros) -> Result<Taken, u64> {
         let waiting = Waiting { value, since: now };
         let bytes = waiting.value.len();
         if let Some(write) = self.writes.get_mut(&key) {
@@ -73,18 +68,18 @@ impl LastValues {
             self.bytes -= before.as_ref().map_or(0, |before| before.value.len());
             if self.bytes + bytes > LAST_VALUE_BYTES_MAX {
                 // The older one would only hide that there is a newer.
-                return Err(GivenUp::Bound);
+                return Err(1 + u64::from(before.is_some()));
             }
             self.bytes += bytes;
             write.waiting = Some(waiting);
             return Ok(if before.is_some() { Taken::InItsPlace } else { Taken::Behind });
         }
         if self.writes.len() >= LAST_VALUE_KEYS_MAX || self.bytes + bytes > LAST_VALUE_BYTES_MAX {
-            return Err(GivenUp::Bound);
+            return Err(1);
         }
         self.bytes += bytes;
         let (ttl_millis, timeout_micros) = (kept.ttl.as_millis() as u64, kept.timeout.as_micros() as u64);
-        let write = Write { is_under_way: false, waiting: Some(waiting), ttl_millis, timeout_micros };
+        let write = Write { under_way: None, waiting: Some(waiting), ttl_millis, timeout_micros };
         self.queue.push_back(key.clone());
         self.writes.insert(key, write);
         Ok(Taken::Behind)
@@ -96,18 +91,20 @@ impl LastValues {
         while self.under_way < LAST_VALUE_WRITES_MAX
             && let Some(key) = self.queue.pop_front()
         {
-            let Some(write) = self.writes.get_mut(&key).filter(|write| !write.is_under_way) else { continue };
+            let Some(write) = self.writes.get_mut(&key).filter(|write| write.under_way.is_none()) else {
+                continue;
+            };
             let Some(Waiting { value, since }) = write.waiting.take() else {
                 self.writes.remove(&key);
                 continue;
             };
-            self.bytes -= value.len();
             if now.0.saturating_sub(since.0) > write.timeout_micros {
                 late += 1;
+                self.bytes -= value.len();
                 self.writes.remove(&key);
                 continue;
             }
-            write.is_under_way = true;
+            write.under_way = Some(value.len());
             self.under_way += 1;
             let ttl_millis = write.ttl_millis;
             return (Some(BrokerCommand::Keep { key, value, ttl_millis }), late);
@@ -125,7 +122,7 @@ impl LastValues {
                 *bytes -= write.waiting.take().map_or(0, |waiting| waiting.value.len());
                 late += 1;
             }
-            write.is_under_way || write.waiting.is_some()
+            write.under_way.is_some() || write.waiting.is_some()
         });
         self.queue.retain(|key| self.writes.contains_key(key));
         late
@@ -138,8 +135,9 @@ impl LastValues {
 
     /// Redis answered a write, or its connection did not take it.
     fn written(&mut self, key: &str) {
-        let Some(write) = self.writes.get_mut(key).filter(|write| write.is_under_way) else { return };
-        write.is_under_way = false;
+        let Some(write) = self.writes.get_mut(key) else { return };
+        let Some(bytes) = write.under_way.take() else { return };
+        self.bytes -= bytes;
         self.under_way -= 1;
         match write.waiting {
             Some(_) => self.queue.push_back(key.into()),
@@ -147,10 +145,10 @@ impl LastValues {
         }
     }
 
-    /// Forgets everything. Returns the writes that are lost and the questions that nobody answers.
+    /// Forgets everything. Returns the writes that are lost, or may be, and the questions that nobody answers.
     fn clear(&mut self) -> (u64, u64) {
-        let waiting = self.writes.values().filter(|write| write.waiting.is_some()).count() as u64;
-        let lost = (waiting, self.warms as u64);
+        let waiting = self.writes.values().filter(|write| write.waiting.is_some()).count();
+        let lost = ((waiting + self.under_way) as u64, self.warms as u64);
         *self = Self::default();
         lost
     }
@@ -182,7 +180,7 @@ impl Relay {
         match self.last_values.offer(key, payload.clone(), kept, now) {
             Ok(Taken::Behind) => {}
             Ok(Taken::InItsPlace) => metrics.last_values_conflated.add(1),
-            Err(reason) => metrics.last_values_given_up.add(reason, 1),
+            Err(values) => metrics.last_values_given_up.add(GivenUp::Bound, values),
         }
         self.write_last_values(now);
     }
@@ -227,9 +225,8 @@ impl Relay {
         }
         let key = [&*kept.prefix, plain_name(&warm.room)].concat().into_boxed_str();
         if let Some(payload) = self.last_values.waiting(&key).cloned() {
-            self.metrics().warm_hits.add(1);
-            let (shard, label) = (warm.to.shard, self.label_of_value(&payload));
-            return self.offer(shard, Down::Warmed(Box::new(Warmed { warm, payload, label })), outlet);
+            let label = self.label_of_value(&payload);
+            return self.tell(Warmed { warm, payload, label }, outlet);
         }
         self.last_values.warms += 1;
         if let Some(question) = self.last_values.questions.get_mut(&key) {
@@ -249,16 +246,24 @@ impl Relay {
             false => self.broker.push_back(BrokerCommand::Fetch { key: key.into() }),
         }
         self.last_values.warms -= answered.len();
-        let metrics = self.metrics();
         let Some(value) = value.filter(|value| value.len() <= PAYLOAD_BYTES_MAX) else {
-            return metrics.warm_misses.add(answered.len() as u64);
+            return self.metrics().warm_misses.add(answered.len() as u64);
         };
-        metrics.warm_hits.add(answered.len() as u64);
         let (payload, label) = (Bytes::copy_from_slice(value), self.label_of_value(value));
         for warm in answered {
-            let (shard, payload, label) = (warm.to.shard, payload.clone(), label.clone());
-            self.offer(shard, Down::Warmed(Box::new(Warmed { warm, payload, label })), outlet);
+            self.tell(Warmed { warm, payload: payload.clone(), label: label.clone() }, outlet);
         }
+    }
+
+    /// Tells a newcomer a value, unless its shard has no space: values must not heap up behind a slow one.
+    fn tell(&mut self, warmed: Warmed, outlet: &mut impl Outlet) {
+        let (shard, bytes) = (warmed.warm.to.shard, warmed.payload.len());
+        let backlog = &mut self.backlogs[usize::from(shard)];
+        if !backlog.has_space_for(bytes, || outlet.consumed_bytes(shard), &self.setup.engine) {
+            return self.metrics().warms_unanswered.add(1);
+        }
+        self.metrics().warm_hits.add(1);
+        self.offer(shard, Down::Warmed(Box::new(warmed)), outlet);
     }
 
     /// What a value is: an object says its type itself, a bare number of another system's is JSON as well.
@@ -282,9 +287,65 @@ impl Relay {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::time::Duration;
 
     use super::*;
+    use crate::auth::Gate;
+    use crate::command::{ConnectionId, RoomSlot};
+    use crate::config::{Config, RoomClass, Source};
+    use crate::metrics::{Identity, Metrics};
+    use crate::setup::Setup;
+
+    /// A ring that nobody takes from.
+    #[derive(Default)]
+    struct Ring(Vec<Down>);
+
+    impl Outlet for Ring {
+        fn offer(&mut self, _shard: u16, command: Down) -> Result<(), Down> {
+            self.0.push(command);
+            Ok(())
+        }
+
+        fn consumed_bytes(&self, _shard: u16) -> u64 {
+            0
+        }
+    }
+
+    /// A relay that is up and keeps the last values of its rooms; `backlog` bytes may wait for its shard.
+    fn relay(backlog: usize) -> Relay {
+        let source = Source { last_value: Some(KEPT()), ..Source::default() };
+        let config = Config { rooms: vec![RoomClass::default()], sources: vec![source], ..Config::default() };
+        let metrics = Arc::new(Metrics::new(1, Identity::default(), false));
+        let mut setup = Setup::new(&config, Gate::new(None, true), metrics);
+        setup.engine.backlog_bytes_max = backlog;
+        let mut relay = Relay::new(Arc::new(setup), BrokerState::Down, 0);
+        relay.broker_up(&mut Ring::default());
+        relay
+    }
+
+    fn newcomer(slot: u32) -> Warm {
+        let to = ConnectionId { shard: 0, generation: 0, slot };
+        Warm { to, slot: RoomSlot { index: 0, generation: 0 }, room: "a".into(), position: 0 }
+    }
+
+    fn given_up(relay: &Relay, reason: GivenUp) -> u64 {
+        relay.metrics().last_values_given_up.value(reason)
+    }
+
+    /// Slot, payload and label of each value that went down.
+    fn told(ring: &Ring) -> Vec<(u32, &str, &str, bool)> {
+        let values = ring.0.iter().filter_map(|command| match command {
+            Down::Warmed(warmed) => Some(&**warmed),
+            _ => None,
+        });
+        values
+            .map(|Warmed { warm, payload, label }| {
+                let payload = std::str::from_utf8(payload).expect("text");
+                (warm.to.slot, payload, &*label.kind, label.is_json)
+            })
+            .collect()
+    }
 
     const KEPT: fn() -> LastValue = || LastValue {
         prefix: "last:".to_owned(),
@@ -292,7 +353,7 @@ mod tests {
         timeout: Duration::from_millis(50),
     };
 
-    fn offer(values: &mut LastValues, key: &str, value: &'static str, millis: u64) -> Result<Taken, GivenUp> {
+    fn offer(values: &mut LastValues, key: &str, value: &'static str, millis: u64) -> Result<Taken, u64> {
         values.offer(key.into(), Bytes::from_static(value.as_bytes()), &KEPT(), Micros(millis * 1000))
     }
 
@@ -337,7 +398,7 @@ mod tests {
         assert_eq!(values.expire(Micros(51_000)), 1);
         assert_eq!(offer(&mut values, "0", "newer", 51), Ok(Taken::Behind));
         assert_eq!(values.expire(Micros(102_000)), 2, "what waits behind a write that isn't answered, too");
-        assert!(values.queue.is_empty() && values.bytes == 0);
+        assert!(values.queue.is_empty() && values.bytes == values.under_way, "one byte each is under way");
         values.written("0");
         assert_eq!(offer(&mut values, "later", "x", 102), Ok(Taken::Behind));
         assert_eq!(next(&mut values, 103), pair("later", "x"));
@@ -349,19 +410,102 @@ mod tests {
         for key in 0..LAST_VALUE_KEYS_MAX {
             assert_eq!(offer(&mut values, &key.to_string(), "", 0), Ok(Taken::Behind));
         }
-        assert_eq!(offer(&mut values, "one more", "", 0), Err(GivenUp::Bound));
+        assert_eq!(offer(&mut values, "one more", "", 0), Err(1));
         assert_eq!(offer(&mut values, "7", "newer", 0), Ok(Taken::InItsPlace));
         assert_eq!(values.clear().0, LAST_VALUE_KEYS_MAX as u64);
         let large = Bytes::from(vec![0; LAST_VALUE_BYTES_MAX]);
         assert!(values.offer("a".into(), large.clone(), &KEPT(), Micros(0)).is_ok());
-        assert_eq!(values.offer("b".into(), large.clone(), &KEPT(), Micros(0)), Err(GivenUp::Bound));
+        assert_eq!(values.offer("b".into(), large.clone(), &KEPT(), Micros(0)), Err(1));
         assert!(values.next(Micros(0)).0.is_some());
+        assert_eq!(offer(&mut values, "b", "x", 0), Err(1), "what is under way counts");
+        values.written("a");
+        assert_eq!(offer(&mut values, "b", "x", 0), Ok(Taken::Behind));
         assert_eq!(offer(&mut values, "c", "x", 0), Ok(Taken::Behind));
-        assert_eq!(
-            values.offer("a".into(), large, &KEPT(), Micros(0)),
-            Err(GivenUp::Bound),
-            "behind its own"
-        );
+        let too_large = values.offer("b".into(), large, &KEPT(), Micros(0));
+        assert_eq!(too_large, Err(2), "so does what takes the place of another, which goes with it");
         assert_eq!(values.bytes, 1);
+        assert_eq!(next(&mut values, 0), pair("c", "x"));
+    }
+
+    #[test]
+    fn what_a_break_leaves_unanswered_is_lost_as_well_as_what_waits() {
+        let mut values = LastValues::default();
+        assert_eq!(offer(&mut values, "a", "1", 0), Ok(Taken::Behind));
+        assert!(next(&mut values, 0).is_some());
+        assert_eq!(offer(&mut values, "a", "2", 0), Ok(Taken::Behind));
+        assert_eq!(offer(&mut values, "b", "1", 0), Ok(Taken::Behind));
+        assert_eq!(values.clear(), (3, 0));
+    }
+
+    #[test]
+    fn newcomers_share_a_question_but_not_one_that_was_asked_before_they_came() {
+        let (mut relay, mut ring) = (relay(1 << 20), Ring::default());
+        relay.warm(newcomer(1), &mut ring);
+        relay.warm(newcomer(2), &mut ring);
+        relay.warm(newcomer(3), &mut ring);
+        let asked = |relay: &mut Relay| std::mem::take(&mut relay.broker).into_iter().collect::<Vec<_>>();
+        let fetch = [BrokerCommand::Fetch { key: "last:a".into() }];
+        assert_eq!(asked(&mut relay), fetch);
+        relay.fetched("last:a", None, &mut ring);
+        assert_eq!(asked(&mut relay), fetch, "for the second and the third");
+        relay.fetched("last:a", Some(br#"{"type":"price_update","price":1.50}"#), &mut ring);
+        let value = r#"{"type":"price_update","price":1.50}"#;
+        assert_eq!(told(&ring), [(2, value, "price_update", true), (3, value, "price_update", true)]);
+        let metrics = relay.metrics();
+        assert_eq!((metrics.warm_hits.value(), metrics.warm_misses.value()), (2, 1));
+        assert!(relay.last_values.questions.is_empty() && relay.last_values.warms == 0);
+    }
+
+    #[test]
+    fn a_value_that_waits_for_its_write_is_told_in_place_of_the_older_one() {
+        let (mut relay, mut ring) = (relay(1 << 20), Ring::default());
+        relay.keep_last(0, "a", &Bytes::from_static(b"1"), Micros(0));
+        relay.keep_last(0, "a", &Bytes::from_static(b"2"), Micros(0));
+        relay.warm(newcomer(1), &mut ring);
+        assert_eq!(told(&ring), [(1, "2", PLAIN_KIND, true)]);
+        assert_eq!((relay.last_values.warms, relay.metrics().warm_hits.value()), (0, 1));
+    }
+
+    #[test]
+    fn a_number_is_json_and_any_other_text_is_text() {
+        for (value, is_json) in [("60214.30", true), ("null", true), ("up", false), ("\"up\"", false)] {
+            let (mut relay, mut ring) = (relay(1 << 20), Ring::default());
+            relay.warm(newcomer(1), &mut ring);
+            relay.fetched("last:a", Some(value.as_bytes()), &mut ring);
+            assert_eq!(told(&ring), [(1, value, PLAIN_KIND, is_json)]);
+        }
+    }
+
+    #[test]
+    fn values_that_a_shard_has_no_space_for_are_not_heaped_up() {
+        let (mut relay, mut ring) = (relay(10), Ring::default());
+        for slot in 1..=3 {
+            relay.warm(newcomer(slot), &mut ring);
+            relay.fetched("last:a", Some(b"12345678"), &mut ring);
+        }
+        assert_eq!(told(&ring).len(), 1);
+        assert_eq!((relay.metrics().warm_hits.value(), relay.metrics().warms_unanswered.value()), (1, 2));
+    }
+
+    #[test]
+    fn a_break_forgets_what_waits_and_nothing_is_kept_until_redis_is_back() {
+        let (mut relay, mut ring) = (relay(1 << 20), Ring::default());
+        let value = Bytes::from_static(b"1");
+        relay.warm(newcomer(1), &mut ring);
+        relay.keep_last(0, "a", &value, Micros(0));
+        relay.keep_last(0, "a", &value, Micros(0));
+        relay.broker_down(&mut ring, Micros(1));
+        assert_eq!((given_up(&relay, GivenUp::BrokerDown), relay.metrics().warms_unanswered.value()), (2, 1));
+        relay.keep_last(0, "a", &value, Micros(2));
+        relay.warm(newcomer(2), &mut ring);
+        assert_eq!((given_up(&relay, GivenUp::BrokerDown), relay.metrics().warms_unanswered.value()), (3, 2));
+        relay.broker.clear();
+        relay.broker_up(&mut ring);
+        relay.write_last_values(Micros(3));
+        assert!(relay.broker.is_empty(), "nothing old is written: {:?}", relay.broker);
+        relay.keep_last(0, "a", &value, Micros(4));
+        assert_eq!(relay.broker.len(), 1);
+        relay.kept("a", true, Micros(5));
+        assert_eq!(relay.metrics().last_values_written.value(), 1);
     }
 }
