@@ -393,7 +393,7 @@ table! {
         messages_received: Number, "counter", "corecast_messages_received_total", "Data messages from clients.";
         messages_refused: Number, "counter", "corecast_messages_refused_total", "Messages of the JSON dialect that were answered with an error.";
         warm_starts: Number, "counter", "corecast_warm_starts_total", "Last values sent to newcomers of a room.";
-        warm_superseded: Number, "counter", "corecast_warm_superseded_total", "Last values that came after a newer publication, or after their newcomer had left.";
+        warm_superseded: Number, "counter", "corecast_warm_superseded_total", "Last values not sent: they came after a newer publication, after their newcomer had left, or were too long for its dialect.";
         messages_ignored: Number, "counter", "corecast_messages_ignored_total", "Data messages from clients whose route ignores what they say.";
         received_bytes: Number, "counter", "corecast_received_bytes_total", "Bytes read from clients.";
         reads_paused: Number, "counter", "corecast_reads_paused_total", "Times a connection was not read for a while because its control lane or the ring to the relay was full.";

@@ -289,10 +289,9 @@ impl Shard {
             return self.metrics().warm_superseded.add(1);
         }
         let frame = dialect::publication(&label.kind, room.plain_name(), &payload, label.is_json);
-        if let Some(frame) = frame {
-            self.metrics().warm_starts.add(1);
-            self.send_private(warm.to.slot, frame.wire_bytes().clone(), wire, now);
-        }
+        let Some(frame) = frame else { return self.metrics().warm_superseded.add(1) };
+        self.metrics().warm_starts.add(1);
+        self.send_private(warm.to.slot, frame.wire_bytes().clone(), wire, now);
     }
 }
 
