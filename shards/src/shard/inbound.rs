@@ -565,9 +565,10 @@ impl Shard {
                 (200, format!("{{\"room\":{name},\"offset\":null,\"note\":\"nobody is in the room\"}}\n"))
             }
             Outcome::Sent { receivers } => (200, format!("{{\"room\":{name},\"receivers\":{receivers}}}\n")),
-            Outcome::LocalOnly => {
-                (200, format!("{{\"room\":{name},\"local_only\":true,\"note\":\"the broker is away\"}}\n"))
-            }
+            Outcome::LocalOnly => (
+                200,
+                format!("{{\"room\":{name},\"local_only\":true,\"note\":\"the broker did not take it\"}}\n"),
+            ),
             Outcome::Busy => {
                 (503, "{\"error\":\"too much is on its way to the broker: try again later\"}\n".to_owned())
             }
