@@ -12,6 +12,7 @@ COPY Cargo.toml Cargo.lock ./
 COPY src src
 COPY shards shards
 COPY domains domains
+COPY host host
 COPY bench bench
 COPY consumer consumer
 COPY examples examples

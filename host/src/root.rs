@@ -1,0 +1,42 @@
+//! Where the files of the kernel are.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The folder that holds `proc` and `sys`: `/` for the host, another one in tests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Root(PathBuf);
+
+impl Root {
+    /// The running system's.
+    pub fn system() -> Self {
+        Self(PathBuf::from("/"))
+    }
+
+    /// Another folder.
+    pub fn at(folder: impl Into<PathBuf>) -> Self {
+        Self(folder.into())
+    }
+
+    /// `path` (absolute, as everybody writes it) below this root.
+    pub fn path(&self, path: &str) -> PathBuf {
+        self.0.join(Path::new(path).strip_prefix("/").unwrap_or(Path::new(path)))
+    }
+
+    /// The text of a file, without the line end that the kernel closes it with.
+    ///
+    /// # Errors
+    /// The kernel's, NotFound where this kernel doesn't have it.
+    pub fn read(&self, path: &str) -> io::Result<String> {
+        let mut text = fs::read_to_string(self.path(path))?;
+        text.truncate(text.trim_end().len());
+        Ok(text)
+    }
+}
+
+impl Default for Root {
+    fn default() -> Self {
+        Self::system()
+    }
+}
