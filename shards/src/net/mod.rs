@@ -3,6 +3,7 @@
 //! Steps 1, 3 and 5 of a publication's path lie here: [`broker`], [`ring`], [`fanout`]. `unsafe` is allowed in two files,
 //! `fanout.rs` (the fan-out ring) and `socket.rs` (descriptors by number).
 
+mod bell;
 pub mod broker;
 mod connection;
 mod drain;

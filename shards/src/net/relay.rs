@@ -6,9 +6,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::bell::{Bell, Sleeper, Yielder};
 use super::broker::{self, BrokerEvents, BrokerLink};
 use super::connection::Clock;
-use super::ring::{Bell, RelayEnd, Sleeper};
+use super::ring::RelayEnd;
 use super::stages::{Sample, Stages};
 use crate::command::Down;
 use crate::config::{BrokerChoice, Config, Subscribe};
@@ -243,7 +244,7 @@ pub fn start<F: Fn() -> bool>(
 ) -> io::Result<impl Future<Output = ()> + use<F>> {
     let RelayThread { clock, bell, is_own } = thread;
     let sleeper = Sleeper::new(bell.clone())?;
-    let yielder = super::ring::Yielder::new()?;
+    let yielder = Yielder::new()?;
     let state = match config.broker {
         BrokerChoice::Local => BrokerState::Local,
         BrokerChoice::Redis(_) => BrokerState::Down,
@@ -266,12 +267,7 @@ pub fn start<F: Fn() -> bool>(
     Ok(run(driver, sleeper, yielder, is_over))
 }
 
-async fn run(
-    driver: Rc<RefCell<Driver>>,
-    sleeper: Sleeper,
-    yielder: super::ring::Yielder,
-    is_over: impl Fn() -> bool,
-) {
+async fn run(driver: Rc<RefCell<Driver>>, sleeper: Sleeper, yielder: Yielder, is_over: impl Fn() -> bool) {
     while !is_over() {
         let worked = driver.borrow_mut().take_commands();
         driver.borrow_mut().pump();

@@ -7,12 +7,13 @@ use std::sync::Arc;
 use monoio::time::TimeDriver;
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
 
+use super::bell::{Bell, Sleeper, Yielder};
 use super::connection::{Clock, Core, SharedCore, enter};
 use super::drain::{Drain, sweep_and_drain};
 use super::fanout::Fanout;
 use super::listener::{Listener, Place, accept_all};
 use super::notice::Journal;
-use super::ring::{Bell, ShardEnd, Sleeper, Yielder};
+use super::ring::ShardEnd;
 use crate::config::DriverChoice;
 use crate::shard::{Progress, Shard};
 

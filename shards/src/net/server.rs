@@ -10,13 +10,14 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use domains::Registry;
 use rustix::process::{Resource, getrlimit};
 
+use super::bell::Bell;
 use super::connection::Clock;
 use super::drain::Drain;
 use super::listener::{Place, Sharing, bind, bind_first, is_shared_by_somebody};
 use super::notice::{Journal, noticed};
 use super::passed::Passed;
 use super::relay::RelayThread;
-use super::ring::{Bell, RelayEnd, pair};
+use super::ring::{RelayEnd, pair};
 use super::runtime::{Driver, NoIoUring, ShardParts, block_on, choose, run_shard};
 use super::threads::{LostThread, Pulse, Threads};
 use crate::auth::Gate;
