@@ -1,15 +1,19 @@
 //! What wakes the consumer of a ring: an eventfd that it waits on, and the flag that keeps the producer from writing it for
-//! nobody ([`crate::doorbell`]). And how a task gives way to everything else on its thread.
+//! nobody ([`crate::doorbell`]). A producer on the consumer's own thread, as the relay is where it has no core to itself,
+//! wakes the task and leaves the eventfd alone. And how a task gives way to everything else on its thread.
 
+use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::pin::pin;
+use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Poll, Waker};
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use super::connection::REST;
 use super::socket::Socket;
 use crate::doorbell::Doorbell;
 
@@ -31,7 +35,7 @@ impl Bell {
 
     /// Wakes the consumer if it sleeps. To be called after a whole batch has been pushed.
     pub fn ring(&self) {
-        if self.doorbell.must_ring() {
+        if self.doorbell.must_ring() && !wake_here(self) {
             self.write();
         }
     }
@@ -46,7 +50,37 @@ impl Bell {
 /// The consumer's end of a bell, on the runtime of its thread.
 pub struct Sleeper {
     bell: Arc<Bell>,
-    socket: Socket,
+    sleep: Rc<Sleep>,
+}
+
+/// What wakes a sleeper, on its own thread.
+#[derive(Default)]
+struct Sleep {
+    is_over: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Sleep {
+    fn end(&self) {
+        self.is_over.set(true);
+        if let Some(waker) = self.waker.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+}
+
+thread_local! {
+    /// The sleepers of this thread, each with the address of its bell: the relay's and a shard's at most.
+    static SLEEPERS: RefCell<Vec<(*const Bell, Rc<Sleep>)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Wakes the sleeper of `bell` if it is one of this thread: a waker is enough, where the eventfd costs four system calls
+/// (write, park, read, and the poll armed anew) with a turn of the runtime between.
+fn wake_here(bell: &Bell) -> bool {
+    SLEEPERS.with_borrow(|sleepers| {
+        let found = sleepers.iter().find(|(known, _)| std::ptr::eq(*known, bell));
+        found.inspect(|(_, sleep)| sleep.end()).is_some()
+    })
 }
 
 impl Sleeper {
@@ -56,7 +90,10 @@ impl Sleeper {
     /// Out of descriptors, or the driver did not take it.
     pub fn new(bell: Arc<Bell>) -> io::Result<Self> {
         let socket = Socket::new(bell.eventfd.try_clone()?)?;
-        Ok(Self { bell, socket })
+        let sleep = Rc::new(Sleep::default());
+        monoio::spawn(hear(socket, sleep.clone()));
+        SLEEPERS.with_borrow_mut(|sleepers| sleepers.push((Arc::as_ptr(&bell), sleep.clone())));
+        Ok(Self { bell, sleep })
     }
 
     /// Waits until the bell is rung, unless `has_work` says that there is something to do already. Asked after the flag is
@@ -64,17 +101,36 @@ impl Sleeper {
     pub async fn wait(&self, has_work: impl FnOnce() -> bool) {
         self.bell.doorbell.before_waiting();
         if !has_work() {
-            // An error means that the runtime is going down; the caller looks for work once more.
-            let _going_down = self.socket.readable().await;
-            self.clear();
+            poll_fn(|context| {
+                if self.sleep.is_over.take() {
+                    return Poll::Ready(());
+                }
+                *self.sleep.waker.borrow_mut() = Some(context.waker().clone());
+                Poll::Pending
+            })
+            .await;
         }
         self.bell.doorbell.woken();
     }
+}
 
-    fn clear(&self) {
+impl Drop for Sleeper {
+    fn drop(&mut self) {
+        SLEEPERS.with_borrow_mut(|sleepers| sleepers.retain(|(_, sleep)| !Rc::ptr_eq(sleep, &self.sleep)));
+    }
+}
+
+/// Ends the sleep when another thread writes the eventfd; for as long as the runtime lives.
+async fn hear(socket: Socket, sleep: Rc<Sleep>) {
+    loop {
+        if socket.readable().await.is_err() {
+            // The driver is short of something, or going down: whoever sleeps looks for work each time.
+            monoio::time::sleep(REST).await;
+        }
         let mut count = [0; 8];
-        // EAGAIN: rung by nobody.
-        let _nothing = rustix::io::read(self.socket.fd(), &mut count);
+        // EAGAIN: written by nobody.
+        let _nothing = rustix::io::read(socket.fd(), &mut count);
+        sleep.end();
     }
 }
 
@@ -132,6 +188,80 @@ mod tests {
 
     use super::*;
     use crate::net::runtime::{Driver, block_on};
+
+    fn on_both_drivers(story: impl AsyncFn(Driver)) {
+        for driver in [Driver::Epoll, Driver::IoUring] {
+            if let Err(error) = block_on(driver, story(driver)) {
+                println!("{driver:?} is not to be had here: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_sleeper_is_woken_from_its_own_thread_without_the_eventfd() {
+        on_both_drivers(async |driver| {
+            let bell = Bell::new().expect("a descriptor");
+            let sleeper = Sleeper::new(bell.clone()).expect("a descriptor");
+            let theirs = bell.clone();
+            for _ in 0..3 {
+                let ringing = theirs.clone();
+                monoio::spawn(async move { ringing.ring() });
+                sleeper.wait(|| false).await;
+                assert_eq!(bell.times_written(), 0, "{driver:?}");
+            }
+        });
+    }
+
+    #[test]
+    fn a_sleeper_is_woken_from_another_thread_each_time() {
+        on_both_drivers(async |_| {
+            let bell = Bell::new().expect("a descriptor");
+            let sleeper = Sleeper::new(bell.clone()).expect("a descriptor");
+            let (done, is_done) = std::sync::mpsc::channel();
+            let ringing = bell.clone();
+            let other = std::thread::spawn(move || {
+                for _ in 0..100 {
+                    while !ringing.doorbell.must_ring() {
+                        std::thread::yield_now();
+                    }
+                    ringing.write();
+                    is_done.recv().expect("the sleeper lives");
+                }
+            });
+            for _ in 0..100 {
+                sleeper.wait(|| false).await;
+                done.send(()).expect("the other thread lives");
+            }
+            other.join().expect("it panicked");
+        });
+    }
+
+    #[test]
+    fn whoever_was_rung_while_awake_does_not_sleep_through_it() {
+        on_both_drivers(async |_| {
+            let bell = Bell::new().expect("a descriptor");
+            let sleeper = Sleeper::new(bell.clone()).expect("a descriptor");
+            // Rung between the flag and the last look: the work is found, and the ring is left for the next wait.
+            sleeper
+                .wait(|| {
+                    bell.ring();
+                    true
+                })
+                .await;
+            sleeper.wait(|| false).await;
+        });
+    }
+
+    #[test]
+    fn a_sleeper_that_is_gone_is_no_longer_of_its_thread() {
+        on_both_drivers(async |_| {
+            let bell = Bell::new().expect("a descriptor");
+            drop(Sleeper::new(bell.clone()).expect("a descriptor"));
+            bell.fall_asleep();
+            bell.ring();
+            assert_eq!(SLEEPERS.with_borrow(Vec::len), 0);
+        });
+    }
 
     #[test]
     fn giving_way_lets_others_run_every_time_on_either_driver() {

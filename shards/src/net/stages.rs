@@ -1,10 +1,11 @@
 //! Where the relay's time goes, by stage: the numbers behind `corecast_relay_busy_seconds_total`.
 //!
 //! A batch is timed as a whole, from the read's return until its last publication has been handled, by the thread's CPU
-//! clock: 0.17 us a look, but a clock that runs on while somebody else has the core would count him. What the batch spent
-//! is told apart by the laps of one publication in [`SAMPLED_EVERY`], so that no publication pays for a clock of its own. What the batches and
-//! the shards' commands leave of the thread's CPU time is `receive`; it is known only where the relay has its thread to
-//! itself. Never told apart by room or source.
+//! clock: a system call, but a clock that runs on while somebody else has the core would count him. Where batches are
+//! small, one that follows [`SAMPLED_EVERY`] publications that were not timed stands for them too. What a batch spent is told
+//! apart by the laps of one publication in [`SAMPLED_EVERY`], so that no publication pays for a clock of its own. What the
+//! batches and the shards' commands leave of the thread's CPU time is `receive`; it is known only where the relay has its
+//! thread to itself. Never told apart by room or source.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -44,8 +45,12 @@ impl Sample {
 pub struct Stages {
     metrics: Arc<Metrics>,
     has_own_thread: bool,
-    /// The thread's CPU time when the batch began that is being handled.
+    /// The thread's CPU time when the batch began that is being handled, where it is timed.
     batch_since: Option<u64>,
+    /// Publications of the batch that is being handled.
+    batch: u32,
+    /// Publications since the last batch that was timed.
+    untimed: u32,
     /// Publications until the next sample.
     until_sample: u32,
     /// Of the publication that is next, where it is to be sampled.
@@ -62,6 +67,8 @@ impl Stages {
             metrics,
             has_own_thread,
             batch_since: None,
+            batch: 0,
+            untimed: SAMPLED_EVERY,
             until_sample: 0,
             next: None,
             shares: Laps::default(),
@@ -71,7 +78,8 @@ impl Stages {
 
     /// A read has returned.
     pub fn batch_begins(&mut self) {
-        self.batch_since = Some(cpu_nanos());
+        self.batch = 0;
+        self.batch_since = (self.untimed >= SAMPLED_EVERY).then(cpu_nanos);
         self.next = (self.until_sample == 0).then(|| Sample::starting_at(Instant::now()));
     }
 
@@ -89,7 +97,8 @@ impl Stages {
         }
         // Zero where a batch ended before the one that was due.
         self.until_sample = self.until_sample.saturating_sub(1);
-        if self.until_sample == 0 && self.batch_since.is_some() {
+        self.batch += 1;
+        if self.until_sample == 0 {
             self.next = Some(Sample::starting_at(Instant::now()));
         }
     }
@@ -106,8 +115,15 @@ impl Stages {
     /// All of the batch has been handled; the shards are rung next. Returns when that began.
     pub fn batch_handled(&mut self) -> Instant {
         self.next = None;
+        self.untimed = self.untimed.saturating_add(self.batch);
         if let Some(since) = self.batch_since.take() {
-            self.divide(cpu_nanos().saturating_sub(since));
+            let spent = cpu_nanos().saturating_sub(since);
+            if self.batch == 0 {
+                self.divide(spent);
+            } else {
+                self.divide(for_all(spent, self.batch, self.untimed));
+                self.untimed = 0;
+            }
         }
         Instant::now()
     }
@@ -140,6 +156,11 @@ impl Stages {
         let rest = cpu_nanos().saturating_sub(busy.total());
         busy.add(Stage::Receive, rest);
     }
+}
+
+/// What `all` publications spent, where those of a batch of `batch` (at least one) spent `spent`.
+fn for_all(spent: u64, batch: u32, all: u32) -> u64 {
+    (u128::from(spent) * u128::from(all) / u128::from(batch)) as u64
 }
 
 /// CPU time of this thread.
@@ -194,6 +215,27 @@ mod tests {
             }
             assert_eq!(sampled, u32::div_ceil(handled, SAMPLED_EVERY), "batches of {batch}");
         }
+    }
+
+    #[test]
+    fn a_batch_that_was_timed_stands_for_the_small_ones_before_it() {
+        assert_eq!(for_all(1_000, 2, 34), 17_000);
+        let (mut stages, metrics) = stages(false);
+        let mut timed = 0;
+        for _ in 0..10 * SAMPLED_EVERY {
+            stages.batch_begins();
+            timed += u32::from(stages.batch_since.is_some());
+            let sample = stages.publication_begins();
+            stages.publication_ends(sample);
+            stages.batch_handled();
+        }
+        assert_eq!(timed, 10);
+        assert!(metrics.relay.busy.total() > 0);
+        // Replies are timed too, and hide none of the publications before them.
+        stages.untimed = SAMPLED_EVERY;
+        stages.batch_begins();
+        stages.batch_handled();
+        assert_eq!(stages.untimed, SAMPLED_EVERY);
     }
 
     #[test]
