@@ -33,6 +33,25 @@ impl Root {
         text.truncate(text.trim_end().len());
         Ok(text)
     }
+
+    /// The numbers that a file holds and nothing else; `None` where it is not there, may not be read, or holds other words.
+    pub fn numbers(&self, path: &str) -> Option<Vec<u64>> {
+        self.read(path).ok()?.split_whitespace().map(|word| word.parse().ok()).collect()
+    }
+
+    /// The first number of a file, as [`Root::numbers`].
+    pub fn number(&self, path: &str) -> Option<u64> {
+        self.numbers(path)?.first().copied()
+    }
+
+    /// Names in a folder, sorted; none where it can't be listed.
+    pub fn names(&self, path: &str) -> Vec<String> {
+        let Ok(entries) = fs::read_dir(self.path(path)) else { return Vec::new() };
+        let mut names: Vec<String> =
+            entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+        names.sort_unstable();
+        names
+    }
 }
 
 impl Default for Root {
