@@ -29,7 +29,7 @@ pub struct Core {
 impl Cpus {
     /// What `/sys/devices/system` says; no cores where it says nothing.
     pub fn read(root: &Root) -> Self {
-        let list = |path: &str| parse_cpu_list(&root.read(path).ok()?);
+        let list = |path: &str| parse_list(&root.read(path).ok()?);
         let online = list("/sys/devices/system/cpu/online").unwrap_or_default();
         let nodes: Vec<(usize, Vec<usize>)> = root
             .names("/sys/devices/system/node")
@@ -60,9 +60,9 @@ impl Cpus {
     }
 }
 
-/// `0-3,8` as numbers, ascending, each once; the empty text is no core. `None` for anything else, and for numbers that no
-/// kernel has (above 65,535).
-pub fn parse_cpu_list(text: &str) -> Option<Vec<usize>> {
+/// `0-3,8`, as the kernel writes cores and ports: numbers, ascending, each once; the empty text is none. `None` for anything
+/// else, and for numbers that it never has (above 65,535).
+pub fn parse_list(text: &str) -> Option<Vec<usize>> {
     const HIGHEST: usize = 65_535;
     let mut numbers = BTreeSet::new();
     for part in text.trim().split(',').filter(|part| !part.is_empty()) {
@@ -93,7 +93,7 @@ mod tests {
             ("0-99999999999", None),
             ("-1", None),
         ] {
-            assert_eq!(parse_cpu_list(text), expected, "{text:?}");
+            assert_eq!(parse_list(text), expected, "{text:?}");
         }
     }
 }

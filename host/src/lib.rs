@@ -17,7 +17,7 @@ mod sysctl;
 
 pub use cgroup::{Cgroup, CpuShare};
 pub use conntrack::Conntrack;
-pub use cpu::{Core, Cpus, parse_cpu_list};
+pub use cpu::{Core, Cpus, parse_list};
 pub use interface::Interface;
 pub use limits::{OpenFiles, SystemFiles};
 pub use memory::Memory;

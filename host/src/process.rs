@@ -1,7 +1,7 @@
 //! What the kernel says of the process that asks.
 
 use crate::Root;
-use crate::cpu::parse_cpu_list;
+use crate::cpu::parse_list;
 
 /// Number of the capability that ports below 1,024 need.
 pub const CAP_NET_BIND_SERVICE: u32 = 10;
@@ -33,7 +33,7 @@ impl Process {
         Some(Self {
             is_filtered: field("Seccomp") == Some("2"),
             capabilities: u64::from_str_radix(field("CapEff")?, 16).ok()?,
-            cores: parse_cpu_list(field("Cpus_allowed_list")?)?,
+            cores: parse_list(field("Cpus_allowed_list")?)?,
             user: field("Uid")?.split_whitespace().nth(1)?.parse().ok()?,
         })
     }

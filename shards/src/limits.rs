@@ -105,6 +105,13 @@ pub const DESCRIPTORS_RESERVED_PER_SHARD: usize = 16;
 /// `corecast_accept_pauses_total`. Two scrapers, two probes and a few people are far from it.
 pub const ADMIN_CONNECTIONS_MAX: usize = 16;
 
+/// Descriptors of a process that clients don't get: [`DESCRIPTORS_RESERVED`], those of its shards, and those of its admin
+/// address where it has one.
+pub const fn descriptors_reserved(shards: usize, has_admin: bool) -> usize {
+    let admin = if has_admin { ADMIN_CONNECTIONS_MAX } else { 0 };
+    DESCRIPTORS_RESERVED + admin + shards * DESCRIPTORS_RESERVED_PER_SHARD
+}
+
 /// Shards in one process: the width of a room's interest mask.
 pub const SHARDS_MAX: usize = 64;
 

@@ -44,10 +44,14 @@ pub enum Sharing {
 /// # Errors
 /// EADDRINUSE where somebody listens alone or as another user, or at all if this is to be alone; EACCES, EADDRNOTAVAIL.
 pub fn bind(address: SocketAddr, sharing: Sharing) -> io::Result<(OwnedFd, SocketAddr)> {
+    on_what_there_is(address, |address| bind_exactly(address, sharing))
+}
+
+fn on_what_there_is<T>(address: SocketAddr, bind: impl Fn(SocketAddr) -> io::Result<T>) -> io::Result<T> {
     let is_every_address = address.ip() == Ipv6Addr::UNSPECIFIED;
-    match bind_exactly(address, sharing) {
+    match bind(address) {
         Err(error) if is_every_address && error.raw_os_error().is_some_and(is_lack_of_ipv6) => {
-            bind_exactly(SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())), sharing)
+            bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())))
         }
         bound => bound,
     }
@@ -104,10 +108,18 @@ pub fn is_served_by_somebody(address: SocketAddr) -> bool {
     is_taken(address, Sharing::Alone)
 }
 
-/// Whether `address` can't be had on these terms now. Nothing listens meanwhile: no connection is taken from anybody.
+/// Whether `address` can't be had on these terms now.
 fn is_taken(address: SocketAddr, sharing: Sharing) -> bool {
-    let bound = unbound(address, sharing).and_then(|socket| socket.bind(&SockAddr::from(address)));
-    bound.is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
+    try_bind(address, sharing).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
+}
+
+/// Whether `address` can be had on these terms now, the socket closed again. Nothing listens meanwhile: no connection is taken
+/// from anybody.
+///
+/// # Errors
+/// As [`bind`].
+pub fn try_bind(address: SocketAddr, sharing: Sharing) -> io::Result<()> {
+    on_what_there_is(address, |address| unbound(address, sharing)?.bind(&SockAddr::from(address)))
 }
 
 fn tune(socket: &socket2::Socket) -> io::Result<()> {

@@ -18,8 +18,11 @@ mod server;
 mod socket;
 mod stages;
 mod threads;
+mod trial;
 
+pub use listener::{Sharing, try_bind};
 pub use passed::{Passed, PassedError};
 pub use runtime::{Driver, NoIoUring};
-pub use server::{Server, StartError};
+pub use server::{Server, StartError, plan_cores};
 pub use threads::LostThread;
+pub use trial::Trial;

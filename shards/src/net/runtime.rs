@@ -14,6 +14,7 @@ use super::fanout::Fanout;
 use super::listener::{Listener, Place, accept_all};
 use super::notice::Journal;
 use super::ring::ShardEnd;
+use super::trial::Trial;
 use crate::config::DriverChoice;
 use crate::shard::{Progress, Shard};
 
@@ -59,11 +60,9 @@ pub fn choose(choice: DriverChoice) -> Result<(Driver, Option<NoIoUring>), NoIoU
     }
 }
 
-/// Makes a ring with the flags that a shard's runtime uses, and drops it.
 fn probe() -> Result<(), NoIoUring> {
-    let built: io::Result<io_uring::IoUring> =
-        io_uring::IoUring::builder().setup_single_issuer().setup_defer_taskrun().build(8);
-    let Err(error) = built else { return Ok(()) };
+    let Trial { setup, enter, .. } = Trial::run();
+    let Err(error) = setup.and(enter.unwrap_or(Ok(()))) else { return Ok(()) };
     let cure = match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => {
             "a seccomp profile or kernel.io_uring_disabled forbids it. In Docker: --security-opt \
@@ -93,9 +92,9 @@ pub fn block_on<F: Future>(driver: Driver, future: F) -> io::Result<F::Output> {
 }
 
 /// Entries of a runtime's submission queue: polls that are armed between two parks.
-const SUBMISSIONS: u32 = 2048;
+pub const SUBMISSIONS: u32 = 2048;
 /// Entries of its completion queue: sockets that become ready between two parks without overflowing.
-const COMPLETIONS: u32 = 8192;
+pub const COMPLETIONS: u32 = 8192;
 
 /// Everything a shard's thread is given.
 pub struct ShardParts {

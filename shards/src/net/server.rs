@@ -22,9 +22,7 @@ use super::runtime::{Driver, NoIoUring, ShardParts, block_on, choose, run_shard}
 use super::threads::{LostThread, Pulse, Threads};
 use crate::auth::Gate;
 use crate::config::{BrokerChoice, Config, ShardCount};
-use crate::limits::{
-    ADMIN_CONNECTIONS_MAX, DESCRIPTORS_RESERVED, DESCRIPTORS_RESERVED_PER_SHARD, SHARDS_MAX,
-};
+use crate::limits::{SHARDS_MAX, descriptors_reserved};
 use crate::metrics::{Identity, Metrics};
 use crate::setup::Setup;
 use crate::shard::{ADMIN, Shard};
@@ -120,21 +118,26 @@ pub struct Server {
 /// Connections that the descriptor limit leaves space for.
 fn connections_that_fit(shards: usize, has_admin: bool) -> usize {
     let limit = getrlimit(Resource::Nofile).current.map_or(usize::MAX, |limit| limit as usize);
-    let admin = if has_admin { ADMIN_CONNECTIONS_MAX } else { 0 };
-    limit.saturating_sub(DESCRIPTORS_RESERVED + admin + shards * DESCRIPTORS_RESERVED_PER_SHARD).max(1)
+    limit.saturating_sub(descriptors_reserved(shards, has_admin)).max(1)
 }
 
-/// Cores for the shards and, where one is left, for the relay.
-fn plan_cores(config: &Config) -> Result<(Vec<usize>, Option<usize>), StartError> {
-    let usable: Vec<usize> =
-        core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).collect();
+/// Cores that this process may run on; none where the kernel doesn't tell.
+fn usable_cores() -> Vec<usize> {
+    core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).collect()
+}
+
+/// Cores for the shards and, where one of the `usable` is left, for the relay.
+///
+/// # Errors
+/// [`StartError::Core`].
+pub fn plan_cores(config: &Config, usable: &[usize]) -> Result<(Vec<usize>, Option<usize>), StartError> {
     let cores = match &config.cores {
         Some(cores) => cores.clone(),
         None if usable.is_empty() => vec![0],
-        None => usable.clone(),
+        None => usable.to_vec(),
     };
     if let Some(core) = cores.iter().copied().find(|core| !usable.is_empty() && !usable.contains(core)) {
-        return Err(StartError::Core { core, usable });
+        return Err(StartError::Core { core, usable: usable.to_vec() });
     }
     let shards = match config.shards {
         ShardCount::Count(shards) => shards,
@@ -161,7 +164,7 @@ impl Server {
     ) -> Result<Self, StartError> {
         let config = &passed.applied_to(config);
         let (driver, no_io_uring) = choose(config.driver)?;
-        let (cores, relay_core) = plan_cores(config)?;
+        let (cores, relay_core) = plan_cores(config, &usable_cores())?;
         let is_passed = !passed.listen.is_empty();
         let (listen, admin, sockets) = place_all(config, passed, cores.len())?;
         let loopback_only = listen.iter().chain(&admin).all(|address| address.ip().is_loopback());
