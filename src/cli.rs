@@ -12,6 +12,7 @@ use shards::config::settings::{SETTINGS, Setting};
 use crate::clients::ClientsArgs;
 use crate::consume::{self, ConsumeArgs};
 use crate::dead_letters::{self, DeadLettersCommand};
+use crate::doctor::{self, DoctorArgs};
 use crate::publish::PublishArgs;
 use crate::report::ReportArgs;
 use crate::subscribe::SubscribeArgs;
@@ -66,6 +67,9 @@ pub enum Command {
         #[command(subcommand)]
         command: DeadLettersCommand,
     },
+    /// Say whether this host, its kernel and Redis suit a configuration, and what cures what doesn't
+    #[command(after_help = doctor::EXAMPLES)]
+    Doctor(Box<DoctorArgs>),
     /// Say whether a configuration is good, without starting anything
     CheckConfig(CheckArgs),
     /// Work with the configuration

@@ -12,6 +12,7 @@ mod connection;
 mod consume;
 mod dead_letters;
 mod dialect;
+mod doctor;
 mod exit;
 mod iso8601;
 mod logs;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => start(&args),
         Command::CheckConfig(args) => configuration::check(&args.in_place()),
         Command::Config { command: ConfigCommand::Show(args) } => configuration::show(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Publish(args) => publish::run(args),
         Command::Consume(args) => consume::run(&args),
         Command::DeadLetters { command } => dead_letters::run(&command),

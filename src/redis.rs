@@ -1,4 +1,4 @@
-//! One blocking connection to Redis that only publishes: for `corecast publish --redis`.
+//! One blocking connection to Redis, a command at a time: for `corecast publish --redis` and `corecast doctor`.
 //!
 //! The server's own connections are the engine's; this one trusts nothing that comes back either: answers are bounded
 //! in bytes and time.
@@ -14,11 +14,11 @@ use shards::config::{RedisAddress, RedisTarget};
 use crate::client::{ANSWER_TIMEOUT, CONNECT_TIMEOUT};
 use crate::exit::{self, Failure};
 
-/// Bytes of one answer: `+OK`, `:3` or an error line. A server that sends more is no Redis.
+/// Bytes of one answer: `+OK`, `:3`, an error line, or INFO (6 KiB). A server that sends more is no Redis.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
 /// An open, authenticated connection.
-pub struct RedisPublisher {
+pub struct RedisConnection {
     stream: Box<dyn Stream>,
     place: String,
     /// Bytes that came but were not yet an answer.
@@ -29,31 +29,28 @@ trait Stream: Read + Write {}
 impl Stream for TcpStream {}
 impl Stream for UnixStream {}
 
-impl RedisPublisher {
+impl RedisConnection {
     /// Connects and authenticates. Pub/Sub knows no databases, so none is selected.
     ///
     /// # Errors
     /// Exit code 69 where nobody answers, 77 where the password or user is refused.
     pub fn connect(target: &RedisTarget) -> Result<Self, Failure> {
-        let place = match &target.address {
-            RedisAddress::Tcp { host, port } => format!("{host}:{port}"),
-            RedisAddress::Unix(path) => path.display().to_string(),
-        };
+        let place = place(target);
         let stream = open(&target.address).map_err(|error| {
             Failure::new(
                 exit::UNAVAILABLE,
                 format!("no Redis answers at {place} ({error}): start it, or name another with --redis"),
             )
         })?;
-        let mut publisher = Self { stream, place, pending: Vec::new() };
+        let mut connection = Self { stream, place, pending: Vec::new() };
         match (&target.username, &target.password) {
             (_, None) => {}
-            (None, Some(password)) => publisher.authenticate(&[b"AUTH", password.as_bytes()])?,
+            (None, Some(password)) => connection.authenticate(&[b"AUTH", password.as_bytes()])?,
             (Some(user), Some(password)) => {
-                publisher.authenticate(&[b"AUTH", user.as_bytes(), password.as_bytes()])?;
+                connection.authenticate(&[b"AUTH", user.as_bytes(), password.as_bytes()])?;
             }
         }
-        Ok(publisher)
+        Ok(connection)
     }
 
     fn authenticate(&mut self, command: &[&[u8]]) -> Result<(), Failure> {
@@ -74,15 +71,35 @@ impl RedisPublisher {
         }
     }
 
-    fn ask(&mut self, command: &[&[u8]]) -> Result<OwnedFrame, Failure> {
+    /// One command and its answer, an error of Redis included.
+    ///
+    /// # Errors
+    /// Exit code 69 when the connection breaks, is silent, or brings something else than RESP.
+    pub fn ask(&mut self, command: &[&[u8]]) -> Result<OwnedFrame, Failure> {
+        self.say(command)?;
+        self.read_answer()
+    }
+
+    /// Whether it takes HELLO 3. Ends the connection, whose answers would be RESP3 from then on.
+    ///
+    /// # Errors
+    /// As [`RedisConnection::ask`].
+    pub fn takes_resp3(mut self) -> Result<bool, Failure> {
+        self.say(&[b"HELLO", b"3"])?;
+        let mut first = [0; 1];
+        self.stream.read_exact(&mut first).map_err(|error| self.broken(&error))?;
+        // The answer is a map; RESP2 has none.
+        Ok(first == *b"%")
+    }
+
+    fn say(&mut self, command: &[&[u8]]) -> Result<(), Failure> {
         let words = command.iter().map(|word| OwnedFrame::BulkString(word.to_vec())).collect();
         let command = OwnedFrame::Array(words);
         let mut bytes = vec![0; command.encode_len(false)];
         encode::encode(&mut bytes, &command, false).map_err(|error| {
             Failure::new(exit::FAILED, format!("the command can't be encoded for Redis ({error})"))
         })?;
-        self.stream.write_all(&bytes).map_err(|error| self.broken(&error))?;
-        self.read_answer()
+        self.stream.write_all(&bytes).map_err(|error| self.broken(&error))
     }
 
     fn read_answer(&mut self) -> Result<OwnedFrame, Failure> {
@@ -131,6 +148,11 @@ impl RedisPublisher {
         }
     }
 
+    /// What an error of Redis to `command` means for the caller.
+    pub fn refused(&self, command: &str, text: &str) -> Failure {
+        self.unexpected(command, "+OK", &OwnedFrame::Error(text.to_owned()))
+    }
+
     fn unexpected(&self, command: &str, due: &str, answer: &OwnedFrame) -> Failure {
         let place = &self.place;
         match answer {
@@ -154,7 +176,16 @@ impl RedisPublisher {
     }
 }
 
-fn is_refusal(error: &str) -> bool {
+/// Where `target` listens, for people.
+pub fn place(target: &RedisTarget) -> String {
+    match &target.address {
+        RedisAddress::Tcp { host, port } => format!("{host}:{port}"),
+        RedisAddress::Unix(path) => path.display().to_string(),
+    }
+}
+
+/// Whether an error of Redis says that this user may not, or is not known.
+pub fn is_refusal(error: &str) -> bool {
     ["NOAUTH", "WRONGPASS", "NOPERM", "ERR AUTH"].iter().any(|code| error.starts_with(code))
 }
 

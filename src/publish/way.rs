@@ -7,12 +7,12 @@ use super::PublishArgs;
 use crate::client::{ANSWER_TIMEOUT, CONNECT_TIMEOUT, Target, read_api_key};
 use crate::exit::{self, Failure};
 use crate::preset::{self, Preset};
-use crate::redis::RedisPublisher;
+use crate::redis::RedisConnection;
 
 /// An open way.
 pub enum Way {
     Http { agent: ureq::Agent, url: String, server: String, api_key: Option<String> },
-    Redis { publisher: RedisPublisher, channel: String, envelope: Option<Envelope> },
+    Redis { publisher: RedisConnection, channel: String, envelope: Option<Envelope> },
 }
 
 /// The form in which messages travel through Redis where they don't travel bare.
@@ -35,7 +35,7 @@ impl Way {
             return match (&args.channel, &args.redis) {
                 (Some(channel), redis) => {
                     let target = preset::redis(redis.as_deref())?;
-                    let publisher = RedisPublisher::connect(&target)?;
+                    let publisher = RedisConnection::connect(&target)?;
                     Ok(Self::Redis { publisher, channel: channel.clone(), envelope: None })
                 }
                 (None, Some(_)) => Err(Failure::usage(
@@ -53,7 +53,7 @@ impl Way {
         let envelope = preset.envelope_field().zip(room).filter(|_| args.channel.is_none());
         let envelope =
             envelope.map(|(field, room)| Envelope { field: field.to_owned(), room: room.to_owned() });
-        Ok(Self::Redis { publisher: RedisPublisher::connect(preset.redis()?)?, channel, envelope })
+        Ok(Self::Redis { publisher: RedisConnection::connect(preset.redis()?)?, channel, envelope })
     }
 
     fn http(args: &PublishArgs, room: Option<&str>) -> Result<Self, Failure> {

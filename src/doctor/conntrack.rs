@@ -1,0 +1,70 @@
+//! Connection tracking of netfilter, which drops packets of new connections when its table is full.
+
+use host::{Conntrack, Root};
+
+use super::finding::{Count, Finding};
+use super::need::Need;
+
+const ID: &str = "net.conntrack";
+
+/// The table, where there is one, against the wanted connections.
+pub fn judge(root: &Root, need: &Need) -> Finding {
+    judge_table(Conntrack::read(root), need)
+}
+
+fn judge_table(table: Option<Conntrack>, need: &Need) -> Finding {
+    let Some(table) = table else {
+        return Finding::ok(ID, "nf_conntrack is not loaded, or not seen in this network namespace");
+    };
+    let due = table.count.saturating_add(need.connections);
+    let found = format!("nf_conntrack tracks {}, at most {}", Count(table.count), Count(table.max));
+    // A quarter more, so that TIME-WAIT and other programs have their place.
+    let with_room = due.saturating_add(due / 4);
+    if with_room <= table.max {
+        return Finding::ok(ID, found);
+    }
+    let text = format!("{}: those and {} more, and a quarter", Count(with_room), Count(need.connections));
+    let cure = format!(
+        "sysctl -w net.netfilter.nf_conntrack_max={}  # or don't track: {}",
+        with_room.next_power_of_two(),
+        untracked(need)
+    );
+    // The kernel hooks in only where a rule asks for it; then not even this program's own connections are counted.
+    match (table.count, due > table.max) {
+        (0, _) => {
+            Finding::info(ID, format!("{found}: loaded, and no rule makes it track")).due(text).cure(cure)
+        }
+        (_, true) => Finding::bad(ID, found).due(text).cure(cure),
+        (_, false) => Finding::warn(ID, found).due(text).cure(cure),
+    }
+}
+
+/// The rule that leaves the first port alone.
+fn untracked(need: &Need) -> String {
+    let port = need.addresses.first().map_or(8080, |address| address.port());
+    format!(
+        "iptables -t raw -A PREROUTING -p tcp --dport {port} -j NOTRACK; iptables -t raw -A OUTPUT -p tcp --sport {port} -j NOTRACK"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::finding::Level;
+    use super::super::need::tests::need;
+    use super::*;
+
+    #[test]
+    fn the_table_has_room_for_the_wanted_connections_and_a_quarter_more() {
+        let judged = |count, max| judge_table(Some(Conntrack { count, max }), &need(100_000));
+        assert_eq!(judge_table(None, &need(100_000)).level, Level::Ok);
+        assert_eq!(judged(4000, 130_000).level, Level::Ok);
+        assert_eq!(judged(4000, 129_999).level, Level::Warn);
+        assert_eq!(judged(4000, 104_000).level, Level::Warn);
+        let bad = judged(4000, 103_999);
+        assert_eq!(bad.level, Level::Bad);
+        let cure = bad.cure.expect("it has a cure");
+        assert!(cure.starts_with("sysctl -w net.netfilter.nf_conntrack_max=131072 "), "{cure}");
+        assert!(cure.contains("--dport 8080 -j NOTRACK"), "{cure}");
+        assert_eq!(judged(0, 1000).level, Level::Info, "loaded, and nothing tracked");
+    }
+}

@@ -1,0 +1,368 @@
+//! Memory: of the host, of the control group, and what TCP may use of it.
+
+use host::{Cgroup, Memory, Root, TcpSockets};
+use shards::limits::{NOTSENT_LOWAT_BYTES, TURN_BYTES_MAX};
+
+use super::finding::{Bytes, Count, Finding};
+use super::need::{KERNEL_BYTES, Need, PAGE_BYTES, STUCK_KERNEL_BYTES, STUCK_ONE_IN, USER_BYTES};
+
+const CONNECTIONS: &str = "memory.connections";
+const BUDGETS: &str = "memory.budgets";
+const CGROUP: &str = "cgroup.memory";
+const TCP_MEM: &str = "net.tcp_mem";
+const TCP_BUFFERS: &str = "net.tcp_buffers";
+const HUGE_PAGES: &str = "memory.huge_pages";
+const OVERCOMMIT: &str = "memory.overcommit";
+const SWAP: &str = "memory.swap";
+
+/// What there is of it.
+pub struct MemoryFacts {
+    /// Of the host.
+    pub memory: Option<Memory>,
+    /// Of the control group.
+    pub cgroup: Cgroup,
+    /// `tcp_mem`: low, pressure, limit, in pages; only the host's own network namespace tells.
+    pub tcp_mem: Option<[u64; 3]>,
+    /// `tcp_wmem`: least, first, most, in bytes.
+    pub tcp_wmem: Option<[u64; 3]>,
+    /// `tcp_rmem`.
+    pub tcp_rmem: Option<[u64; 3]>,
+    /// What buffers hold now.
+    pub sockets: Option<TcpSockets>,
+    /// `transparent_hugepage/enabled`, as it is written.
+    pub huge_pages: Option<String>,
+    /// `vm.overcommit_memory`.
+    pub overcommit: Option<u64>,
+    /// `vm.swappiness`.
+    pub swappiness: Option<u64>,
+}
+
+impl MemoryFacts {
+    /// Reads all of it.
+    pub fn read(root: &Root, cgroup: Cgroup) -> Self {
+        let three = |name: &str| root.numbers(&format!("/proc/sys/net/ipv4/{name}"))?.try_into().ok();
+        Self {
+            memory: Memory::read(root),
+            cgroup,
+            tcp_mem: three("tcp_mem"),
+            tcp_wmem: three("tcp_wmem"),
+            tcp_rmem: three("tcp_rmem"),
+            sockets: TcpSockets::read(root),
+            huge_pages: root.read("/sys/kernel/mm/transparent_hugepage/enabled").ok(),
+            overcommit: root.number("/proc/sys/vm/overcommit_memory"),
+            swappiness: root.number("/proc/sys/vm/swappiness"),
+        }
+    }
+
+    /// Against what the wanted connections hold.
+    pub fn judge(&self, need: &Need) -> Vec<Finding> {
+        vec![
+            self.judge_connections(need),
+            self.judge_budgets(need),
+            self.judge_cgroup(need),
+            self.judge_tcp_mem(need),
+            self.judge_tcp_buffers(),
+            self.judge_huge_pages(),
+            self.judge_overcommit(),
+            self.judge_swap(),
+        ]
+    }
+
+    fn judge_connections(&self, need: &Need) -> Finding {
+        let Some(memory) = self.memory else { return Finding::untold(CONNECTIONS, "/proc/meminfo") };
+        let found = format!("{} of {} are available", Bytes(memory.available), Bytes(memory.total));
+        let due = format!(
+            "{} for {} idle connections of {KERNEL_BYTES} B in the kernel and {USER_BYTES} B here",
+            Bytes(need.idle_bytes()),
+            Count(need.connections)
+        );
+        let fit = memory.available / 5 * 4 / (KERNEL_BYTES + USER_BYTES);
+        let cure = format!("corecast serve --connections-max {fit}  # or more memory");
+        if need.idle_bytes() > memory.available {
+            return Finding::bad(CONNECTIONS, found).due(due).cure(cure);
+        }
+        if need.idle_bytes() > memory.available / 5 * 4 {
+            return Finding::warn(CONNECTIONS, found).due(format!("{due}, and a fifth left")).cure(cure);
+        }
+        Finding::ok(CONNECTIONS, found).due(due)
+    }
+
+    fn judge_budgets(&self, need: &Need) -> Finding {
+        let Some(memory) = self.memory else { return Finding::untold(BUDGETS, "/proc/meminfo") };
+        let worst = worst_bytes(need);
+        let found = format!("{} are available", Bytes(memory.available));
+        let due = worst_text(need);
+        if worst > memory.available {
+            return Finding::warn(BUDGETS, found).due(due).cure(fewer_shards(need));
+        }
+        Finding::ok(BUDGETS, found).due(due)
+    }
+
+    fn judge_cgroup(&self, need: &Need) -> Finding {
+        let Some(max) = self.cgroup.memory_max else {
+            return match self.cgroup.memory_high {
+                Some(high) if high < worst_bytes(need) => {
+                    Finding::warn(CGROUP, format!("the control group is slowed down from {} on", Bytes(high)))
+                        .due(worst_text(need))
+                        .cure(raise("MemoryHigh", worst_bytes(need)))
+                }
+                _ => Finding::ok(CGROUP, "the control group has no limit of memory below the host's"),
+            };
+        };
+        let used = self.cgroup.memory_used;
+        let left = max.saturating_sub(used);
+        let found = format!("the control group may use {}, of which {} are in use", Bytes(max), Bytes(used));
+        let cure = raise("MemoryMax", worst_bytes(need).saturating_add(used));
+        if need.idle_bytes() > left {
+            let due =
+                format!("{} for {} idle connections", Bytes(need.idle_bytes()), Count(need.connections));
+            return Finding::bad(CGROUP, found).due(due).cure(cure);
+        }
+        if worst_bytes(need) > left {
+            return Finding::warn(CGROUP, found).due(worst_text(need)).cure(cure);
+        }
+        Finding::ok(CGROUP, found)
+    }
+
+    fn judge_tcp_mem(&self, need: &Need) -> Finding {
+        let Some([_, pressure, max]) = self.tcp_mem else {
+            return Finding::info(
+                TCP_MEM,
+                "not judged: tcp_mem is seen only in the host's own network namespace",
+            );
+        };
+        let used = self.sockets.map_or(0, |sockets| sockets.buffer_pages);
+        let stuck_pages = STUCK_KERNEL_BYTES / PAGE_BYTES;
+        let found = format!(
+            "tcp_mem: pressure from {} pages on, {} at most ({}), {} in use",
+            Count(pressure),
+            Count(max),
+            Bytes(max.saturating_mul(PAGE_BYTES)),
+            Count(used)
+        );
+        // Idle sockets hold none. A message to everybody holds a page of each until it is acknowledged.
+        let due = need.connections.saturating_add(need.stuck_connections().saturating_mul(stuck_pages));
+        let text = format!(
+            "{} pages: 1 for a message on its way to each of {}, {stuck_pages} for each of {} that stopped reading ({} unsent)",
+            Count(due),
+            Count(need.connections),
+            Count(need.stuck_connections()),
+            Bytes(NOTSENT_LOWAT_BYTES.into())
+        );
+        if due <= pressure {
+            return Finding::ok(TCP_MEM, found).due(text);
+        }
+        let limit = due.saturating_mul(3) / 2;
+        let finding = Finding::warn(TCP_MEM, found);
+        // A limit that TCP could reach only by taking most of the machine would protect nothing.
+        match self.memory {
+            Some(memory) if limit.saturating_mul(PAGE_BYTES) > memory.total / 2 => {
+                finding.due(format!("{text}; the host has not twice the memory for that")).cure(format!(
+                    "corecast serve --connections-max {}  # or more memory",
+                    connections_within(memory.total / 2)
+                ))
+            }
+            _ => finding
+                .due(text)
+                .cure(format!("sysctl -w net.ipv4.tcp_mem=\"{} {due} {limit}\"", due / 4 * 3)),
+        }
+    }
+
+    fn judge_tcp_buffers(&self) -> Finding {
+        let (Some([_, _, send]), Some([_, _, receive])) = (self.tcp_wmem, self.tcp_rmem) else {
+            return Finding::untold(TCP_BUFFERS, "net.ipv4.tcp_wmem or tcp_rmem");
+        };
+        let found = format!("tcp_wmem up to {}, tcp_rmem up to {} a socket", Bytes(send), Bytes(receive));
+        let due = TURN_BYTES_MAX as u64;
+        if send < due {
+            return Finding::warn(TCP_BUFFERS, found)
+                .due(format!(
+                    "{} to send: what a turn gathers for a connection leaves in one piece",
+                    Bytes(due)
+                ))
+                .cure("sysctl -w net.ipv4.tcp_wmem=\"4096 16384 4194304\"");
+        }
+        Finding::ok(TCP_BUFFERS, format!("{found}; idle sockets hold none of it"))
+    }
+
+    fn judge_huge_pages(&self) -> Finding {
+        let Some(text) = &self.huge_pages else {
+            return Finding::info(HUGE_PAGES, "this kernel has no transparent huge pages");
+        };
+        let chosen = text.split_once('[').and_then(|(_, rest)| rest.split(']').next()).unwrap_or(text);
+        let found = format!("transparent huge pages: {chosen}; the allocator takes none");
+        match chosen {
+            "always" => {
+                Finding::info(HUGE_PAGES, format!("{found}, but a Redis on this host would fork slowly"))
+                    .cure("echo madvise > /sys/kernel/mm/transparent_hugepage/enabled")
+            }
+            _ => Finding::ok(HUGE_PAGES, found),
+        }
+    }
+
+    fn judge_overcommit(&self) -> Finding {
+        match self.overcommit {
+            None => Finding::untold(OVERCOMMIT, "vm.overcommit_memory"),
+            Some(2) => Finding::warn(OVERCOMMIT, "vm.overcommit_memory 2: address space counts as memory")
+                .due("0 or 1: the allocator reserves more than it touches, and a Redis here can't fork")
+                .cure("sysctl -w vm.overcommit_memory=0"),
+            Some(mode) => Finding::ok(OVERCOMMIT, format!("vm.overcommit_memory {mode}")),
+        }
+    }
+
+    fn judge_swap(&self) -> Finding {
+        let Some(memory) = self.memory else { return Finding::untold(SWAP, "/proc/meminfo") };
+        if memory.swap_total == 0 {
+            return Finding::ok(SWAP, "no swap");
+        }
+        let swappiness = self.swappiness.map_or("unknown".to_owned(), |value| value.to_string());
+        let found = format!(
+            "{} of {} of swap are in use, vm.swappiness {swappiness}",
+            Bytes(memory.swap_used),
+            Bytes(memory.swap_total)
+        );
+        if memory.swap_used > memory.swap_total / 2 {
+            return Finding::warn(SWAP, found)
+                .due("less than half: a connection whose state was swapped out waits for the disk")
+                .cure("sysctl -w vm.swappiness=1  # systemd: MemorySwapMax=0");
+        }
+        Finding::info(SWAP, found)
+    }
+}
+
+/// Idle connections, stuck ones, and every budget used up.
+fn worst_bytes(need: &Need) -> u64 {
+    let stuck = need.stuck_connections().saturating_mul(STUCK_KERNEL_BYTES);
+    need.idle_bytes().saturating_add(stuck).saturating_add(need.budget_bytes())
+}
+
+fn worst_text(need: &Need) -> String {
+    format!(
+        "{} at worst: {} idle, {} pinned by {} stuck readers, {} of budgets of {} shards (windows, messages, rings, logs)",
+        Bytes(worst_bytes(need)),
+        Bytes(need.idle_bytes()),
+        Bytes(need.stuck_connections().saturating_mul(STUCK_KERNEL_BYTES)),
+        Count(need.stuck_connections()),
+        Bytes(need.budget_bytes()),
+        need.shards()
+    )
+}
+
+/// The connections whose buffers, as `tcp_mem` is judged, with half as much again, fit into so many bytes.
+fn connections_within(bytes: u64) -> u64 {
+    let pages_of_ten = STUCK_ONE_IN + STUCK_KERNEL_BYTES / PAGE_BYTES;
+    bytes / PAGE_BYTES * 2 / 3 * STUCK_ONE_IN / pages_of_ten
+}
+
+fn fewer_shards(need: &Need) -> String {
+    match need.shards() {
+        1 => format!("corecast serve --connections-max {}  # or more memory", need.connections / 2),
+        shards => format!("corecast serve --shards {}  # or fewer connections, or more memory", shards / 2),
+    }
+}
+
+fn raise(property: &str, bytes: u64) -> String {
+    let mib = bytes.div_ceil(1 << 20);
+    format!(
+        "systemctl set-property corecast.service {property}={mib}M  # Docker: docker update --memory {mib}m NAME"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::finding::Level;
+    use super::super::need::tests::need;
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    fn facts(available: u64) -> MemoryFacts {
+        MemoryFacts {
+            memory: Some(Memory { total: 24 * GIB, available, swap_total: 0, swap_used: 0 }),
+            cgroup: Cgroup::default(),
+            tcp_mem: Some([287_901, 383_869, 575_802]),
+            tcp_wmem: Some([4096, 16_384, 4_194_304]),
+            tcp_rmem: Some([4096, 131_072, 6_291_456]),
+            sockets: Some(TcpSockets::default()),
+            huge_pages: Some("always [madvise] never".to_owned()),
+            overcommit: Some(0),
+            swappiness: Some(60),
+        }
+    }
+
+    #[test]
+    fn idle_connections_are_compared_with_the_memory_that_is_available() {
+        // 4,906 B each.
+        let judged = |available| facts(available).judge_connections(&need(1_000_000)).level;
+        assert_eq!(judged(6_200_000_000), Level::Ok);
+        assert_eq!(judged(6_000_000_000), Level::Warn);
+        assert_eq!(judged(4_900_000_000), Level::Bad);
+        let cure = facts(4_906_000_000).judge_connections(&need(1_000_000)).cure;
+        assert!(cure.is_some_and(|cure| cure.contains("--connections-max 800000")), "four fifths of it");
+    }
+
+    #[test]
+    fn budgets_count_beside_the_connections() {
+        // Three shards of 160 MiB, and 304 MiB of the node.
+        assert_eq!(need(0).budget_bytes(), 784 << 20);
+        assert_eq!(facts(784 << 20).judge_budgets(&need(0)).level, Level::Ok);
+        assert_eq!(facts((784 << 20) - 1).judge_budgets(&need(0)).level, Level::Warn);
+    }
+
+    #[test]
+    fn the_limit_of_the_control_group_binds_what_it_has_left() {
+        let judged = |max, used, connections| {
+            let cgroup = Cgroup { memory_max: max, memory_used: used, ..Cgroup::default() };
+            MemoryFacts { cgroup, ..facts(24 * GIB) }.judge_cgroup(&need(connections))
+        };
+        assert_eq!(judged(None, 0, 1_000_000).level, Level::Ok);
+        assert_eq!(judged(Some(GIB), 0, 1000).level, Level::Ok);
+        assert_eq!(judged(Some(GIB), GIB / 2, 1000).level, Level::Warn);
+        let bad = judged(Some(GIB), 0, 1_000_000);
+        assert_eq!(bad.level, Level::Bad);
+        assert!(bad.cure.is_some_and(|cure| cure.contains("MemoryMax=7")), "about 7.5 GB");
+        let high = Cgroup { memory_high: Some(GIB / 2), ..Cgroup::default() };
+        assert_eq!(MemoryFacts { cgroup: high, ..facts(24 * GIB) }.judge_cgroup(&need(1)).level, Level::Warn);
+    }
+
+    #[test]
+    fn tcp_mem_is_worked_out_and_never_beyond_half_of_the_memory() {
+        // A page for each of 255,912 and five for a tenth of them are 383,867.
+        assert_eq!(facts(GIB).judge_tcp_mem(&need(255_912)).level, Level::Ok);
+        let above = facts(GIB).judge_tcp_mem(&need(300_000));
+        assert_eq!(above.level, Level::Warn);
+        assert_eq!(above.cure.as_deref(), Some("sysctl -w net.ipv4.tcp_mem=\"337500 450000 675000\""));
+        let too_many = facts(GIB).judge_tcp_mem(&need(2_000_000));
+        assert!(too_many.cure.is_some_and(|cure| cure.contains("--connections-max 1398101")));
+        assert_eq!(
+            facts(GIB).judge_tcp_mem(&need(1_398_101)).cure.map(|cure| cure.starts_with("sysctl")),
+            Some(true)
+        );
+        let nested = MemoryFacts { tcp_mem: None, ..facts(GIB) };
+        assert_eq!(nested.judge_tcp_mem(&need(2_000_000)).level, Level::Info);
+    }
+
+    #[test]
+    fn send_buffers_take_what_a_turn_gathers() {
+        let judged = |most| {
+            MemoryFacts { tcp_wmem: Some([4096, 16_384, most]), ..facts(GIB) }.judge_tcp_buffers().level
+        };
+        assert_eq!((judged(49_152), judged(49_151)), (Level::Ok, Level::Warn));
+    }
+
+    #[test]
+    fn pages_overcommit_and_swap() {
+        let huge = |text: &str| {
+            MemoryFacts { huge_pages: Some(text.to_owned()), ..facts(GIB) }.judge_huge_pages().level
+        };
+        assert_eq!(huge("[always] madvise never"), Level::Info);
+        assert_eq!(huge("always madvise [never]"), Level::Ok);
+        let overcommit = |mode| MemoryFacts { overcommit: Some(mode), ..facts(GIB) }.judge_overcommit().level;
+        assert_eq!((overcommit(0), overcommit(1), overcommit(2)), (Level::Ok, Level::Ok, Level::Warn));
+        let swap = |swap_total, swap_used| {
+            let memory = Some(Memory { total: GIB, available: GIB, swap_total, swap_used });
+            MemoryFacts { memory, ..facts(GIB) }.judge_swap().level
+        };
+        assert_eq!((swap(0, 0), swap(GIB, 0), swap(GIB, GIB)), (Level::Ok, Level::Info, Level::Warn));
+    }
+}

@@ -1,0 +1,339 @@
+//! Redis: whether it is there, what this user may do, and when it would cut us.
+
+mod asked;
+
+use std::net::IpAddr;
+
+use shards::config::{BrokerChoice, Config, RedisAddress, RedisTarget};
+use shards::limits::PROBE_INTERVAL;
+
+use super::finding::{Bytes, Count, Finding};
+use crate::exit::{self, Failure};
+use crate::redis::{is_refusal, place};
+use asked::{Asked, OutputLimit, rule_of};
+
+const REACHABLE: &str = "redis.reachable";
+const VERSION: &str = "redis.version";
+const ROLE: &str = "redis.role";
+const RIGHTS: &str = "redis.rights";
+const OUTPUT: &str = "redis.output_limit";
+const CLIENTS: &str = "redis.clients";
+const TIMEOUT: &str = "redis.timeout";
+const BACKLOG: &str = "redis.backlog";
+const LATENCY: &str = "redis.latency";
+/// Redis' own defaults for subscribers: 32 MiB, or 8 MiB for a minute.
+const OUTPUT_DEFAULT: OutputLimit = OutputLimit { hard: 32 << 20, soft: 8 << 20, seconds: 60 };
+/// Of a process: one that subscribes, one that publishes.
+const CONNECTIONS: u64 = 2;
+/// A round trip above this is no neighbour's: every publication of a client makes one before anybody hears it.
+const LATENCY_MILLIS_MAX: f64 = 5.0;
+
+/// Asks and judges; one line where the configuration has no Redis, or nobody answers.
+pub fn judge(config: &Config) -> Vec<Finding> {
+    match &config.broker {
+        BrokerChoice::Local => {
+            vec![Finding::info(
+                REACHABLE,
+                "the broker is the local one: one process, and nobody publishes from outside but HTTP",
+            )]
+        }
+        BrokerChoice::Redis(target) => match Asked::of(target, config) {
+            Ok(asked) => judge_asked(&asked, target, config),
+            Err(failure) => vec![judge_failure(&failure, target)],
+        },
+    }
+}
+
+fn judge_failure(failure: &Failure, target: &RedisTarget) -> Finding {
+    let finding = Finding::bad(REACHABLE, failure.sentence.clone());
+    match failure.code {
+        exit::NO_PERMISSION => finding.due("a user and password that this Redis knows").cure(format!(
+            "{} PING  # with the password that works: REDIS_PASSWORD=... corecast doctor",
+            cli(target, true)
+        )),
+        _ => finding
+            .due("a Redis that answers; without it the server starts, and its clients hear only each other")
+            .cure(match is_here(target) {
+                true => "systemctl start redis-server  # or name another: --redis".to_owned(),
+                false => format!("{} PING  # where it runs, and on the way there", cli(target, false)),
+            }),
+    }
+}
+
+fn is_here(target: &RedisTarget) -> bool {
+    match &target.address {
+        RedisAddress::Unix(_) => true,
+        RedisAddress::Tcp { host, .. } => {
+            host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+        }
+    }
+}
+
+fn judge_asked(asked: &Asked, target: &RedisTarget, config: &Config) -> Vec<Finding> {
+    let user = target.username.as_deref().unwrap_or("default");
+    let password = if target.password.is_some() { "with a password" } else { "without a password" };
+    let cli = cli(target, target.password.is_some());
+    vec![
+        Finding::ok(REACHABLE, format!("{} answers the user {user} {password}", place(target))),
+        judge_version(asked),
+        judge_role(asked),
+        judge_rights(asked, user, target),
+        judge_output(asked.output_limit, config.bounds.message_bytes_max as u64, &cli),
+        judge_clients(asked.clients, &cli),
+        judge_timeout(asked.timeout, &cli),
+        match asked.backlog {
+            Some(backlog) => Finding::info(
+                BACKLOG,
+                format!("tcp-backlog {}: newcomers that may wait for Redis", Count(backlog)),
+            ),
+            None => Finding::untold(BACKLOG, "CONFIG GET tcp-backlog"),
+        },
+        judge_latency(asked),
+    ]
+}
+
+fn judge_version(asked: &Asked) -> Finding {
+    let version = asked.version.as_deref().unwrap_or("unknown");
+    match asked.has_resp3 {
+        true => Finding::ok(VERSION, format!("Redis {version} speaks RESP3 (HELLO 3)")),
+        false => {
+            Finding::info(VERSION, format!("Redis {version} doesn't take HELLO 3; RESP2 is spoken instead"))
+        }
+    }
+}
+
+fn judge_role(asked: &Asked) -> Finding {
+    let (role, mode) = (asked.role.as_deref(), asked.mode.as_deref());
+    match (role, mode) {
+        (None, _) => Finding::untold(ROLE, "the role in INFO"),
+        (Some("slave"), _) => Finding::warn(ROLE, "a replica: what is published here reaches none of its primary's subscribers")
+            .due("the primary")
+            .cure("corecast serve --redis redis://PRIMARY:6379  # redis-cli INFO replication names it (master_host)"),
+        (_, Some("cluster")) => Finding::info(ROLE, "a node of a cluster: every publication goes to all of its nodes"),
+        (Some(role), mode) => Finding::ok(ROLE, format!("{role}, {}", mode.unwrap_or("standalone"))),
+    }
+}
+
+fn judge_rights(asked: &Asked, user: &str, target: &RedisTarget) -> Finding {
+    let refused: Vec<&(String, Option<String>)> =
+        asked.rights.iter().filter(|(_, refusal)| refusal.is_some()).collect();
+    let Some((command, Some(text))) = refused.first() else {
+        let all: Vec<&str> = asked.rights.iter().map(|(command, _)| command.as_str()).collect();
+        return Finding::ok(RIGHTS, format!("allowed: {}", all.join(", ")));
+    };
+    let finding = Finding::bad(
+        RIGHTS,
+        format!("{} of {} commands are refused: {command} ({text})", refused.len(), asked.rights.len()),
+    );
+    if !is_refusal(text) {
+        return finding.due("all of them");
+    }
+    let mut rules: Vec<String> = refused.iter().map(|(command, _)| rule_of(command)).collect();
+    rules.dedup();
+    let cure =
+        format!("{} ACL SETUSER {user} {}  # as an administrator", cli(target, false), rules.join(" "));
+    finding.due("all of them, for this user").cure(cure)
+}
+
+fn judge_output(limit: Option<OutputLimit>, message_bytes_max: u64, cli: &str) -> Finding {
+    let Some(limit) = limit else { return Finding::untold(OUTPUT, "CONFIG GET client-output-buffer-limit") };
+    let OutputLimit { hard, soft, seconds } = limit;
+    let default = OUTPUT_DEFAULT;
+    let cure = format!(
+        "{cli} CONFIG SET client-output-buffer-limit \"pubsub {} {} {}\"  # and CONFIG REWRITE, or redis.conf",
+        default.hard, default.soft, default.seconds
+    );
+    if (hard, soft) == (0, 0) {
+        return Finding::warn(OUTPUT, "a subscriber that stops reading is never cut")
+            .due(format!(
+                "a limit, {} by default: else its publications fill Redis' memory",
+                Bytes(default.hard)
+            ))
+            .cure(cure);
+    }
+    let found = format!(
+        "Redis cuts a node that is {} behind, or {} for {seconds} s: at 1 MiB/s of publications one that stood still {}",
+        Bytes(hard),
+        Bytes(soft),
+        stands(limit)
+    );
+    if hard > 0 && hard < message_bytes_max {
+        return Finding::bad(OUTPUT, found)
+            .due(format!(
+                "more than one message of {}, which alone would cut every node",
+                Bytes(message_bytes_max)
+            ))
+            .cure(cure);
+    }
+    let is_less = |value: u64, due: u64| value > 0 && value < due;
+    if is_less(hard, default.hard) || is_less(soft, default.soft) {
+        return Finding::warn(OUTPUT, found)
+            .due(format!(
+                "{} and {} at least, Redis' defaults: what was waiting is lost with the connection",
+                Bytes(default.hard),
+                Bytes(default.soft)
+            ))
+            .cure(cure);
+    }
+    Finding::ok(OUTPUT, found)
+}
+
+/// After how long a node is cut that reads nothing, at 1 MiB of publications a second.
+fn stands(limit: OutputLimit) -> String {
+    let soft = (limit.soft > 0).then_some((limit.soft >> 20) + limit.seconds);
+    let hard = (limit.hard > 0).then_some(limit.hard >> 20);
+    match hard.into_iter().chain(soft).min() {
+        Some(seconds) => format!("for {seconds} s"),
+        None => "for ever is kept".to_owned(),
+    }
+}
+
+fn judge_clients(clients: Option<(u64, u64)>, cli: &str) -> Finding {
+    let Some((clients, max)) = clients else {
+        return Finding::untold(CLIENTS, "connected_clients and maxclients");
+    };
+    let found = format!(
+        "{} clients beside this one, maxclients {}; a process takes {CONNECTIONS}",
+        Count(clients),
+        Count(max)
+    );
+    let due = clients.saturating_add(CONNECTIONS);
+    let cure = format!("{cli} CONFIG SET maxclients {}", max.saturating_mul(2).max(1000));
+    if due > max {
+        return Finding::bad(CLIENTS, found).due(Count(due).to_string()).cure(cure);
+    }
+    if due.saturating_mul(10) > max.saturating_mul(9) {
+        return Finding::warn(CLIENTS, found)
+            .due("a tenth left: after a restart of Redis all come back at once")
+            .cure(cure);
+    }
+    Finding::ok(CLIENTS, found)
+}
+
+fn judge_timeout(timeout: Option<u64>, cli: &str) -> Finding {
+    match timeout {
+        None => Finding::untold(TIMEOUT, "CONFIG GET timeout"),
+        Some(0) => Finding::ok(TIMEOUT, "idle connections are not closed"),
+        // Whoever is asked each second is not idle, as long as that second is short enough.
+        Some(seconds) if seconds > PROBE_INTERVAL.as_secs() * 2 => Finding::ok(
+            TIMEOUT,
+            format!(
+                "idle connections are closed after {seconds} s; corecast's are used every {} s",
+                PROBE_INTERVAL.as_secs()
+            ),
+        ),
+        Some(seconds) => Finding::warn(TIMEOUT, format!("idle connections are closed after {seconds} s"))
+            .due("0, or well above the second between two probes")
+            .cure(format!("{cli} CONFIG SET timeout 0")),
+    }
+}
+
+fn judge_latency(asked: &Asked) -> Finding {
+    let millis = |index: usize| asked.pings.get(index).map_or(0.0, |ping| ping.as_secs_f64() * 1e3);
+    let (median, most) = (millis(asked.pings.len() / 2), millis(asked.pings.len().saturating_sub(1)));
+    let found = format!("PING takes {median:.2} ms, {most:.2} ms at most of {}", asked.pings.len());
+    match median > LATENCY_MILLIS_MAX {
+        true => Finding::warn(LATENCY, found)
+            .due(format!("less than {LATENCY_MILLIS_MAX} ms: every publication goes to Redis and comes back before anybody hears it"))
+            .cure("corecast serve --redis redis://NEARER:6379  # or see redis-cli --latency and SLOWLOG GET"),
+        false => Finding::ok(LATENCY, found),
+    }
+}
+
+/// The command of Redis' own client for `target`.
+fn cli(target: &RedisTarget, has_password: bool) -> String {
+    let place = match &target.address {
+        RedisAddress::Tcp { host, port } => format!("-h {host} -p {port}"),
+        RedisAddress::Unix(path) => format!("-s {}", path.display()),
+    };
+    if !has_password {
+        return format!("redis-cli {place}");
+    }
+    let user = target.username.as_ref().map_or(String::new(), |user| format!(" --user {user}"));
+    // It asks for the password, so that none stands in a shell's history.
+    format!("redis-cli {place}{user} --askpass")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::finding::Level;
+    use super::*;
+
+    #[test]
+    fn the_limit_of_subscribers_is_at_least_redis_own_and_above_a_message() {
+        let judged = |hard: u64, soft: u64| {
+            let limit = OutputLimit { hard, soft, seconds: 60 };
+            judge_output(Some(limit), 64 << 10, "redis-cli").level
+        };
+        assert_eq!(judged(32 << 20, 8 << 20), Level::Ok);
+        assert_eq!(judged(0, 8 << 20), Level::Ok);
+        assert_eq!(judged(256 << 20, 0), Level::Ok);
+        assert_eq!(judged(16 << 20, 8 << 20), Level::Warn);
+        assert_eq!(judged(32 << 20, 1 << 20), Level::Warn);
+        assert_eq!(judged(0, 0), Level::Warn, "unlimited is Redis' risk");
+        assert_eq!(judged(32 << 10, 8 << 10), Level::Bad);
+        assert_eq!(judge_output(None, 1, "redis-cli").level, Level::Info);
+    }
+
+    #[test]
+    fn the_default_means_half_a_minute_at_a_mebibyte_a_second() {
+        assert_eq!(stands(OUTPUT_DEFAULT), "for 32 s");
+        assert_eq!(stands(OutputLimit { hard: 0, soft: 8 << 20, seconds: 60 }), "for 68 s");
+    }
+
+    #[test]
+    fn clients_time_out_and_round_trips_have_room() {
+        let clients = |clients, max| judge_clients(Some((clients, max)), "redis-cli").level;
+        assert_eq!(
+            (clients(0, 10_000), clients(8, 10), clients(9, 10)),
+            (Level::Ok, Level::Warn, Level::Bad)
+        );
+        let timeout = |seconds| judge_timeout(Some(seconds), "redis-cli").level;
+        assert_eq!((timeout(0), timeout(2), timeout(300)), (Level::Ok, Level::Warn, Level::Ok));
+        let latency = |millis: &[u64]| {
+            let pings = millis.iter().map(|millis| Duration::from_millis(*millis)).collect();
+            judge_latency(&Asked { pings, ..Asked::default() }).level
+        };
+        assert_eq!(
+            (latency(&[0, 1, 90]), latency(&[1, 6, 7]), latency(&[])),
+            (Level::Ok, Level::Warn, Level::Ok)
+        );
+    }
+
+    #[test]
+    fn a_replica_is_no_place_to_publish() {
+        let judged = |role: Option<&str>, mode: Option<&str>| {
+            let text = |text: Option<&str>| text.map(str::to_owned);
+            judge_role(&Asked { role: text(role), mode: text(mode), ..Asked::default() }).level
+        };
+        assert_eq!(judged(Some("master"), Some("standalone")), Level::Ok);
+        assert_eq!(judged(Some("slave"), Some("standalone")), Level::Warn);
+        assert_eq!(judged(Some("master"), Some("cluster")), Level::Info);
+        assert_eq!(judged(None, None), Level::Info);
+    }
+
+    #[test]
+    fn refused_commands_are_cured_by_one_rule() {
+        let rights = vec![
+            ("SUBSCRIBE corecast:probe:1".to_owned(), Some("NOPERM no".to_owned())),
+            ("PUBLISH corecast:probe:1".to_owned(), None),
+            ("PSUBSCRIBE room:*".to_owned(), Some("NOPERM no".to_owned())),
+        ];
+        let target: RedisTarget = "redis://ann:secret@h:7000".parse().unwrap();
+        let finding = judge_rights(&Asked { rights, ..Asked::default() }, "ann", &target);
+        assert_eq!(finding.level, Level::Bad);
+        assert!(finding.found.starts_with("2 of 3 commands are refused"));
+        let cure = "redis-cli -h h -p 7000 ACL SETUSER ann +subscribe '&corecast:probe:*' +psubscribe '&room:*'  # as";
+        assert!(finding.cure.is_some_and(|found| found.starts_with(cure)));
+    }
+
+    #[test]
+    fn commands_for_people_name_the_place_and_never_the_password() {
+        let target: RedisTarget = "redis://ann:secret@h:7000".parse().unwrap();
+        assert_eq!(cli(&target, true), "redis-cli -h h -p 7000 --user ann --askpass");
+        let target: RedisTarget = "unix:///run/redis.sock".parse().unwrap();
+        assert_eq!(cli(&target, false), "redis-cli -s /run/redis.sock");
+    }
+}
