@@ -1,0 +1,120 @@
+//! A network namespace: which one it is, and work inside it.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::thread;
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::Root;
+
+/// A network namespace that is kept alive by this value, unless it is the caller's own.
+#[derive(Debug)]
+pub struct NetworkNamespace {
+    /// Open where the caller is not in it.
+    entrance: Option<File>,
+    inode: u64,
+}
+
+impl NetworkNamespace {
+    /// The one that this process is in.
+    ///
+    /// # Errors
+    /// The kernel's, where `/proc` is not there.
+    pub fn own(root: &Root) -> io::Result<Self> {
+        Ok(Self { entrance: None, inode: inode_of(root, OWN)? })
+    }
+
+    /// The one that ip-netns(8) keeps as `name`.
+    ///
+    /// # Errors
+    /// NotFound where there is none; InvalidInput for a name that leads elsewhere.
+    pub fn named(root: &Root, name: &str) -> io::Result<Self> {
+        if name.is_empty() || name.contains('/') || name == "." || name == ".." {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "that is no name of a namespace"));
+        }
+        Self::at(root, &format!("/run/netns/{name}"))
+    }
+
+    /// The one that the process `pid` is in.
+    ///
+    /// # Errors
+    /// NotFound where there is no such process, PermissionDenied for another user's.
+    pub fn of_process(root: &Root, pid: u32) -> io::Result<Self> {
+        Self::at(root, &format!("/proc/{pid}/ns/net"))
+    }
+
+    fn at(root: &Root, path: &str) -> io::Result<Self> {
+        let file = File::open(root.path(path))?;
+        let inode = file.metadata()?.ino();
+        let is_own = inode == inode_of(root, OWN)?;
+        Ok(Self { entrance: (!is_own).then_some(file), inode })
+    }
+
+    /// The number that tells it from every other namespace that exists now. The kernel gives the number of one that is
+    /// gone to another.
+    pub fn inode(&self) -> u64 {
+        self.inode
+    }
+
+    /// Whether the first process is in it: on a host the host's own, in a container the container's. Yes where that
+    /// can't be known.
+    pub fn is_of_first_process(&self, root: &Root) -> bool {
+        inode_of(root, "/proc/1/ns/net").map_or(true, |inode| inode == self.inode)
+    }
+
+    /// Runs `work` inside, on a thread of its own where the caller is elsewhere. `/proc/sys/net` is the namespace's there;
+    /// `/sys/class/net` stays the caller's, since it belongs to a mount.
+    ///
+    /// # Errors
+    /// The kernel's, where this user may not enter (it takes CAP_SYS_ADMIN).
+    ///
+    /// # Panics
+    /// As `work` does.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+        let Some(entrance) = &self.entrance else { return Ok(work()) };
+        thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                move_into_link_name_space(entrance.as_fd(), Some(LinkNameSpaceType::Network))?;
+                Ok(work())
+            });
+            inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+}
+
+fn inode_of(root: &Root, path: &str) -> io::Result<u64> {
+    Ok(fs::metadata(root.path(path))?.ino())
+}
+
+const OWN: &str = "/proc/self/ns/net";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_in_the_own_namespace_stays_on_its_thread() {
+        let root = Root::system();
+        let own = NetworkNamespace::own(&root).expect("/proc is there");
+        let same = NetworkNamespace::of_process(&root, std::process::id()).expect("we live");
+        assert_eq!(own.inode(), same.inode());
+        let caller = thread::current().id();
+        for namespace in [own, same] {
+            assert_eq!(namespace.run(|| thread::current().id()).expect("it is entered already"), caller);
+        }
+    }
+
+    #[test]
+    fn a_name_never_leaves_its_folder() {
+        for name in ["", ".", "..", "../../proc/1/ns/net", "a/b"] {
+            let error = NetworkNamespace::named(&Root::system(), name).expect_err(name);
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{name:?}");
+        }
+        let error =
+            NetworkNamespace::named(&Root::system(), "no-such-namespace").expect_err("it is not there");
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+}
