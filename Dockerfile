@@ -13,6 +13,7 @@ COPY src src
 COPY shards shards
 COPY domains domains
 COPY host host
+COPY tuning tuning
 COPY bench bench
 COPY consumer consumer
 COPY examples examples

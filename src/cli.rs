@@ -16,6 +16,7 @@ use crate::doctor::{self, DoctorArgs};
 use crate::publish::PublishArgs;
 use crate::report::ReportArgs;
 use crate::subscribe::SubscribeArgs;
+use crate::tune::{self, TuneArgs};
 
 /// A WebSocket fan-out server: publications in from Redis, HTTP or clients, out to tens of thousands of WebSockets.
 #[derive(Debug, Parser)]
@@ -70,6 +71,9 @@ pub enum Command {
     /// Say whether this host, its kernel and Redis suit a configuration, and what cures what doesn't
     #[command(after_help = doctor::EXAMPLES)]
     Doctor(Box<DoctorArgs>),
+    /// Say what the kernel should be for so many connections, set it, and set it back
+    #[command(after_help = tune::EXAMPLES)]
+    Tune(TuneArgs),
     /// Say whether a configuration is good, without starting anything
     CheckConfig(CheckArgs),
     /// Work with the configuration

@@ -29,6 +29,7 @@ mod serve;
 mod signals;
 mod subscribe;
 mod tally;
+mod tune;
 
 use std::process::ExitCode;
 
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         Command::Subscribe(args) => subscribe::run(args),
         Command::Clients(args) => clients::run(args),
         Command::Report(args) => report::run(args),
+        Command::Tune(args) => tune::run(args),
         Command::Version { verbose } => version(verbose),
     };
     ended.unwrap_or_else(|error| exit::report(&error))
