@@ -61,10 +61,47 @@ pub struct Reading {
 /// A core's line in `/proc/stat`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct CoreTicks {
+    user: u64,
+    system: u64,
+    irq: u64,
     idle: u64,
     softirq: u64,
     steal: u64,
     all: u64,
+}
+
+/// Whose core it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CoreOf {
+    /// The server's.
+    Server,
+    /// The generator's and its Redis's.
+    Generator,
+    /// Of both: there are too few.
+    Both,
+}
+
+/// What one core did, whoever ran on it; in ticks of the kernel, and so to 10 ms.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct CoreUsed {
+    /// Its number.
+    pub core: usize,
+    /// Whose it is.
+    pub of: CoreOf,
+    /// In programs, those of low priority too.
+    pub user_seconds: f64,
+    /// In the kernel for them.
+    pub system_seconds: f64,
+    /// In soft interrupts. Where the kernel doesn't account interrupts separately, what runs inside a `send()` is in
+    /// `system_seconds`.
+    pub softirq_seconds: f64,
+    /// In interrupts.
+    pub irq_seconds: f64,
+    /// Without anything to do, waits for a disk among it.
+    pub idle_seconds: f64,
+    /// Taken by the host.
+    pub steal_seconds: f64,
 }
 
 /// What happened between two readings.
@@ -85,6 +122,8 @@ pub struct Used {
     pub generator_busy: BTreeMap<String, f64>,
     /// Share of the window that the generator's cores were not idle.
     pub generator_cores_busy: f64,
+    /// Where the time of each core went: the server's cores first.
+    pub cores: Vec<CoreUsed>,
 }
 
 impl Meter {
@@ -95,8 +134,18 @@ impl Meter {
         server_cores: &[usize],
         generator_cores: &[usize],
     ) -> Self {
+        Self::of_servers(&[server_pid], generator, server_cores, generator_cores)
+    }
+
+    /// The same for several servers, which count as one.
+    pub fn of_servers(
+        server_pids: &[u32],
+        generator: Vec<(String, u32)>,
+        server_cores: &[usize],
+        generator_cores: &[usize],
+    ) -> Self {
         Self {
-            server: family(server_pid),
+            server: server_pids.iter().flat_map(|pid| family(*pid)).collect(),
             generator,
             server_cores: server_cores.to_vec(),
             generator_cores: generator_cores.to_vec(),
@@ -150,7 +199,40 @@ impl Meter {
             server_cores_steal_seconds: sum(&self.server_cores, |core| core.steal) * tick_seconds,
             generator_busy: generator_busy.map(|(index, (name, _))| (name.clone(), busy_of(index))).collect(),
             generator_cores_busy: if all > 0.0 { 1.0 - idle / all } else { 0.0 },
+            cores: self.cores_between(before, after),
         }
+    }
+
+    fn cores_between(&self, before: &Reading, after: &Reading) -> Vec<CoreUsed> {
+        let tick_seconds = 1.0 / sys::ticks_per_second() as f64;
+        let others = self.generator_cores.iter().filter(|core| !self.server_cores.contains(core));
+        let used = self.server_cores.iter().chain(others).map(|core| {
+            let seconds = |field: fn(&CoreTicks) -> u64| {
+                let of = |reading: &Reading| reading.cores.get(core).map_or(0, field);
+                of(after).saturating_sub(of(before)) as f64 * tick_seconds
+            };
+            let of = match (self.server_cores.contains(core), self.generator_cores.contains(core)) {
+                (true, true) => CoreOf::Both,
+                (true, false) => CoreOf::Server,
+                (false, _) => CoreOf::Generator,
+            };
+            CoreUsed {
+                core: *core,
+                of,
+                user_seconds: seconds(|ticks| ticks.user),
+                system_seconds: seconds(|ticks| ticks.system),
+                softirq_seconds: seconds(|ticks| ticks.softirq),
+                irq_seconds: seconds(|ticks| ticks.irq),
+                idle_seconds: seconds(|ticks| ticks.idle),
+                steal_seconds: seconds(|ticks| ticks.steal),
+            }
+        });
+        used.collect()
+    }
+
+    /// Open descriptors of each of the server's processes, descendants and all.
+    pub fn descriptors(&self) -> Result<Vec<usize>> {
+        self.server.iter().map(|pid| descriptors(*pid)).collect()
     }
 
     /// Memory of the server's processes.
@@ -179,6 +261,13 @@ pub struct Memory {
     pub tcp_pages: u64,
     /// The kernel's small objects, of the whole machine: sockets, files, polls.
     pub slab_bytes: u64,
+}
+
+/// Open descriptors of a process: the kernel's own list.
+pub fn descriptors(pid: u32) -> Result<usize> {
+    let folder = format!("/proc/{pid}/fd");
+    let entries = fs::read_dir(&folder).with_context(|| format!("the server's process {pid} is gone"))?;
+    Ok(entries.count())
 }
 
 /// A process and its descendants, but for the generator when that is one of them.
@@ -223,7 +312,18 @@ fn core_ticks(line: &str) -> Option<(usize, CoreTicks)> {
     let fields: Vec<u64> =
         fields.split_ascii_whitespace().take(8).filter_map(|field| field.parse().ok()).collect();
     let at = |index: usize| fields.get(index).copied().unwrap_or(0);
-    Some((core, CoreTicks { idle: at(3) + at(4), softirq: at(6), steal: at(7), all: fields.iter().sum() }))
+    Some((
+        core,
+        CoreTicks {
+            user: at(0) + at(1),
+            system: at(2),
+            irq: at(5),
+            idle: at(3) + at(4),
+            softirq: at(6),
+            steal: at(7),
+            all: fields.iter().sum(),
+        },
+    ))
 }
 
 fn kibibytes(status: &str, name: &str) -> u64 {
@@ -255,7 +355,7 @@ mod tests {
 
     #[test]
     fn lines_of_the_kernel_are_read() {
-        let ticks = CoreTicks { idle: 9, softirq: 7, steal: 8, all: 36 };
+        let ticks = CoreTicks { user: 3, system: 3, irq: 6, idle: 9, softirq: 7, steal: 8, all: 36 };
         assert_eq!(core_ticks("cpu1 1 2 3 4 5 6 7 8 9 10"), Some((1, ticks)));
         assert_eq!(core_ticks("cpu  1 2 3 4 5 6 7 8 9 10"), None);
         assert_eq!(kibibytes("VmRSS:\t  120 kB\nRssAnon:\t 7 kB\n", "RssAnon:"), 7);
@@ -274,6 +374,44 @@ mod tests {
         });
         worker.unwrap().join().unwrap();
         assert!(ThreadMeter::of(std::process::id(), "nobody").is_err());
+    }
+
+    #[test]
+    fn each_core_is_told_with_whose_it_is_and_where_its_time_went() {
+        let meter = Meter {
+            server: vec![],
+            generator: vec![],
+            server_cores: vec![0, 1],
+            generator_cores: vec![1, 2],
+        };
+        let reading = |times: u64| Reading {
+            at_ns: times * 1_000_000_000,
+            server_ns: 0,
+            server_user_ticks: 0,
+            server_system_ticks: 0,
+            generator_ns: vec![],
+            cores: (0..4)
+                .filter_map(|core| {
+                    core_ticks(&format!("cpu{core} {} 0 {times} 0 0 0 {} 0", 10 * times, 2 * times))
+                })
+                .collect(),
+        };
+        let used = meter.between(&reading(1), &reading(101));
+        let of: Vec<_> = used.cores.iter().map(|one| (one.core, one.of)).collect();
+        assert_eq!(of, [(0, CoreOf::Server), (1, CoreOf::Both), (2, CoreOf::Generator)]);
+        let ticks_per_second = sys::ticks_per_second() as f64;
+        for core in &used.cores {
+            assert_eq!(core.user_seconds, 1_000.0 / ticks_per_second);
+            assert_eq!(core.softirq_seconds, 200.0 / ticks_per_second);
+            assert_eq!(core.idle_seconds, 0.0);
+        }
+    }
+
+    #[test]
+    fn this_process_has_descriptors() {
+        let before = descriptors(std::process::id()).unwrap();
+        assert!(before >= 3, "{before}");
+        assert!(descriptors((1 << 22) + 1).is_err());
     }
 
     #[test]
