@@ -1,32 +1,39 @@
 //! Opening WebSockets by the thousand: at most so many handshakes under way, from many loopback addresses.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
+use std::net::{SocketAddrV4, TcpStream};
 
 use serde::{Deserialize, Serialize};
 
+use crate::addresses;
 use crate::latency::{Latencies, LatencyPairs};
 use crate::sys::{self, Epoll, Ready, Watch};
 use crate::wire::{self, Answer};
 
 /// Without any progress for this long the rest is given up.
-const PATIENCE_NS: u64 = 10_000_000_000;
-/// Connections from one loopback address: few beside the 28,000 ephemeral ports, so that ports in TIME_WAIT don't matter.
-const CONNECTIONS_PER_SOURCE: usize = 4_096;
+pub const PATIENCE_NS: u64 = 10_000_000_000;
 /// What is kept of what went wrong.
 const ERRORS_MAX: usize = 5;
+/// Connections begun in one turn: who receives on the same thread has its turn too.
+const BEGIN_BATCH_MAX: usize = 64;
 
 /// Where and how to connect.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Dial {
-    /// The server.
-    pub address: SocketAddrV4,
+    /// The server; connections take turns where it has several addresses.
+    pub addresses: Vec<SocketAddrV4>,
     /// Handshakes under way at most.
     pub parallel: usize,
     /// Number of the receiver process: its own range of source addresses.
     pub process: usize,
     /// Connections that this process has opened before: they move on through the source addresses.
     pub opened_before: usize,
+    /// The connections begin evenly over this time; 0: all at once.
+    pub pace_ns: u64,
+    /// An attempt that failed is repeated after this time; without, it has failed for good.
+    pub retry_ns: Option<u64>,
 }
 
 /// A connection whose 101 has arrived.
@@ -35,6 +42,8 @@ pub struct Opened {
     pub index: usize,
     /// Non-blocking.
     pub stream: TcpStream,
+    /// When the 101 had been read: what is published from then on is owed to it.
+    pub opened_ns: u64,
     /// Bytes behind the 101.
     pub rest: Vec<u8>,
 }
@@ -44,40 +53,68 @@ pub struct Opened {
 pub struct Dialed {
     /// Connections that got their 101 (and, if asked to, closed cleanly).
     pub done: usize,
-    /// All others.
+    /// Those that failed for good.
     pub failed: usize,
+    /// Attempts that nobody listened to (ECONNREFUSED).
+    pub refused: u64,
+    /// All other attempts that ended without a 101.
+    pub broken: u64,
+    /// Attempts that were repeated.
+    pub retried: u64,
+    /// Those that were not through when the run was interrupted.
+    pub left: usize,
     /// The first things that went wrong.
     pub errors: Vec<String>,
-    /// From connect to the 101.
+    /// From connect to the 101, of the attempts that got one.
     pub handshakes: LatencyPairs,
 }
 
+impl Dialed {
+    /// Adds another process's.
+    pub fn merge(&mut self, other: Dialed) {
+        self.done += other.done;
+        self.failed += other.failed;
+        self.refused += other.refused;
+        self.broken += other.broken;
+        self.retried += other.retried;
+        self.left += other.left;
+        self.errors.extend(other.errors);
+        self.handshakes.extend(other.handshakes);
+    }
+}
+
 impl Dial {
+    /// To one address, all at once, each connection with one attempt.
+    pub fn to(address: SocketAddrV4, process: usize, parallel: usize) -> Self {
+        let addresses = vec![address];
+        Self { addresses, parallel, process, opened_before: 0, pace_ns: 0, retry_ns: None }
+    }
+
     /// Opens `count` connections, connection n with the path `path(n)`, and hands each to `keep`.
     pub fn open(
         &self,
         count: usize,
-        path: impl Fn(usize) -> String,
+        path: impl Fn(usize) -> String + 'static,
         mut keep: impl FnMut(Opened),
     ) -> io::Result<Dialed> {
-        Dialing::new(self, count, path, false)?.run(&mut keep)
+        Dialing::new(self.clone(), Box::new(path), false)?.run(count, &mut keep, sys::interrupted)
     }
 
-    /// Opens and closes `count` connections: handshake, Close frame, the server's Close frame, end of TCP.
-    pub fn churn(&self, count: usize, path: impl Fn(usize) -> String) -> io::Result<Dialed> {
-        Dialing::new(self, count, path, true)?.run(&mut |_| ())
-    }
-
-    fn source(&self, index: usize) -> Option<Ipv4Addr> {
-        let block = (self.opened_before + index) / CONNECTIONS_PER_SOURCE;
-        // 127.64.b.1 and up: never 127.0.0.1, where servers and Redis have their own ports.
-        let process = 64 + (self.process % 128) as u8;
-        self.address.ip().is_loopback().then(|| Ipv4Addr::new(127, process, (block % 256) as u8, 1))
+    /// Opens and closes `count` connections, unless `stop` says so: handshake, Close frame, the server's Close frame, end of
+    /// TCP.
+    pub fn churn(
+        &self,
+        count: usize,
+        path: impl Fn(usize) -> String + 'static,
+        stop: impl Fn() -> bool,
+    ) -> io::Result<Dialed> {
+        Dialing::new(self.clone(), Box::new(path), true)?.run(count, &mut |_| (), stop)
     }
 }
 
 struct Attempt {
     index: usize,
+    address: SocketAddrV4,
     stream: TcpStream,
     began_ns: u64,
     state: State,
@@ -96,33 +133,44 @@ enum Step {
     Wait,
     Opened(Vec<u8>),
     Closed,
-    Failed(String),
+    /// What went wrong, and whether nobody listened.
+    Failed(String, bool),
 }
 
-struct Dialing<'a, P> {
-    dial: &'a Dial,
-    count: usize,
-    path: P,
+/// Connections on their way, and those that wait for their time to begin.
+pub struct Dialing {
+    dial: Dial,
+    path: Box<dyn Fn(usize) -> String>,
     closes: bool,
-    host: String,
     epoll: Epoll,
+    ready: Vec<Ready>,
     attempts: Vec<Option<Attempt>>,
+    /// Slots of `attempts` without one.
+    free: Vec<usize>,
+    /// When to begin, and which.
+    waiting: BinaryHeap<Reverse<(u64, usize)>>,
     begun: usize,
     handshakes: Latencies,
     dialed: Dialed,
     buffer: Vec<u8>,
 }
 
-impl<'a, P: Fn(usize) -> String> Dialing<'a, P> {
-    fn new(dial: &'a Dial, count: usize, path: P, closes: bool) -> io::Result<Self> {
+impl Dialing {
+    /// Nothing is to be opened yet. With `closes` each is closed as soon as it is open.
+    pub fn new(dial: Dial, path: Box<dyn Fn(usize) -> String>, closes: bool) -> io::Result<Self> {
+        if dial.addresses.is_empty() {
+            return Err(io::Error::other("no address to connect to"));
+        }
+        let parallel = dial.parallel.max(1);
         Ok(Self {
             dial,
-            count,
             path,
             closes,
-            host: dial.address.to_string(),
             epoll: Epoll::new(256)?,
-            attempts: (0..dial.parallel.max(1)).map(|_| None).collect(),
+            ready: Vec::new(),
+            attempts: (0..parallel).map(|_| None).collect(),
+            free: (0..parallel).rev().collect(),
+            waiting: BinaryHeap::new(),
             begun: 0,
             handshakes: Latencies::new(),
             dialed: Dialed::default(),
@@ -130,108 +178,190 @@ impl<'a, P: Fn(usize) -> String> Dialing<'a, P> {
         })
     }
 
-    fn run(mut self, keep: &mut impl FnMut(Opened)) -> io::Result<Dialed> {
-        let mut ready: Vec<Ready> = Vec::new();
-        let mut progress_ns = sys::monotonic_ns();
-        for slot in 0..self.attempts.len() {
-            self.begin_next(slot, keep);
+    /// From now on failed attempts are repeated after `retry_ns`, and `parallel` may be under way at once. The counts begin again.
+    pub fn come_back(&mut self, retry_ns: u64, parallel: usize) {
+        self.dial.retry_ns = Some(retry_ns);
+        let slots = self.attempts.len();
+        for slot in slots..parallel.max(slots) {
+            self.attempts.push(None);
+            self.free.push(slot);
         }
-        while self.dialed.done + self.dialed.failed < self.count {
-            ready.clear();
-            self.epoll.wait(100, &mut ready)?;
-            if !ready.is_empty() {
+        self.handshakes.clear();
+        self.dialed = Dialed::default();
+    }
+
+    /// Opens connection `index` at `due_ns` or as soon after it as a place is free.
+    pub fn push(&mut self, index: usize, due_ns: u64) {
+        self.waiting.push(Reverse((due_ns, index)));
+    }
+
+    /// Opens the connections `0..count` at the pace from now on.
+    pub fn push_all(&mut self, count: usize) {
+        let now_ns = sys::monotonic_ns();
+        for index in 0..count {
+            // In 128 bits: an hour in nanoseconds times a million connections is beyond 64.
+            let after_ns = u128::from(self.dial.pace_ns) * index as u128 / count as u128;
+            self.push(index, now_ns + after_ns as u64);
+        }
+    }
+
+    /// All that was pushed is done or has failed for good.
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.free.len() == self.attempts.len()
+    }
+
+    /// No handshake is under way: those that are left wait for their time.
+    pub fn is_waiting(&self) -> bool {
+        self.free.len() == self.attempts.len()
+    }
+
+    /// How it went until now, with those that are not through as `left`.
+    pub fn dialed(&self) -> Dialed {
+        let left = self.waiting.len() + self.attempts.len() - self.free.len();
+        Dialed { left, handshakes: self.handshakes.pairs(), ..self.dialed.clone() }
+    }
+
+    /// Gives up what is not through.
+    pub fn give_up(&mut self, why: &str) {
+        let left = self.dialed().left;
+        if left > 0 {
+            self.dialed.errors.push(format!("{left} connections {why}"));
+        }
+        self.dialed.failed += left;
+        self.waiting.clear();
+        self.free.clear();
+        for (slot, attempt) in self.attempts.iter_mut().enumerate() {
+            *attempt = None;
+            self.free.push(slot);
+        }
+    }
+
+    fn run(
+        mut self,
+        count: usize,
+        keep: &mut impl FnMut(Opened),
+        stop: impl Fn() -> bool,
+    ) -> io::Result<Dialed> {
+        self.push_all(count);
+        let mut progress_ns = sys::monotonic_ns();
+        while !self.is_idle() && !stop() {
+            if self.turn(10, keep)? || self.is_waiting() {
                 progress_ns = sys::monotonic_ns();
             } else if sys::monotonic_ns() - progress_ns > PATIENCE_NS {
-                let left = self.count - self.dialed.done - self.dialed.failed;
-                self.dialed.errors.push(format!("{left} connections made no progress for 10 s"));
-                self.dialed.failed += left;
-                break;
-            }
-            for news in &ready {
-                let slot = news.token as usize;
-                if self.advance(slot, keep) {
-                    self.begin_next(slot, keep);
-                }
+                self.give_up("made no progress for 10 s");
             }
         }
-        self.dialed.handshakes = self.handshakes.pairs();
-        Ok(self.dialed)
+        Ok(self.dialed())
     }
 
-    /// Puts the next connection into an empty slot, and the next one if that ended at once.
-    fn begin_next(&mut self, slot: usize, keep: &mut impl FnMut(Opened)) {
-        while self.begun < self.count {
-            let index = self.begun;
-            self.begun += 1;
-            let began_ns = sys::monotonic_ns();
-            let stream = sys::connect(self.dial.address, self.dial.source(index)).and_then(|stream| {
-                self.epoll.add(&stream, slot as u64, Watch::InputAndOutput)?;
-                Ok(stream)
-            });
-            match stream {
-                Err(error) => self.fail(format!("connect: {error}")),
-                Ok(stream) => {
-                    self.attempts[slot] = Some(Attempt { index, stream, began_ns, state: State::Connecting });
-                    if !self.advance(slot, keep) {
-                        return;
-                    }
-                }
+    /// Begins what is due, waits for news for `timeout_ms` at most, and takes each as far as it goes; says whether
+    /// anything happened.
+    pub fn turn(&mut self, timeout_ms: i32, keep: &mut impl FnMut(Opened)) -> io::Result<bool> {
+        let begun = self.begin_due(keep);
+        let mut ready = std::mem::take(&mut self.ready);
+        ready.clear();
+        self.epoll.wait(if begun { 0 } else { timeout_ms }, &mut ready)?;
+        for news in &ready {
+            self.advance(news.token as usize, keep);
+        }
+        let happened = begun || !ready.is_empty();
+        self.ready = ready;
+        Ok(happened)
+    }
+
+    fn begin_due(&mut self, keep: &mut impl FnMut(Opened)) -> bool {
+        let now_ns = sys::monotonic_ns();
+        for begun in 0..BEGIN_BATCH_MAX {
+            let is_due = self.waiting.peek().is_some_and(|Reverse((due_ns, _))| *due_ns <= now_ns);
+            if !is_due || self.free.is_empty() {
+                return begun > 0;
+            }
+            let (Some(Reverse((_, index))), Some(slot)) = (self.waiting.pop(), self.free.pop()) else {
+                return begun > 0;
+            };
+            self.begin(index, slot, keep);
+        }
+        true
+    }
+
+    fn begin(&mut self, index: usize, slot: usize, keep: &mut impl FnMut(Opened)) {
+        let began_ns = sys::monotonic_ns();
+        let address = self.dial.addresses[index % self.dial.addresses.len()];
+        let place = self.dial.opened_before + self.begun;
+        let source = address.ip().is_loopback().then(|| addresses::source(self.dial.process, place));
+        self.begun += 1;
+        let stream = sys::connect(address, source).and_then(|stream| {
+            self.epoll.add(&stream, slot as u64, Watch::InputAndOutput)?;
+            Ok(stream)
+        });
+        match stream {
+            Err(error) => {
+                self.free.push(slot);
+                let is_refused = error.kind() == io::ErrorKind::ConnectionRefused;
+                self.fail(index, format!("connect: {error}"), is_refused);
+            }
+            Ok(stream) => {
+                let state = State::Connecting;
+                self.attempts[slot] = Some(Attempt { index, address, stream, began_ns, state });
+                self.advance(slot, keep);
             }
         }
     }
 
-    /// Takes the connection in `slot` as far as it goes now; says whether the slot is free again.
-    fn advance(&mut self, slot: usize, keep: &mut impl FnMut(Opened)) -> bool {
-        let Some(mut attempt) = self.attempts[slot].take() else { return false };
+    /// Takes the connection in `slot` as far as it goes now.
+    fn advance(&mut self, slot: usize, keep: &mut impl FnMut(Opened)) {
+        let Some(mut attempt) = self.attempts.get_mut(slot).and_then(Option::take) else { return };
         match self.step(&mut attempt) {
             Step::Wait => {
                 self.attempts[slot] = Some(attempt);
-                return false;
+                return;
             }
-            Step::Failed(error) => self.fail(error),
+            Step::Failed(error, is_refused) => self.fail(attempt.index, error, is_refused),
             Step::Closed => self.dialed.done += 1,
             Step::Opened(rest) => {
                 if let Err(error) = self.epoll.remove(&attempt.stream) {
-                    self.fail(format!("epoll: {error}"));
+                    self.fail(attempt.index, format!("epoll: {error}"), false);
                 } else {
                     self.dialed.done += 1;
-                    keep(Opened { index: attempt.index, stream: attempt.stream, rest });
+                    let Attempt { index, stream, .. } = attempt;
+                    keep(Opened { index, stream, opened_ns: sys::monotonic_ns(), rest });
                 }
             }
         }
-        true
+        self.free.push(slot);
     }
 
     fn step(&mut self, attempt: &mut Attempt) -> Step {
         loop {
             match &mut attempt.state {
                 State::Connecting => {
-                    let request = wire::request(&self.host, &(self.path)(attempt.index));
+                    let request = wire::request(&attempt.address.to_string(), &(self.path)(attempt.index));
                     match attempt.stream.write(request.as_bytes()) {
                         // An empty send buffer takes a request whole.
                         Ok(written) if written == request.len() => {
                             attempt.state = State::Answering(Vec::new());
                         }
                         Ok(written) => {
-                            return Step::Failed(format!(
-                                "{written} of {} bytes of a request sent",
-                                request.len()
-                            ));
+                            let whole = request.len();
+                            return Step::failed(format!("{written} of {whole} bytes of a request sent"));
                         }
                         Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Step::Wait,
-                        Err(error) => return Step::Failed(format!("connect: {error}")),
+                        Err(error) => {
+                            let is_refused = error.kind() == io::ErrorKind::ConnectionRefused;
+                            return Step::Failed(format!("connect: {error}"), is_refused);
+                        }
                     }
                 }
                 State::Answering(head) => {
                     match attempt.stream.read(&mut self.buffer) {
-                        Ok(0) => return Step::Failed("ended instead of answering the handshake".to_owned()),
+                        Ok(0) => return Step::failed("ended instead of answering the handshake".to_owned()),
                         Ok(bytes) => head.extend_from_slice(&self.buffer[..bytes]),
                         Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Step::Wait,
-                        Err(error) => return Step::Failed(format!("handshake: {error}")),
+                        Err(error) => return Step::failed(format!("handshake: {error}")),
                     }
                     match wire::read_answer(head) {
                         Answer::Incomplete => {}
-                        Answer::Refused(answer) => return Step::Failed(format!("handshake: {answer}")),
+                        Answer::Refused(answer) => return Step::failed(format!("handshake: {answer}")),
                         Answer::Open { head_bytes } => {
                             self.handshakes.record(sys::monotonic_ns() - attempt.began_ns);
                             if !self.closes {
@@ -240,7 +370,7 @@ impl<'a, P: Fn(usize) -> String> Dialing<'a, P> {
                             let mut frame = Vec::new();
                             wire::client_frame(wire::CLOSE, &1000u16.to_be_bytes(), &mut frame);
                             if let Err(error) = attempt.stream.write_all(&frame) {
-                                return Step::Failed(format!("close: {error}"));
+                                return Step::failed(format!("close: {error}"));
                             }
                             attempt.state = State::Closing;
                         }
@@ -250,16 +380,33 @@ impl<'a, P: Fn(usize) -> String> Dialing<'a, P> {
                     Ok(0) => return Step::Closed,
                     Ok(_) => {}
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Step::Wait,
-                    Err(error) => return Step::Failed(format!("close: {error}")),
+                    Err(error) => return Step::failed(format!("close: {error}")),
                 },
             }
         }
     }
 
-    fn fail(&mut self, error: String) {
-        self.dialed.failed += 1;
-        if self.dialed.errors.len() < ERRORS_MAX {
+    fn fail(&mut self, index: usize, error: String, is_refused: bool) {
+        if is_refused {
+            self.dialed.refused += 1;
+        } else {
+            self.dialed.broken += 1;
+        }
+        if self.dialed.errors.len() < ERRORS_MAX && !self.dialed.errors.contains(&error) {
             self.dialed.errors.push(error);
         }
+        match self.dial.retry_ns {
+            None => self.dialed.failed += 1,
+            Some(pause_ns) => {
+                self.dialed.retried += 1;
+                self.push(index, sys::monotonic_ns() + pause_ns);
+            }
+        }
+    }
+}
+
+impl Step {
+    fn failed(error: String) -> Self {
+        Self::Failed(error, false)
     }
 }

@@ -36,9 +36,10 @@ pub struct Echoes {
 
 /// Sends a message each `interval_ns` (open loop) until `stop`, and times the answers.
 pub fn run(address: SocketAddrV4, path: &str, interval_ns: u64, stop: &AtomicBool) -> Result<Echoes> {
-    let dial = Dial { address, parallel: 1, process: 126, opened_before: 0 };
+    let dial = Dial::to(address, 126, 1);
     let mut opened = None;
-    let dialed = dial.open(1, |_| path.to_owned(), |one| opened = Some(one))?;
+    let target = path.to_owned();
+    let dialed = dial.open(1, move |_| target.clone(), |one| opened = Some(one))?;
     let Some(mut one) = opened else {
         bail!("the echo connection ({path}) failed: {}", dialed.errors.join("; "));
     };

@@ -7,21 +7,29 @@
 //! `replay`. Nothing that a server says about itself becomes a figure: its counters are read only to see that nothing was
 //! lost before it was sent, and are told as its own word.
 
+mod addresses;
+mod board;
 mod cli;
+mod comeback;
 mod dial;
 mod echo;
 mod figure;
 mod floor;
+mod growth;
 mod ingest;
 mod latency;
 mod measure;
+mod metronome;
+mod netstat;
 mod orders;
 mod process;
+mod progress;
 mod publisher;
 mod receiver;
 mod receivers;
 mod replay;
 mod report;
+mod rhythm;
 mod scenario;
 mod schedule;
 mod stage;

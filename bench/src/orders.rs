@@ -2,9 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::comeback::{Return, Returned};
 use crate::dial::{Dial, Dialed};
 use crate::latency::LatencyPairs;
-use crate::tally::{Counts, Seating};
+use crate::tally::{Counts, Seating, Settled};
 
 /// How a receiver process learns of input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,10 +27,22 @@ pub enum Order {
     Begin { number: u64, track: bool },
     /// Report what was counted.
     End,
-    /// Stop reading every so many-th connection.
-    Stall { every: usize },
+    /// Report what was counted, and begin again at zero.
+    Take,
+    /// Stop reading every so many-th connection; with `receive_bytes` its receive buffer shrinks to that.
+    Stall { every: usize, receive_bytes: Option<usize> },
     /// Read all again.
     Resume,
+    /// Who ends from now on comes back.
+    Return(Return),
+    /// End all connections at once, as if their owner had died: no Close frame, and TCP is reset.
+    Cut,
+    /// Close every so many-th connection, from number `offset` on, with a Close frame.
+    Leave { every: usize, offset: usize },
+    /// Report who came back.
+    Returned,
+    /// Compare with the messages that each room has had.
+    Settle { heads: Vec<u32> },
 }
 
 /// See [`Order::Connect`].
@@ -52,10 +65,14 @@ pub struct Connect {
 pub enum Reply {
     /// To `Connect` and `Churn`.
     Dialed(Dialed),
-    /// To `Begin`, `Stall` and `Resume`.
+    /// To what asks for nothing.
     Done,
-    /// To `End`.
+    /// To `End` and `Take`.
     Counted { counts: Counts, latencies: LatencyPairs },
+    /// To `Returned`.
+    Returned(Returned),
+    /// To `Settle`.
+    Settled(Settled),
     /// The process can't go on.
     Failed(String),
 }

@@ -96,6 +96,16 @@ pub struct Server {
     /// As it was run, or how it was attached to.
     pub command: String,
     output_path: PathBuf,
+    /// How to start it once more.
+    recipe: Option<Recipe>,
+}
+
+/// What starts a server.
+#[derive(Debug, Clone)]
+struct Recipe {
+    template: String,
+    places: Places,
+    name: String,
 }
 
 impl Server {
@@ -108,6 +118,7 @@ impl Server {
             address,
             command: format!("(attached to a running process on {address})"),
             output_path: PathBuf::new(),
+            recipe: None,
         })
     }
 
@@ -116,16 +127,34 @@ impl Server {
     /// With `{ports_file}` in the template the server chooses its port and writes the file when it is ready; without, it
     /// is ready when it accepts on `{port}` (or `{listen}`).
     pub fn start(template: &str, places: &Places, scratch: &Scratch) -> Result<Self> {
-        let ports_file = scratch.file("ports.json");
-        let config = scratch.file("config.toml");
+        Self::start_at(template, places, scratch, "server", None)
+    }
+
+    /// The same under a name of its own in `scratch`, and on `listen` (one port) instead of a port that is free.
+    pub fn start_at(
+        template: &str,
+        places: &Places,
+        scratch: &Scratch,
+        name: &str,
+        listen: Option<&[SocketAddrV4]>,
+    ) -> Result<Self> {
+        let ports_file = scratch.file(&format!("{name}-ports.json"));
+        let config = scratch.file(&format!("{name}-config.toml"));
         fs::write(&config, &places.config)?;
-        let output_path = scratch.file("server.log");
+        let output_path = scratch.file(&format!("{name}.log"));
         if ports_file.exists() {
             fs::remove_file(&ports_file)?;
         }
         let has_ports_file = template.contains("{ports_file}");
-        let port = free_port()?;
-        let listen = if has_ports_file { "127.0.0.1:0".to_owned() } else { format!("127.0.0.1:{port}") };
+        let port = match listen.and_then(<[_]>::first) {
+            Some(address) => address.port(),
+            None => free_port()?,
+        };
+        let listen = match listen {
+            Some(addresses) => addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
+            None if has_ports_file => "127.0.0.1:0".to_owned(),
+            None => format!("127.0.0.1:{port}"),
+        };
         let corecast = crate::cli::corecast_path()?;
         let cores: Vec<String> = places.cores.iter().map(ToString::to_string).collect();
         let fill = |word: &str| {
@@ -159,10 +188,29 @@ impl Server {
                 address,
                 command: words.join(" "),
                 output_path: output_path.clone(),
+                recipe: Some(Recipe {
+                    template: template.to_owned(),
+                    places: places.clone(),
+                    name: name.to_owned(),
+                }),
             }),
             Ok(address) => bail!("the server listens on {address}; the generator speaks IPv4 only"),
             Err(error) => Err(error.context(format!("{}\n{}", words.join(" "), tail(&output_path)))),
         }
+    }
+
+    /// Ends the process with SIGKILL and runs its command again, on the address that it had. Returns when it is ready.
+    ///
+    /// # Errors
+    /// It was attached to, or doesn't start again.
+    pub fn kill_and_restart(&mut self, scratch: &Scratch) -> Result<()> {
+        let Some(Recipe { template, places, name }) = self.recipe.take() else {
+            bail!("a server that was attached to can't be started again: leave out --pid");
+        };
+        // Dropping kills, and waits for the end.
+        self.owned = None;
+        *self = Self::start_at(&template, &places, scratch, &name, Some(&[self.address]))?;
+        Ok(())
     }
 
     /// An error if the server has ended by itself, with the last it said.
@@ -247,7 +295,7 @@ fn wait_until_ready<T>(owned: &mut Owned, mut ready: impl FnMut() -> Option<T>) 
 }
 
 /// A port that nobody listens on now.
-fn free_port() -> Result<u16> {
+pub fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 

@@ -20,14 +20,14 @@ const STUCK_NS: u64 = 5_000_000_000;
 /// Between two looks of a closed loop at its window: short beside a delivery to a thousand sockets.
 const WINDOW_LOOK_NS: u64 = 20_000;
 /// Overdue messages that are published before the clock is looked at again.
-const PUBLISH_BATCH_MAX: u64 = 4_096;
+pub const PUBLISH_BATCH_MAX: u64 = 4_096;
 /// Bytes that are gathered before they are sent.
 const OUT_BYTES_MAX: usize = 64 * 1024;
 /// What an HTTP answer may be long.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
 /// A way to the server.
-pub trait Publish {
+pub trait Publish: Send {
     /// Takes one message; it leaves by the next [`flush`](Self::flush) at the latest.
     fn publish(&mut self, room: u32, payload: &[u8]) -> Result<()>;
     /// Sends all that was taken.
@@ -133,7 +133,8 @@ impl Author {
         Ok(sent)
     }
 
-    fn publish(&mut self, intended_ns: u64, to: &mut dyn Publish) -> Result<()> {
+    /// Writes and publishes the next message.
+    pub fn publish(&mut self, intended_ns: u64, to: &mut dyn Publish) -> Result<()> {
         let (room, payload) = self.write(intended_ns);
         to.publish(room, payload)
     }
@@ -305,15 +306,16 @@ pub struct WebSocketPublisher {
 impl WebSocketPublisher {
     /// Joins every room.
     pub fn connect(address: SocketAddrV4, path: &PathTemplate, rooms: u32) -> Result<Self> {
-        let dial = Dial { address, parallel: 16, process: 127, opened_before: 0 };
+        let dial = Dial::to(address, 127, 16);
         let mut opened: Vec<_> = (0..rooms).map(|_| None).collect();
+        let path = path.clone();
         let dialed = dial.open(
             rooms as usize,
-            |index| path.fill(std::iter::once(index as u32)),
+            move |index| path.fill(std::iter::once(index as u32)),
             |one| opened[one.index] = Some(one.stream),
         )?;
-        if dialed.failed > 0 {
-            bail!("{} of {rooms} publishers failed: {}", dialed.failed, dialed.errors.join("; "));
+        if dialed.done < rooms as usize {
+            bail!("{} of {rooms} publishers connected: {}", dialed.done, dialed.errors.join("; "));
         }
         Ok(Self {
             streams: opened.into_iter().flatten().collect(),

@@ -2,37 +2,44 @@
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
-use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result, bail};
 
+use crate::board::Board;
+use crate::comeback::{Comeback, Return};
+use crate::dial::{Dialing, Opened, PATIENCE_NS};
 use crate::orders::{Connect, Order, Receiving, Reply};
-use crate::sys::{self, Epoll, Ready, SharedCounters, Watch};
+use crate::sys::{self, Epoll, Ready, Watch};
 use crate::tally::Tally;
 use crate::wire::{self, Event, FrameParser};
-
-/// Shared counters per receiver process: deliveries since the measurement began, and the first incomplete message.
-pub const COUNTERS_PER_PROCESS: usize = 2;
 
 /// One receive takes what a socket holds after a burst.
 const BUFFER_BYTES: usize = 256 * 1024;
 const EVENTS_MAX: usize = 1_024;
 const CONTROL: u64 = u64::MAX;
+/// Between two looks at what is being dialed, for who sleeps in epoll otherwise.
+const DIAL_LOOK_MS: i32 = 1;
+/// Close code of a client that leaves (RFC 6455 section 7.4.1).
+const LEAVING: u16 = 1000;
 
 /// Runs until standard input ends, which it does when the generator dies.
 pub fn run(index: usize, processes: usize, counters_path: &str, receiving: Receiving) -> Result<()> {
     sys::sharpen_timers();
     sys::raise_descriptor_limit().context("raising the descriptor limit")?;
-    let counters = SharedCounters::open(counters_path, processes * COUNTERS_PER_PROCESS)
+    let board = Board::open(counters_path, processes)
         .with_context(|| format!("opening the shared counters at {counters_path}"))?;
     let epoll = Epoll::new(EVENTS_MAX)?;
     epoll.add(&io::stdin(), CONTROL, Watch::Level)?;
     let mut receiver = Receiver {
         index,
-        counters,
+        board,
         epoll,
         connections: Vec::new(),
+        open: 0,
         tally: None,
+        dialing: None,
+        connecting_since_ns: None,
+        comeback: None,
         buffer: vec![0; BUFFER_BYTES],
         orders: Vec::new(),
     };
@@ -41,10 +48,16 @@ pub fn run(index: usize, processes: usize, counters_path: &str, receiving: Recei
 
 struct Receiver {
     index: usize,
-    counters: SharedCounters,
+    board: Board,
     epoll: Epoll,
     connections: Vec<Option<Connection>>,
+    /// Those of `connections` that are there.
+    open: u64,
     tally: Option<Tally>,
+    dialing: Option<Dialing>,
+    /// The order to connect has no answer yet; when a connection last made progress.
+    connecting_since_ns: Option<u64>,
+    comeback: Option<Comeback>,
     buffer: Vec<u8>,
     /// The beginning of an order.
     orders: Vec<u8>,
@@ -56,18 +69,22 @@ struct Connection {
     first_room: u32,
     /// The server's Close frame came.
     close_code: Option<Option<u16>>,
+    /// Our Close frame was first.
+    is_leaving: bool,
 }
 
 impl Receiver {
     fn run(&mut self, receiving: Receiving) -> Result<()> {
         let mut ready: Vec<Ready> = Vec::with_capacity(EVENTS_MAX);
-        let timeout_ms = match receiving {
-            Receiving::Epoll => -1,
-            Receiving::Poll { .. } => 0,
-        };
         loop {
             ready.clear();
-            self.epoll.wait(timeout_ms, &mut ready)?;
+            let is_dialing = self.dialing.as_ref().is_some_and(|dialing| !dialing.is_idle());
+            let (wait_ms, dial_ms) = match receiving {
+                Receiving::Epoll if is_dialing => (0, DIAL_LOOK_MS),
+                Receiving::Epoll => (-1, 0),
+                Receiving::Poll { .. } => (0, 0),
+            };
+            self.epoll.wait(wait_ms, &mut ready)?;
             for news in &ready {
                 if news.token == CONTROL {
                     if !self.take_orders()? {
@@ -77,9 +94,11 @@ impl Receiver {
                     self.receive(news.token as usize, news.ended);
                 }
             }
+            let has_dialed = self.dial(dial_ms)?;
             self.show_progress();
             if let Receiving::Poll { interval_ns } = receiving
                 && ready.len() < EVENTS_MAX
+                && !has_dialed
             {
                 sys::sleep_until_ns(sys::monotonic_ns() + interval_ns);
             }
@@ -88,9 +107,76 @@ impl Receiver {
 
     fn show_progress(&self) {
         let Some(tally) = &self.tally else { return };
-        let first = self.index * COUNTERS_PER_PROCESS;
-        self.counters.at(first).store(tally.counts.delivered, Ordering::Release);
-        self.counters.at(first + 1).store(tally.complete(), Ordering::Release);
+        let back = self.comeback.as_ref().map_or(0, Comeback::back);
+        let shown = [tally.counts.delivered, tally.complete(), self.open, back, tally.heard()];
+        self.board.show(self.index, shown);
+    }
+
+    /// Takes the connections that are being opened a step further; says whether anything happened.
+    fn dial(&mut self, timeout_ms: i32) -> Result<bool> {
+        let Some(dialing) = &mut self.dialing else { return Ok(false) };
+        let mut opened = Vec::new();
+        let happened = !dialing.is_idle() && dialing.turn(timeout_ms, &mut |one| opened.push(one))?;
+        let is_waiting = dialing.is_waiting();
+        for one in opened {
+            self.admit(one)?;
+        }
+        if let Some(since_ns) = self.connecting_since_ns {
+            let now_ns = sys::monotonic_ns();
+            let is_moving = happened || is_waiting;
+            self.connecting_since_ns = Some(if is_moving { now_ns } else { since_ns });
+            self.finish_connecting(!is_moving && now_ns - since_ns > PATIENCE_NS)?;
+        }
+        Ok(happened)
+    }
+
+    /// Answers the order to connect once all is done, given up or called off.
+    fn finish_connecting(&mut self, is_hopeless: bool) -> Result<()> {
+        let Some(dialing) = &mut self.dialing else { return Ok(()) };
+        if is_hopeless {
+            dialing.give_up("made no progress for 10 s");
+        }
+        if !dialing.is_idle() && !self.board.is_stopped() {
+            return Ok(());
+        }
+        self.connecting_since_ns = None;
+        let dialed = dialing.dialed();
+        if !dialing.is_idle() {
+            self.dialing = None;
+        }
+        answer(&Reply::Dialed(dialed))
+    }
+
+    /// Takes in a connection whose 101 has come.
+    fn admit(&mut self, one: Opened) -> Result<()> {
+        let Some(tally) = &mut self.tally else { return Ok(()) };
+        let Opened { index, stream, opened_ns, rest } = one;
+        let first_room = tally.first_room(index);
+        let parser = FrameParser::default();
+        let mut connection = Connection { stream, parser, first_room, close_code: None, is_leaving: false };
+        if let Some(comeback) = &mut self.comeback {
+            comeback.open(index, opened_ns);
+            tally.rejoin(index, opened_ns);
+        }
+        if !rest.is_empty()
+            && let Err(error) = connection.take(index, &rest, tally)
+        {
+            bail!("connection {index}: {error}");
+        }
+        self.epoll.add(&connection.stream, index as u64, Watch::Input)?;
+        self.connections[index] = Some(connection);
+        self.open += 1;
+        Ok(())
+    }
+
+    /// A connection is gone; it comes back if that was ordered.
+    fn part_with(&mut self, index: usize) -> Option<Connection> {
+        let connection = self.connections[index].take()?;
+        self.open -= 1;
+        if let (Some(comeback), Some(dialing)) = (&mut self.comeback, &mut self.dialing) {
+            dialing.push(index, comeback.end(index, sys::monotonic_ns()));
+        }
+        Some(connection)
     }
 
     /// Reads one connection until it is drained.
@@ -117,12 +203,15 @@ impl Receiver {
         };
         if let Some(end) = end {
             let end = match connection.close_code {
-                Some(Some(code)) => code.to_string(),
-                Some(None) => "1005".to_owned(),
-                None => end,
+                Some(Some(LEAVING)) if connection.is_leaving => None,
+                Some(Some(code)) => Some(code.to_string()),
+                Some(None) => Some("1005".to_owned()),
+                None => Some(end),
             };
-            *tally.counts.closes.entry(end).or_default() += 1;
-            self.connections[index] = None;
+            if let Some(end) = end {
+                *tally.counts.closes.entry(end).or_default() += 1;
+            }
+            self.part_with(index);
         }
     }
 
@@ -137,36 +226,54 @@ impl Receiver {
         while let Some(end) = self.orders.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = self.orders.drain(..=end).collect();
             let order = serde_json::from_slice(&line).context("an order that is no order")?;
-            let reply = self.obey(order).unwrap_or_else(|error| Reply::Failed(format!("{error:#}")));
-            let mut out = io::stdout().lock();
-            serde_json::to_writer(&mut out, &reply)?;
-            out.write_all(b"\n")?;
-            out.flush()?;
+            match self.obey(order) {
+                Ok(None) => {}
+                Ok(Some(reply)) => answer(&reply)?,
+                Err(error) => answer(&Reply::Failed(format!("{error:#}")))?,
+            }
         }
         Ok(true)
     }
 
-    fn obey(&mut self, order: Order) -> Result<Reply> {
-        match order {
-            Order::Connect(connect) => self.connect(connect),
+    /// Obeys an order; `None` where the answer comes later.
+    fn obey(&mut self, order: Order) -> Result<Option<Reply>> {
+        Ok(Some(match order {
+            Order::Connect(connect) => {
+                self.connect(connect)?;
+                return Ok(None);
+            }
             Order::Churn { dial, path, seating, first, count } => {
-                let dialed = dial.churn(count, |index| path.fill(seating.rooms_of(first + index)))?;
-                Ok(Reply::Dialed(dialed))
+                let path = move |index| path.fill(seating.rooms_of(first + index));
+                Reply::Dialed(dial.churn(count, path, || self.board.is_stopped())?)
             }
             Order::Begin { number, track } => {
                 self.tally_mut()?.begin(number, track);
                 self.show_progress();
-                Ok(Reply::Done)
+                Reply::Done
             }
             Order::End => {
                 let tally = self.tally_mut()?;
-                Ok(Reply::Counted { counts: tally.counts.clone(), latencies: tally.latencies.pairs() })
+                Reply::Counted { counts: tally.counts.clone(), latencies: tally.latencies.pairs() }
             }
-            Order::Stall { every } => {
+            Order::Take => {
+                let tally = self.tally_mut()?;
+                let latencies = tally.latencies.pairs();
+                tally.latencies.clear();
+                Reply::Counted { counts: std::mem::take(&mut tally.counts), latencies }
+            }
+            Order::Stall { every, receive_bytes } => {
                 for connection in self.connections.iter().step_by(every.max(1)).flatten() {
-                    self.epoll.remove(&connection.stream)?;
+                    if let Some(bytes) = receive_bytes {
+                        sys::shrink_receive_buffer(&connection.stream, bytes)?;
+                    }
+                    // Who is stalled already is not registered; for it everything is as ordered.
+                    if let Err(error) = self.epoll.remove(&connection.stream)
+                        && error.kind() != io::ErrorKind::NotFound
+                    {
+                        return Err(error.into());
+                    }
                 }
-                Ok(Reply::Done)
+                Reply::Done
             }
             Order::Resume => {
                 for (index, connection) in self.connections.iter().enumerate() {
@@ -176,59 +283,94 @@ impl Receiver {
                         self.epoll.modify(&connection.stream, index as u64, Watch::Input)?;
                     }
                 }
-                Ok(Reply::Done)
+                Reply::Done
             }
-        }
+            Order::Return(plan) => {
+                self.expect_returns(&plan)?;
+                Reply::Done
+            }
+            Order::Cut => {
+                for index in 0..self.connections.len() {
+                    if let Some(connection) = self.part_with(index) {
+                        sys::abort(connection.stream)?;
+                    }
+                }
+                Reply::Done
+            }
+            Order::Leave { every, offset } => {
+                for connection in self.connections.iter_mut().skip(offset).step_by(every.max(1)).flatten() {
+                    connection.leave();
+                }
+                Reply::Done
+            }
+            Order::Returned => {
+                let tally = self.tally_mut()?;
+                let (heard, firsts) = (tally.heard(), tally.firsts());
+                let dialed = self.dialing.as_ref().map(Dialing::dialed).unwrap_or_default();
+                let comeback = self.comeback.as_ref().context("nobody was told to come back")?;
+                Reply::Returned(comeback.returned(dialed, heard, firsts))
+            }
+            Order::Settle { heads } => {
+                let connections = &self.connections;
+                let tally = self.tally.as_ref().context("an order to settle before the order to connect")?;
+                Reply::Settled(tally.settle(&heads, |index| connections[index].is_some()))
+            }
+        }))
+    }
+
+    /// From now on who ends comes back.
+    fn expect_returns(&mut self, plan: &Return) -> Result<()> {
+        let connections = self.connections.len();
+        self.tally_mut()?.expect_returns(plan.timetable);
+        let dialing = self.dialing.as_mut().context("an order to return before the order to connect")?;
+        // All at once means all: nobody waits for a place.
+        dialing.come_back(plan.retry_ns, connections);
+        self.comeback = Some(Comeback::new(plan, connections));
+        Ok(())
     }
 
     fn tally_mut(&mut self) -> Result<&mut Tally> {
         self.tally.as_mut().context("an order to count before the order to connect")
     }
 
-    fn connect(&mut self, connect: Connect) -> Result<Reply> {
+    /// Begins to open connections; the answer comes when all have their 101 or have failed.
+    fn connect(&mut self, connect: Connect) -> Result<()> {
         let Connect { dial, path, seating, first, connections } = connect;
         if self.tally.is_some() {
             bail!("a second order to connect");
         }
-        let mut tally = Tally::new(seating, first, connections);
-        let mut opened: Vec<_> = (0..connections).map(|_| None).collect();
-        let mut rests = Vec::new();
-        let dialed = dial.open(
-            connections,
-            |index| path.fill(seating.rooms_of(first + index)),
-            |one| {
-                let first_room = seating.first_room(first + one.index);
-                let parser = FrameParser::default();
-                let connection = Connection { stream: one.stream, parser, first_room, close_code: None };
-                opened[one.index] = Some(connection);
-                if !one.rest.is_empty() {
-                    rests.push((one.index, one.rest));
-                }
-            },
-        )?;
-        for (index, rest) in rests {
-            if let Some(connection) = &mut opened[index]
-                && let Err(error) = connection.take(index, &rest, &mut tally)
-            {
-                bail!("connection {index}: {error}");
-            }
-        }
-        for (index, connection) in opened.iter().enumerate() {
-            if let Some(connection) = connection {
-                self.epoll.add(&connection.stream, index as u64, Watch::Input)?;
-            }
-        }
-        self.connections = opened;
-        self.tally = Some(tally);
-        Ok(Reply::Dialed(dialed))
+        self.tally = Some(Tally::new(seating, first, connections));
+        self.connections = (0..connections).map(|_| None).collect();
+        let path = move |index| path.fill(seating.rooms_of(first + index));
+        let mut dialing = Dialing::new(dial, Box::new(path), false)?;
+        dialing.push_all(connections);
+        self.dialing = Some(dialing);
+        self.connecting_since_ns = Some(sys::monotonic_ns());
+        self.finish_connecting(false)
     }
 }
 
+/// Answers an order: one line on standard output.
+fn answer(reply: &Reply) -> Result<()> {
+    let mut out = io::stdout().lock();
+    serde_json::to_writer(&mut out, reply)?;
+    out.write_all(b"\n")?;
+    Ok(out.flush()?)
+}
+
 impl Connection {
+    /// Sends the Close frame of a client that leaves; its end is seen when the server has answered.
+    fn leave(&mut self) {
+        let mut frame = Vec::new();
+        wire::client_frame(wire::CLOSE, &LEAVING.to_be_bytes(), &mut frame);
+        // A socket that takes no frame is ending already: its end is news of its own.
+        self.is_leaving |= self.stream.write(&frame).is_ok_and(|written| written == frame.len());
+    }
+
     /// Takes received bytes: counts messages, answers pings and the Close frame. The error is the name of the end.
     fn take(&mut self, index: usize, input: &[u8], tally: &mut Tally) -> Result<(), String> {
         let now_ns = sys::monotonic_ns();
-        let Self { stream, parser, first_room, close_code } = self;
+        let Self { stream, parser, first_room, close_code, is_leaving } = self;
         let mut replies = Vec::new();
         let fed = parser.feed(input, |event| match event {
             Event::Message { prefix, bytes } => tally.take(index, *first_room, prefix, bytes, now_ns),
@@ -239,7 +381,10 @@ impl Connection {
             Event::Pong => {}
             Event::Close(code) => {
                 *close_code = Some(code);
-                wire::client_frame(wire::CLOSE, &code.unwrap_or(1000).to_be_bytes(), &mut replies);
+                // Ours was first where we leave: nothing may follow it.
+                if !*is_leaving {
+                    wire::client_frame(wire::CLOSE, &code.unwrap_or(1000).to_be_bytes(), &mut replies);
+                }
             }
         });
         // A reply that doesn't fit the socket's buffer is left out: the server that never reads finds out by its time-out.

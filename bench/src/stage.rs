@@ -1,6 +1,6 @@
 //! A stage: a fresh server (with its Redis) or the floor, receivers before it, and a load measured on it.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, SocketAddrV4};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -143,23 +143,62 @@ impl Bench {
         self.stage(self.common.shards, &self.common.server_cores)
     }
 
+    /// Ends a stage's server with SIGKILL and starts it again on the same address.
+    pub fn kill_and_restart(&self, stage: &mut Stage) -> Result<()> {
+        stage.server.kill_and_restart(&self.scratch)
+    }
+
+    /// Starts a server by the command line's command, under a name of its own and on these addresses.
+    pub fn start_server_at(&self, places: &Places, name: &str, listen: &[SocketAddrV4]) -> Result<Server> {
+        Server::start_at(&self.common.server_command()?, places, &self.scratch, name, Some(listen))
+    }
+
+    /// What computes CPU and memory of a stage's server as it is now, and of the generator.
+    pub fn meter(&self, stage: &Stage, receivers: &Receivers) -> Meter {
+        self.meter_of(&[stage.server.pid], stage.redis.as_ref(), &stage.cores, receivers)
+    }
+
+    /// The same for several servers.
+    pub fn meter_of(
+        &self,
+        servers: &[u32],
+        redis: Option<&Redis>,
+        cores: &[usize],
+        receivers: &Receivers,
+    ) -> Meter {
+        let mut generator = receiver_names(receivers);
+        generator.push(("publisher".to_owned(), std::process::id()));
+        generator.extend(redis.and_then(Redis::pid).map(|pid| ("redis".to_owned(), pid)));
+        Meter::of_servers(servers, generator, cores, &self.common.generator_cores)
+    }
+
     /// Receivers connected to a stage, and a publisher to it.
     pub fn server_side(&self, stage: &Stage, seating: Seating, clients: usize, bytes: usize) -> Result<Side> {
         let audience = self.audience(stage, seating, clients);
         let mut receivers = Receivers::start(&self.crewing(), audience)?;
-        let mut generator = receiver_names(&receivers);
-        generator.push(("publisher".to_owned(), std::process::id()));
-        generator.extend(stage.redis.as_ref().and_then(Redis::pid).map(|pid| ("redis".to_owned(), pid)));
-        let meter = Meter::new(stage.server.pid, generator, &stage.cores, &self.common.generator_cores);
+        let meter = self.meter(stage, &receivers);
         receivers.connect().context("connecting to the server")?;
         let publisher = self.publisher(stage, seating)?;
-        Ok(Side {
+        Ok(self.side_of(receivers, meter, publisher, seating, bytes))
+    }
+
+    /// A side of receivers that are connected, and what publishes to the server before them.
+    pub fn side_of(
+        &self,
+        receivers: Receivers,
+        meter: Meter,
+        publisher: Box<dyn Publish>,
+        seating: Seating,
+        bytes: usize,
+    ) -> Side {
+        let clients = receivers.connections_by_process().iter().sum();
+        Side {
             name: "server",
             members: seating.members(0..clients),
             receivers,
             meter,
             source: Source::Server { author: Author::new(seating.rooms, bytes), publisher },
-        })
+        }
     }
 
     /// Receivers connected to the floor, on the first of the server's cores.
@@ -208,7 +247,8 @@ impl Bench {
         }
     }
 
-    fn publisher(&self, stage: &Stage, seating: Seating) -> Result<Box<dyn Publish>> {
+    /// What sends messages to a stage, as the command line says.
+    pub fn publisher(&self, stage: &Stage, seating: Seating) -> Result<Box<dyn Publish>> {
         let common = &self.common;
         Ok(match common.publish {
             PublishVia::Redis => {

@@ -182,6 +182,24 @@ pub fn connect(address: SocketAddrV4, source: Option<Ipv4Addr>) -> io::Result<Tc
     }
 }
 
+/// Ends a connection as the death of its owner's machine would: what is under way is forgotten, the peer gets a reset, and no
+/// port stays behind in TIME_WAIT.
+pub fn abort(stream: TcpStream) -> io::Result<()> {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    let bytes = size_of::<libc::linger>() as libc::socklen_t;
+    let (fd, value) = (stream.as_raw_fd(), (&raw const linger).cast());
+    // SAFETY: `linger` is valid for the length of the call and its size is given truly.
+    check(unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_LINGER, value, bytes) })?;
+    drop(stream);
+    Ok(())
+}
+
+/// Bounds what the kernel keeps unread for a socket; the kernel doubles it for its own accounts (socket(7)).
+pub fn shrink_receive_buffer(stream: &TcpStream, bytes: usize) -> io::Result<()> {
+    let bytes = c_int::try_from(bytes).unwrap_or(c_int::MAX);
+    set_option(stream, libc::SOL_SOCKET, libc::SO_RCVBUF, bytes)
+}
+
 const ADDRESS_BYTES: libc::socklen_t = size_of::<libc::sockaddr_in>() as libc::socklen_t;
 
 fn socket_address(address: SocketAddrV4) -> libc::sockaddr_in {
@@ -193,7 +211,7 @@ fn socket_address(address: SocketAddrV4) -> libc::sockaddr_in {
     }
 }
 
-fn set_option(socket: &OwnedFd, level: c_int, name: c_int, value: c_int) -> io::Result<()> {
+fn set_option(socket: &impl AsRawFd, level: c_int, name: c_int, value: c_int) -> io::Result<()> {
     let bytes = size_of::<c_int>() as libc::socklen_t;
     // SAFETY: `value` is valid for the length of the call and its size is given truly.
     check(unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), bytes) })

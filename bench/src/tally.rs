@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::latency::Latencies;
+use crate::latency::{Latencies, LatencyPairs};
+use crate::rhythm::Timetable;
 use crate::schedule;
 use crate::stamp::Stamp;
 
@@ -51,6 +52,9 @@ pub struct Counts {
     pub delivered: u64,
     /// Messages that were passed over and have not arrived since.
     pub gaps: u64,
+    /// Messages that a connection missed because it was not there: before the 101 with which it came back.
+    #[serde(default)]
+    pub absent: u64,
     /// Messages that had arrived before.
     pub duplicates: u64,
     /// Messages that arrived after a later one.
@@ -73,6 +77,7 @@ impl Counts {
     pub fn merge(&mut self, other: &Counts) {
         self.delivered += other.delivered;
         self.gaps += other.gaps;
+        self.absent += other.absent;
         self.duplicates += other.duplicates;
         self.out_of_order += other.out_of_order;
         self.wrong_room += other.wrong_room;
@@ -86,8 +91,29 @@ impl Counts {
 
     /// Whether every message that was seen was seen where, when and as often as it should.
     pub fn is_clean(&self) -> bool {
+        self.is_faithful() && self.closes.is_empty()
+    }
+
+    /// The same, whoever was closed: no connection missed anything while it was there.
+    pub fn is_faithful(&self) -> bool {
         self.gaps + self.duplicates + self.out_of_order + self.wrong_room + self.unreadable == 0
-            && self.closes.is_empty()
+    }
+}
+
+/// What is still open when nothing comes any more, of all connections of a process.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settled {
+    /// Messages that connections which are there have not had: lost without a word.
+    pub missing: u64,
+    /// Messages since their end that connections which are gone have not had, and since they are back before their 101.
+    pub absent: u64,
+}
+
+impl Settled {
+    /// Adds another process's.
+    pub fn merge(&mut self, other: &Settled) {
+        self.missing += other.missing;
+        self.absent += other.absent;
     }
 }
 
@@ -95,13 +121,28 @@ impl Counts {
 #[derive(Debug, Clone, Copy, Default)]
 struct Seat {
     next: u32,
+    /// The connection has come back and has heard nothing here since.
+    is_new_life: bool,
     /// Bit n: message `next - 1 - n` has arrived.
     arrived: u64,
+}
+
+/// What is known of connections that end and come back.
+struct Lives {
+    timetable: Timetable,
+    /// When each connection's last 101 came; 0: that of the beginning.
+    opened_ns: Vec<u64>,
+    /// Came back and has heard nothing since.
+    is_deaf: Vec<bool>,
+    firsts: Latencies,
+    heard: u64,
 }
 
 /// The deliveries of one receiver process.
 pub struct Tally {
     seating: Seating,
+    /// Number of the first connection within the run.
+    first: usize,
     seats: Vec<Seat>,
     /// Since the measurement began.
     pub counts: Counts,
@@ -112,6 +153,7 @@ pub struct Tally {
     complete: u64,
     /// Copies that have arrived of the messages from `complete` on, at their number modulo [`TRACKED_MAX`].
     copies: Option<Vec<u32>>,
+    lives: Option<Lives>,
 }
 
 impl Tally {
@@ -119,13 +161,76 @@ impl Tally {
     pub fn new(seating: Seating, first: usize, connections: usize) -> Self {
         Self {
             seating,
+            first,
             seats: vec![Seat::default(); connections * seating.rooms_per_connection as usize],
             counts: Counts::default(),
             latencies: Latencies::new(),
             members: seating.members(first..first + connections),
             complete: 0,
             copies: None,
+            lives: None,
         }
+    }
+
+    /// The first room of a connection, by its index in this process.
+    pub fn first_room(&self, connection: usize) -> u32 {
+        self.seating.first_room(self.first + connection)
+    }
+
+    /// Connections may end and come back from now on, while messages are due by `timetable`.
+    pub fn expect_returns(&mut self, timetable: Timetable) {
+        let connections = self.seats.len() / self.seating.rooms_per_connection as usize;
+        self.lives = Some(Lives {
+            timetable,
+            opened_ns: vec![0; connections],
+            is_deaf: vec![false; connections],
+            firsts: Latencies::new(),
+            heard: 0,
+        });
+    }
+
+    /// `connection` had its 101 again at `opened_ns`: what is due after that it is owed.
+    pub fn rejoin(&mut self, connection: usize, opened_ns: u64) {
+        let Some(lives) = &mut self.lives else { return };
+        lives.opened_ns[connection] = opened_ns;
+        lives.is_deaf[connection] = true;
+        let rooms = self.seating.rooms_per_connection as usize;
+        for seat in &mut self.seats[connection * rooms..][..rooms] {
+            seat.is_new_life = true;
+        }
+    }
+
+    /// Connections that came back and have heard something since, each time counted.
+    pub fn heard(&self) -> u64 {
+        self.lives.as_ref().map_or(0, |lives| lives.heard)
+    }
+
+    /// From a return's 101 to its first delivery.
+    pub fn firsts(&self) -> LatencyPairs {
+        self.lives.as_ref().map(|lives| lives.firsts.pairs()).unwrap_or_default()
+    }
+
+    /// Compares with the messages that each room has had; `is_open` tells which connections are there.
+    pub fn settle(&self, heads: &[u32], is_open: impl Fn(usize) -> bool) -> Settled {
+        let rooms_each = self.seating.rooms_per_connection as usize;
+        let mut settled = Settled::default();
+        for (at, seat) in self.seats.iter().enumerate() {
+            let (connection, place) = (at / rooms_each, (at % rooms_each) as u32);
+            let first_room = self.first_room(connection);
+            let room = (first_room + place) % self.seating.rooms;
+            let behind = heads.get(room as usize).map_or(0, |head| head.saturating_sub(seat.next));
+            let owed = match &self.lives {
+                _ if !is_open(connection) => 0,
+                Some(lives) if seat.is_new_life => {
+                    let from = lives.timetable.first_owed(room, lives.opened_ns[connection]);
+                    behind.saturating_sub(from.saturating_sub(seat.next))
+                }
+                _ => behind,
+            };
+            settled.missing += u64::from(owed);
+            settled.absent += u64::from(behind - owed);
+        }
+        settled
     }
 
     /// Forgets what was counted, not who has seen what. With `track`, completeness is counted from message `number` on.
@@ -159,6 +264,14 @@ impl Tally {
             return;
         }
         let seat = &mut self.seats[connection * rooms_per_connection as usize + place as usize];
+        if let Some(lives) = self.lives.as_mut().filter(|lives| seat.is_new_life || lives.is_deaf[connection])
+        {
+            lives.hear(connection, now_ns);
+            if seat.is_new_life {
+                let owed = lives.timetable.first_owed(stamp.room, lives.opened_ns[connection]);
+                seat.begin_life(stamp.sequence, owed, &mut self.counts);
+            }
+        }
         if stamp.sequence == seat.next {
             seat.next = seat.next.wrapping_add(1);
             seat.arrived = seat.arrived << 1 | 1;
@@ -191,7 +304,30 @@ impl Tally {
     }
 }
 
+impl Lives {
+    /// A delivery has come; the first one since the return is noted.
+    fn hear(&mut self, connection: usize, now_ns: u64) {
+        if std::mem::take(&mut self.is_deaf[connection]) {
+            self.firsts.record(now_ns.saturating_sub(self.opened_ns[connection]));
+            self.heard += 1;
+        }
+    }
+}
+
 impl Seat {
+    /// The first message of a new life is `sequence`, and all from `owed` on were due after it began: those before were
+    /// missed by being away, those from there on were lost.
+    fn begin_life(&mut self, sequence: u32, owed: u32, counts: &mut Counts) {
+        self.is_new_life = false;
+        let skipped = sequence.saturating_sub(self.next);
+        let lost = sequence.saturating_sub(owed.max(self.next)).min(skipped);
+        counts.gaps += u64::from(lost);
+        counts.absent += u64::from(skipped - lost);
+        if skipped > 0 {
+            (self.next, self.arrived) = (sequence, 0);
+        }
+    }
+
     /// A message that is not the next one; says whether it counts as delivered.
     fn take_irregular(&mut self, sequence: u32, counts: &mut Counts) -> bool {
         if sequence > self.next {
@@ -221,12 +357,13 @@ impl Seat {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rhythm::Rhythm;
     use crate::stamp::{STAMP_BYTES, blank_payload};
 
     fn take(tally: &mut Tally, connection: usize, room: u32, sequence: u32) {
         let mut payload = blank_payload(STAMP_BYTES);
         Stamp { room, sequence, intended_ns: 1_000 }.write(&mut payload);
-        let first_room = tally.seating.first_room(connection);
+        let first_room = tally.first_room(connection);
         tally.take(connection, first_room, &payload, payload.len() as u64, 5_000);
     }
 
@@ -278,6 +415,56 @@ mod tests {
         assert_eq!(tally.complete(), 1);
         take(&mut tally, 1, 0, 1);
         assert_eq!(tally.complete(), 2);
+    }
+
+    /// One message each 10 ns from 1,000 on.
+    fn timetable(rooms: u32) -> Timetable {
+        Timetable { rhythm: Rhythm::steady(1e8), start_ns: 1_000, first: 0, rooms }
+    }
+
+    #[test]
+    fn who_comes_back_has_missed_what_was_due_before_its_101_and_lost_what_was_due_after() {
+        let mut tally = one_room(3);
+        tally.expect_returns(timetable(1));
+        for connection in 0..3 {
+            (0..5).for_each(|sequence| take(&mut tally, connection, 0, sequence));
+        }
+        // Due at 1,100 is message 10, so the first after 1,105 is 11.
+        (0..2).for_each(|connection| tally.rejoin(connection, 1_105));
+        take(&mut tally, 0, 0, 11);
+        assert_eq!((tally.counts.absent, tally.counts.gaps), (6, 0));
+        take(&mut tally, 1, 0, 13);
+        assert_eq!((tally.counts.absent, tally.counts.gaps), (12, 2));
+        assert_eq!((tally.heard(), tally.counts.delivered), (2, 17));
+        // The third never came back.
+        let settled = tally.settle(&[15], |connection| connection < 2);
+        assert_eq!(settled, Settled { missing: 3 + 1, absent: 10 });
+        let owed = 3 * 15;
+        let Counts { delivered, absent, gaps, .. } = tally.counts;
+        assert_eq!(delivered + absent + gaps + settled.missing + settled.absent, owed);
+    }
+
+    #[test]
+    fn a_message_of_the_life_before_is_a_duplicate() {
+        let mut tally = one_room(1);
+        tally.expect_returns(timetable(1));
+        (0..5).for_each(|sequence| take(&mut tally, 0, 0, sequence));
+        tally.rejoin(0, 1_000);
+        take(&mut tally, 0, 0, 4);
+        assert_eq!((tally.counts.duplicates, tally.counts.absent), (1, 0));
+        take(&mut tally, 0, 0, 5);
+        assert_eq!((tally.counts.delivered, tally.counts.gaps), (6, 0));
+    }
+
+    #[test]
+    fn who_is_back_and_hears_nothing_has_lost_only_what_it_is_owed() {
+        let mut tally = Tally::new(Seating { rooms: 2, rooms_per_connection: 1 }, 1, 1);
+        tally.expect_returns(timetable(2));
+        // Room 1 has the odd numbers: its messages 0, 1, 2 are due at 1,010, 1,030, 1,050.
+        take(&mut tally, 0, 1, 0);
+        tally.rejoin(0, 1_045);
+        assert_eq!(tally.settle(&[4, 4], |_| true), Settled { missing: 2, absent: 1 });
+        assert_eq!(tally.settle(&[4, 4], |_| false), Settled { missing: 0, absent: 3 });
     }
 
     #[test]
