@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::orders::{PathTemplate, Receiving};
 use crate::process::resolve;
+use crate::scenario::{ScalePlan, SoakPlan, StormPlan};
 use crate::sys;
 
 /// Runs corecast from this program's folder. `{corecast}` is filled with its path.
@@ -36,6 +37,9 @@ Examples:
   corecast-bench fanout --server 'node server.js {port} {redis}' --path '/ws?room={room}'
   corecast-bench ingest --rooms 100 --members 1
   corecast-bench idle --preset workflow --path '/ws?username={room}' --clients 5000 --rooms 5000
+  corecast-bench storm --clients 10000 --cut server --pace 2s
+  corecast-bench soak --for 10m --growth-max 8MiB
+  corecast-bench scale --servers 6 --clients 100000
   corecast-bench burst --pid 1234 --url 'ws://127.0.0.1:8080/ws?room={room}' --redis 127.0.0.1:6379
 
 Raw results go to --out as JSON, with the machine, the kernel and the command.";
@@ -196,6 +200,33 @@ pub enum Command {
         /// Messages per send(), one measurement each.
         #[arg(long, value_delimiter = ',', default_value = "1,10")]
         gather: Vec<u64>,
+        /// See Common.
+        #[command(flatten)]
+        common: Common,
+    },
+    /// All connections are cut at once and come back at once.
+    Storm {
+        /// See StormPlan.
+        #[command(flatten)]
+        plan: StormPlan,
+        /// See Common.
+        #[command(flatten)]
+        common: Common,
+    },
+    /// A mixed load for a long time: nothing may be lost without a word, and nothing may grow.
+    Soak {
+        /// See SoakPlan.
+        #[command(flatten)]
+        plan: SoakPlan,
+        /// See Common.
+        #[command(flatten)]
+        common: Common,
+    },
+    /// More connections than one process may hold: several servers on one port, every message to everyone checked.
+    Scale {
+        /// See ScalePlan.
+        #[command(flatten)]
+        plan: ScalePlan,
         /// See Common.
         #[command(flatten)]
         common: Common,
@@ -423,7 +454,7 @@ fn split_url(url: &str) -> Result<(&str, &str)> {
 }
 
 /// A number and `us`, `ms`, `s` or `m`.
-fn parse_duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let at = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(at);
     let unit_seconds = match unit {
@@ -435,6 +466,21 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
     };
     let number: f64 = number.parse().map_err(|_| format!("{text:?} is no duration"))?;
     Duration::try_from_secs_f64(number * unit_seconds).map_err(|error| error.to_string())
+}
+
+/// A number and `B`, `KiB`, `MiB` or `GiB`.
+pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
+    let at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(at);
+    let shift = match unit {
+        "B" => 0,
+        "KiB" => 10,
+        "MiB" => 20,
+        "GiB" => 30,
+        _ => return Err(format!("{text:?} needs a unit: B, KiB, MiB or GiB")),
+    };
+    let number: u64 = number.parse().map_err(|_| format!("{text:?} is no size"))?;
+    number.checked_mul(1 << shift).ok_or_else(|| format!("{text:?} is beyond 64 bits"))
 }
 
 fn parse_receiving(text: &str) -> Result<ReceivingArgument, String> {
@@ -464,6 +510,15 @@ mod tests {
         assert_eq!(parse_duration("1.5s"), Ok(Duration::from_millis(1_500)));
         assert!(parse_duration("5").is_err());
         assert!(parse_duration("s").is_err());
+    }
+
+    #[test]
+    fn sizes_carry_their_unit() {
+        assert_eq!(parse_bytes("8MiB"), Ok(8 << 20));
+        assert_eq!(parse_bytes("0B"), Ok(0));
+        assert!(parse_bytes("8").is_err());
+        assert!(parse_bytes("MiB").is_err());
+        assert!(parse_bytes("18446744073709551615KiB").is_err());
     }
 
     #[test]

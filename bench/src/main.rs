@@ -110,6 +110,9 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::PresetCost { crowd, rate, group, common } => {
             one("preset-cost", common, |bench| ingest::preset_cost(bench, &crowd, rate, group))
         }
+        Command::Storm { plan, common } => one("storm", common, |bench| scenario::storm(bench, &plan)),
+        Command::Soak { plan, common } => one("soak", common, |bench| scenario::soak(bench, &plan)),
+        Command::Scale { plan, common } => one("scale", common, |bench| scenario::scale(bench, &plan)),
         Command::Floor { clients, rate, bytes, gather, common } => {
             one("floor", common, |bench| scenario::floor(bench, clients, rate, bytes, &gather))
         }
@@ -128,7 +131,15 @@ fn prepare(mut common: Common) -> Result<Bench> {
 
 fn one(name: &str, common: Common, measure: impl FnOnce(&Bench) -> Result<Outcome>) -> Result<ExitCode> {
     let bench = prepare(common)?;
-    let outcome = measure(&bench)?;
+    let outcome = match measure(&bench) {
+        Ok(outcome) => outcome,
+        // Before its first result: there is still the record that it was tried.
+        Err(error) if sys::interrupted() => {
+            eprintln!("corecast-bench: interrupted: {error:#}");
+            return finish(name, &bench, &[], &[], &[format!("interrupted: {error:#}")]);
+        }
+        Err(error) => return Err(error),
+    };
     report::print_outcome(&outcome);
     finish(name, &bench, &[outcome], &[], &[])
 }

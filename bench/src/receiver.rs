@@ -262,6 +262,9 @@ impl Receiver {
                 Reply::Counted { counts: std::mem::take(&mut tally.counts), latencies }
             }
             Order::Stall { every, receive_bytes } => {
+                if receive_bytes.is_some() {
+                    self.tally_mut()?.leave_untimed(every.max(1));
+                }
                 for connection in self.connections.iter().step_by(every.max(1)).flatten() {
                     if let Some(bytes) = receive_bytes {
                         sys::shrink_receive_buffer(&connection.stream, bytes)?;

@@ -1,5 +1,6 @@
 //! The scenarios: what is connected, which load is put on, and which figures come of it. One file each.
 
+mod account;
 mod burst;
 mod churn;
 mod duel;
@@ -8,8 +9,11 @@ mod fanout;
 mod floor;
 mod idle;
 mod saturate;
+mod scale;
 mod second_shard;
 mod slow;
+mod soak;
+mod storm;
 
 use anyhow::{Result, bail};
 use serde::Serialize;
@@ -22,12 +26,16 @@ pub use self::fanout::fanout;
 pub use self::floor::floor;
 pub use self::idle::idle;
 pub use self::saturate::saturate;
+pub use self::scale::{ScalePlan, scale};
 pub use self::second_shard::second_shard;
 pub use self::slow::slow;
+pub use self::soak::{SoakPlan, soak};
+pub use self::storm::{StormPlan, storm};
 
 use crate::cli::Crowd;
 use crate::figure::Figure;
 use crate::stage::Phase;
+use crate::sys;
 use crate::tally::Seating;
 
 /// What a scenario found.
@@ -149,6 +157,17 @@ pub(crate) fn crowd_json(crowd: &Crowd) -> Value {
         "rooms_per_client": crowd.rooms_per_client,
         "bytes": crowd.bytes,
     })
+}
+
+/// What a run found; nothing, with a note, where it failed because somebody interrupted it.
+pub(crate) fn cut_short<T>(found: Result<T>, outcome: &mut Outcome) -> Result<Option<T>> {
+    match found {
+        Err(error) if sys::interrupted() => {
+            outcome.notes.push(format!("interrupted: {error:#}"));
+            Ok(None)
+        }
+        found => found.map(Some),
+    }
 }
 
 pub(crate) fn progress(title: &str, run: usize, runs: usize) {

@@ -20,7 +20,7 @@ use crate::sys;
 use crate::tally::{Counts, Seating, TRACKED_MAX};
 
 /// Configuration of corecast with the route that puts one connection into many rooms.
-const ROOMS: &str = include_str!("../rooms.toml");
+pub(crate) const ROOMS: &str = include_str!("../rooms.toml");
 /// Deliveries that are owed are waited for as long as some come, and for this long without any.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
 /// Memory has settled when it is the same for so many looks.

@@ -154,6 +154,8 @@ pub struct Tally {
     /// Copies that have arrived of the messages from `complete` on, at their number modulo [`TRACKED_MAX`].
     copies: Option<Vec<u32>>,
     lives: Option<Lives>,
+    /// Every so many-th connection reads when it likes: its latency says nothing of the server.
+    untimed_every: Option<usize>,
 }
 
 impl Tally {
@@ -169,7 +171,13 @@ impl Tally {
             complete: 0,
             copies: None,
             lives: None,
+            untimed_every: None,
         }
+    }
+
+    /// From now on the latency of every so many-th connection is not counted.
+    pub fn leave_untimed(&mut self, every: usize) {
+        self.untimed_every = Some(every);
     }
 
     /// The first room of a connection, by its index in this process.
@@ -279,7 +287,9 @@ impl Tally {
             return;
         }
         self.counts.delivered += 1;
-        self.latencies.record(now_ns.saturating_sub(stamp.intended_ns));
+        if self.untimed_every.is_none_or(|every| !connection.is_multiple_of(every)) {
+            self.latencies.record(now_ns.saturating_sub(stamp.intended_ns));
+        }
         if self.copies.is_some() {
             self.track(schedule::number(stamp.room, stamp.sequence, rooms));
         }
@@ -442,6 +452,14 @@ mod tests {
         let owed = 3 * 15;
         let Counts { delivered, absent, gaps, .. } = tally.counts;
         assert_eq!(delivered + absent + gaps + settled.missing + settled.absent, owed);
+    }
+
+    #[test]
+    fn who_reads_when_it_likes_is_counted_and_not_timed() {
+        let mut tally = one_room(4);
+        tally.leave_untimed(2);
+        (0..4).for_each(|connection| take(&mut tally, connection, 0, 0));
+        assert_eq!((tally.counts.delivered, tally.latencies.percentiles().count), (4, 2));
     }
 
     #[test]
