@@ -175,6 +175,11 @@ fn run_case(bench: &Bench, plan: &Plan, rooms: u32, members: u32, outcome: &mut 
         progress(&case, run, bench.common.runs);
         for (index, bed) in beds.iter_mut().enumerate() {
             let window = bed.window(plan.publications)?;
+            if sys::interrupted() {
+                // What was pushed of it is no window.
+                outcome.notes.push(format!("interrupted in run {run} of {}", bench.common.runs));
+                break 'runs;
+            }
             if let Some(flaw) = &window.flaw {
                 // A server that has lost something once is no longer what was asked for.
                 outcome.other_flaws.push(format!("{}, {rooms} rooms x {members}: {flaw}", forms[index]));

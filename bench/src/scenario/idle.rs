@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use serde_json::json;
 
-use super::{BYTES_PER_CONNECTION, Outcome, progress, seating};
+use super::{BYTES_PER_CONNECTION, Outcome, cut_short, progress, seating};
 use crate::cli::Crowd;
 use crate::figure::Figure;
 use crate::stage::{Bench, settled_memory};
@@ -23,11 +23,15 @@ pub fn idle(bench: &Bench, clients: usize, rooms: u32) -> Result<Outcome> {
             break;
         }
         progress(&outcome.title, run, bench.common.runs);
-        let mut stage = bench.default_stage()?;
+        let Some(mut stage) = cut_short(bench.default_stage(), &mut outcome)? else { break };
         let (mut receivers, meter) = bench.idle_receivers(&stage, seating, clients)?;
         outcome.server.clone_from(&stage.server.command);
         let before = settled_memory(&meter)?;
-        receivers.connect().context("connecting to the server")?;
+        let reading = meter.read()?;
+        let connected = receivers.connect().context("connecting to the server");
+        if cut_short(connected, &mut outcome)?.is_none() {
+            break;
+        }
         let after = settled_memory(&meter)?;
         // A server that sheds idle connections would look lean.
         let (counts, _) = receivers.end()?;
@@ -42,7 +46,10 @@ pub fn idle(bench: &Bench, clients: usize, rooms: u32) -> Result<Outcome> {
         process.push(after.resident_bytes as f64 / f64::from(1 << 20));
         kernel.push(grown(|memory| memory.slab_bytes));
         stage.server.check_alive()?;
-        outcome.details.push(json!({"before": before, "after": after, "closes": counts.closes}));
+        let used = meter.between(&reading, &meter.read()?);
+        outcome
+            .details
+            .push(json!({"before": before, "after": after, "closes": counts.closes, "used": used}));
     }
     outcome.figures.push(Figure::new(BYTES_PER_CONNECTION, "B", per_connection));
     outcome.figures.push(Figure::new("resident memory per connection", "B", resident));

@@ -41,10 +41,10 @@ pub struct ScalePlan {
     /// Rooms that they are spread over, one measurement each, on fresh servers.
     #[arg(long, value_delimiter = ',', default_value = "1,100")]
     pub rooms: Vec<u32>,
-    /// Messages of a measurement, to the rooms in turn.
+    /// Messages that each client gets in a measurement: so many to each room.
     #[arg(long, default_value_t = 20)]
     pub messages: u64,
-    /// Messages a second to all, each to one room. With one room of N clients that is N times as many deliveries a second.
+    /// Messages a second that each client gets: times the clients, that is the deliveries a second.
     #[arg(long, default_value_t = 0.5)]
     pub rate: f64,
     /// Payload bytes.
@@ -83,7 +83,7 @@ struct Connected {
 pub fn scale(bench: &Bench, plan: &ScalePlan) -> Result<Outcome> {
     check(bench, plan)?;
     let title = format!(
-        "scale, {} clients on {} servers of one port, {} messages of {} B, {}/s",
+        "scale, {} clients on {} servers of one port, {} messages of {} B to each, {}/s",
         plan.clients, plan.servers, plan.messages, plan.bytes, plan.rate
     );
     let parameters = json!({
@@ -147,22 +147,20 @@ fn one_scale(bench: &Bench, plan: &ScalePlan, rooms: u32, outcome: &mut Outcome)
         RedisPublisher::connect(redis.address, &common.channel_prefix, common.envelope.as_deref())?;
     let mut side = bench.side_of(receivers, meter, Box::new(publisher), seating, plan.bytes);
     // The first message to a connection makes the kernel and the server touch what idle ones never did: once to each.
-    let warm_up_ns = (f64::from(rooms) / plan.rate * 1e9) as u64;
-    eprintln!("{case}: one message to everyone first, in {:.0} s", warm_up_ns as f64 / 1e9);
-    let warm_up = side.measure(open_load(plan.rate, warm_up_ns))?;
-    eprintln!("{case}: {} messages to everyone, in {:.0} s", plan.messages, plan.messages as f64 / plan.rate);
+    let load = |messages: u64| {
+        let rate = plan.rate * f64::from(rooms);
+        eprintln!("{case}: {messages} messages to everyone, in {:.0} s", messages as f64 / plan.rate);
+        Load::Open { rate, burst: 1, duration_ns: (messages as f64 / plan.rate * 1e9) as u64 }
+    };
+    let warm_up = side.measure(load(1))?;
     let phase = match sys::interrupted() {
         true => warm_up,
-        false => side.measure(open_load(plan.rate, (plan.messages as f64 / plan.rate * 1e9) as u64))?,
+        false => side.measure(load(plan.messages))?,
     };
     servers.iter_mut().try_for_each(Server::check_alive)?;
     tell_phase(&case, &phase, outcome);
     outcome.phases.push(phase);
     Ok(())
-}
-
-fn open_load(rate: f64, duration_ns: u64) -> Load {
-    Load::Open { rate, burst: 1, duration_ns }
 }
 
 impl Fleet {

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use serde_json::json;
 
-use super::{CPU_PER_DELIVERY, DELIVERIES, Outcome, crowd_json, crowd_text, progress, seating};
+use super::{CPU_PER_DELIVERY, DELIVERIES, Outcome, crowd_json, crowd_text, cut_short, progress, seating};
 use crate::cli::Crowd;
 use crate::figure::Figure;
 use crate::schedule::Load;
@@ -21,9 +21,10 @@ pub fn second_shard(bench: &Bench, crowd: &Crowd, window: u64) -> Result<Outcome
     let mut two_cores = one_core.clone();
     two_cores.extend(bench.common.generator_cores.iter().find(|core| !one_core.contains(core)));
     for (shards, cores) in [(1, one_core), (2, two_cores)] {
-        let mut stage = bench.stage(shards, &cores)?;
+        let Some(mut stage) = cut_short(bench.stage(shards, &cores), &mut outcome)? else { break };
         outcome.server.clone_from(&stage.server.command);
-        let mut side = bench.server_side(&stage, seating, crowd.clients, crowd.bytes)?;
+        let side = bench.server_side(&stage, seating, crowd.clients, crowd.bytes);
+        let Some(mut side) = cut_short(side, &mut outcome)? else { break };
         side.measure(Load::Closed { window, duration_ns: bench.common.warm_up_ns() })?;
         let (mut cpu, mut rate) = (Vec::new(), Vec::new());
         for run in 1..=bench.common.runs {

@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 use serde_json::json;
 
-use super::{Outcome, progress};
+use super::{Outcome, cut_short, progress};
 use crate::figure::Figure;
 use crate::schedule::Load;
 use crate::stage::Bench;
@@ -28,9 +28,10 @@ pub fn slow(bench: &Bench, clients: usize, stalled_every: usize, rate: f64, byte
             break;
         }
         progress(&outcome.title, run, bench.common.runs);
-        let mut stage = bench.default_stage()?;
+        let Some(mut stage) = cut_short(bench.default_stage(), &mut outcome)? else { break };
         outcome.server.clone_from(&stage.server.command);
-        let mut side = bench.server_side(&stage, seating, clients, bytes)?;
+        let side = bench.server_side(&stage, seating, clients, bytes);
+        let Some(mut side) = cut_short(side, &mut outcome)? else { break };
         side.measure(load(bench.common.warm_up_ns()))?;
         let without = side.measure(load(bench.common.duration_ns()))?;
         let before = side.settled_memory()?;
