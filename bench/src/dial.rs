@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddrV4, TcpStream};
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
@@ -147,7 +148,10 @@ pub struct Dialing {
     attempts: Vec<Option<Attempt>>,
     /// Slots of `attempts` without one.
     free: Vec<usize>,
-    /// When to begin, and which.
+    /// Of the first `count` connections, those that have not begun: they are due by the pace.
+    fresh: Range<usize>,
+    fresh_since_ns: u64,
+    /// When to begin, and which: connections that come back, and attempts that are repeated.
     waiting: BinaryHeap<Reverse<(u64, usize)>>,
     begun: usize,
     handshakes: Latencies,
@@ -170,6 +174,8 @@ impl Dialing {
             ready: Vec::new(),
             attempts: (0..parallel).map(|_| None).collect(),
             free: (0..parallel).rev().collect(),
+            fresh: 0..0,
+            fresh_since_ns: 0,
             waiting: BinaryHeap::new(),
             begun: 0,
             handshakes: Latencies::new(),
@@ -197,17 +203,29 @@ impl Dialing {
 
     /// Opens the connections `0..count` at the pace from now on.
     pub fn push_all(&mut self, count: usize) {
-        let now_ns = sys::monotonic_ns();
-        for index in 0..count {
-            // In 128 bits: an hour in nanoseconds times a million connections is beyond 64.
-            let after_ns = u128::from(self.dial.pace_ns) * index as u128 / count as u128;
-            self.push(index, now_ns + after_ns as u64);
+        (self.fresh, self.fresh_since_ns) = (0..count, sys::monotonic_ns());
+    }
+
+    /// The next connection that is due by `now_ns`.
+    fn take_due(&mut self, now_ns: u64) -> Option<usize> {
+        if self.waiting.peek().is_some_and(|Reverse((due_ns, _))| *due_ns <= now_ns) {
+            return self.waiting.pop().map(|Reverse((_, index))| index);
         }
+        // In 128 bits: an hour in nanoseconds times a million connections is beyond 64.
+        let after_ns =
+            u128::from(self.dial.pace_ns) * self.fresh.start as u128 / self.fresh.end.max(1) as u128;
+        let is_due = self.fresh_since_ns + after_ns as u64 <= now_ns;
+        if is_due { self.fresh.next() } else { None }
+    }
+
+    /// Connections that wait for their time or for a place.
+    fn unbegun(&self) -> usize {
+        self.waiting.len() + self.fresh.len()
     }
 
     /// All that was pushed is done or has failed for good.
     pub fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.free.len() == self.attempts.len()
+        self.unbegun() == 0 && self.is_waiting()
     }
 
     /// No handshake is under way: those that are left wait for their time.
@@ -217,7 +235,7 @@ impl Dialing {
 
     /// How it went until now, with those that are not through as `left`.
     pub fn dialed(&self) -> Dialed {
-        let left = self.waiting.len() + self.attempts.len() - self.free.len();
+        let left = self.unbegun() + self.attempts.len() - self.free.len();
         Dialed { left, handshakes: self.handshakes.pairs(), ..self.dialed.clone() }
     }
 
@@ -229,6 +247,7 @@ impl Dialing {
         }
         self.dialed.failed += left;
         self.waiting.clear();
+        self.fresh = 0..0;
         self.free.clear();
         for (slot, attempt) in self.attempts.iter_mut().enumerate() {
             *attempt = None;
@@ -272,11 +291,9 @@ impl Dialing {
     fn begin_due(&mut self, keep: &mut impl FnMut(Opened)) -> bool {
         let now_ns = sys::monotonic_ns();
         for begun in 0..BEGIN_BATCH_MAX {
-            let is_due = self.waiting.peek().is_some_and(|Reverse((due_ns, _))| *due_ns <= now_ns);
-            if !is_due || self.free.is_empty() {
-                return begun > 0;
-            }
-            let (Some(Reverse((_, index))), Some(slot)) = (self.waiting.pop(), self.free.pop()) else {
+            let Some(slot) = self.free.pop() else { return begun > 0 };
+            let Some(index) = self.take_due(now_ns) else {
+                self.free.push(slot);
                 return begun > 0;
             };
             self.begin(index, slot, keep);

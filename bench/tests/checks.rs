@@ -50,14 +50,16 @@ fn converse(mut stream: TcpStream, rooms: &Mutex<Rooms>, mischief: Mischief) -> 
             stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok\n")?;
             continue;
         }
+        // A member from its 101 on: nothing is published between the two.
+        let mut all = rooms.lock().unwrap();
         stream.write_all(
             b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
               Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n",
         )?;
         if target != "/echo" {
-            let mut rooms = rooms.lock().unwrap();
-            rooms.members.entry(room).or_default().push(stream.try_clone()?);
+            all.members.entry(room).or_default().push(stream.try_clone()?);
         }
+        drop(all);
         loop {
             let (opcode, payload) = read_frame(&mut stream)?;
             match opcode {
@@ -197,6 +199,69 @@ fn a_server_that_loses_and_repeats_and_swaps_is_found_out() {
     assert_eq!(sum("gaps"), 2 * 3 * 10);
     let missing: u64 = phases(&results, "server").map(|phase| phase["missing"].as_u64().unwrap()).sum();
     assert_eq!(missing, 2 * 3 * 10);
+}
+
+const STORM: [&str; 11] =
+    ["storm", "--clients", "20", "--rooms", "2", "--rate", "100", "--bytes", "64", "--runs", "1"];
+
+/// What stands under `field` in the account of the first run.
+fn of_account(results: &Value, field: &str) -> u64 {
+    results["outcomes"][0]["details"][0]["account"][field].as_u64().unwrap()
+}
+
+#[test]
+fn who_comes_back_to_an_honest_server_has_lost_nothing() {
+    let (code, results) = bench("storm-honest", serve(HONEST), &STORM);
+    assert_eq!(code, 0, "{}", results["outcomes"][0]["flaws"]);
+    assert_eq!(of_account(&results, "lost"), 0);
+    let (came, missed) = (of_account(&results, "delivered"), of_account(&results, "absent"));
+    assert_eq!(came + missed, of_account(&results, "owed"));
+}
+
+#[test]
+fn a_server_that_loses_one_in_ten_while_clients_come_and_go_is_found_out() {
+    let mischief: Mischief = |number| if number % 10 == 4 { &[] } else { &[0] };
+    for arguments in [&STORM[..], &SOAK] {
+        let (code, results) = bench(&format!("{}-lossy", arguments[0]), serve(mischief), arguments);
+        assert_eq!(code, 1, "{}: losses are no success", arguments[0]);
+        assert!(of_account(&results, "lost") > 0);
+    }
+}
+
+const SOAK: [&str; 19] = [
+    "soak",
+    "--clients",
+    "20",
+    "--rooms",
+    "2",
+    "--rate",
+    "200",
+    "--burst",
+    "0",
+    "--bytes",
+    "64",
+    "--slow-every",
+    "0",
+    "--for",
+    "1s",
+    "--interval",
+    "50ms",
+    "--growth-max",
+    "8MiB",
+];
+
+#[test]
+fn a_server_whose_memory_grows_with_each_message_is_found_out() {
+    // A page and more for each of 200 messages a second, to each of two rooms in turn: 25 MiB a second.
+    let mischief: Mischief = |_| {
+        std::mem::forget(vec![1u8; 128 << 10]);
+        &[0]
+    };
+    let (code, results) = bench("soak-growing", serve(mischief), &SOAK);
+    assert_eq!(code, 1, "growth is no success");
+    let flaws = results["outcomes"][0]["flaws"].as_array().unwrap();
+    assert!(flaws.iter().any(|flaw| flaw.as_str().unwrap().contains("memory grew")), "{flaws:?}");
+    assert_eq!(of_account(&results, "lost"), 0);
 }
 
 #[test]
