@@ -14,7 +14,7 @@ use domains::{Registry, SchemaDomain};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use shards::config::{BrokerChoice, Config, Loaded};
 use shards::metrics::Metrics;
-use shards::net::{LostThread, Passed, Server, StartError};
+use shards::net::{Leave, LostThread, Passed, Server, StartError};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -78,7 +78,7 @@ fn serve(
     }
     tracing::info!(seconds = config.drain.as_secs_f64(), "draining; a second signal ends at once");
     manager.stopping(config.drain, "Draining");
-    server.drain();
+    server.drain(Leave::ToSuccessor);
     while !server.has_ended() {
         // A thread that hangs now is ended by the limit of the stop, not by the watchdog.
         manager.alive(Instant::now());
@@ -106,6 +106,7 @@ fn start_failure(error: StartError, loaded: &Loaded) -> anyhow::Error {
             Failure { code: exit::UNAVAILABLE, sentence }.into()
         }
         StartError::Core { .. } => refusal(loaded, "cores", error.to_string()).into(),
+        StartError::Steer(_) => refusal(loaded, "steer", error.to_string()).into(),
         StartError::Thread { .. } => error.into(),
     }
 }

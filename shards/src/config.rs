@@ -51,10 +51,16 @@ pub struct Config {
     pub broker: BrokerChoice,
     /// `/readyz` (and `/healthz` under [`Health::Broker`]) fail while the broker is away. Default false.
     pub require_broker: bool,
-    /// Shards: one pinned thread each.
+    /// Processes behind one port. Default 1: this one. Above that it is their parent: it holds the sockets, restarts who dies
+    /// and divides the cores. Needs Redis, through which they reach each other's clients. A crash then costs the clients of
+    /// one process; each keeps its own relay and room logs, so memory and Redis' output grow with their number.
+    pub processes: usize,
+    /// Shards: one pinned thread each, in each process.
     pub shards: ShardCount,
     /// Cores to pin to, shards first, then the relay when it has its own thread. Default: all that the process may use.
     pub cores: Option<Vec<usize>>,
+    /// Which shard a new connection goes to. Default hash.
+    pub steer: Steer,
     /// The kernel interface of the shards.
     pub driver: DriverChoice,
     /// How long a drain may take. Default 10 s.
@@ -144,6 +150,16 @@ pub enum ShardCount {
     Count(usize),
 }
 
+/// See [`Config::steer`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Steer {
+    /// The kernel's hash of both addresses: even but for a few per cent, whatever receives.
+    Hash,
+    /// The shard that is pinned to the core which received it: for network cards that spread flows over as many queues as
+    /// there are shards. The port must be this server's alone. On loopback that core is the client's.
+    Cpu,
+}
+
 /// See [`Config::driver`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DriverChoice {
@@ -193,8 +209,10 @@ impl Default for Config {
             admin: None,
             broker: BrokerChoice::Local,
             require_broker: false,
+            processes: 1,
             shards: ShardCount::Auto,
             cores: None,
+            steer: Steer::Hash,
             driver: DriverChoice::Auto,
             drain: Duration::from_secs(10),
             ports_file: None,

@@ -115,6 +115,9 @@ pub const fn descriptors_reserved(shards: usize, has_admin: bool) -> usize {
 /// Shards in one process: the width of a room's interest mask.
 pub const SHARDS_MAX: usize = 64;
 
+/// Processes of one parent: more than hosts have sockets and NUMA nodes, and a label of so many values still reads well.
+pub const PROCESSES_MAX: usize = 64;
+
 /// The most that `rooms_per_connection_max` may be: a gathered send has a buffer for each dirty room of its connection, and
 /// the kernel takes 1,024 (`UIO_MAXIOV`; above, sendmsg says EMSGSIZE and the connection would be taken for broken).
 pub const ROOMS_PER_CONNECTION_LIMIT: usize = 1024;

@@ -469,6 +469,8 @@ pub struct Identity {
     pub node_id: String,
     /// Presets in use, comma-separated.
     pub presets: String,
+    /// Which of its parent's processes this is.
+    pub process: Option<u16>,
     /// Unix time of the start, seconds.
     pub started_unix_seconds: f64,
 }
@@ -522,6 +524,11 @@ impl Metrics {
             escaped(&self.identity.node_id),
             escaped(&self.identity.presets)
         );
+        if let Some(process) = self.identity.process {
+            let help = "Which of the processes behind one port this is.";
+            head(&mut page, "corecast_process_info", help, "gauge");
+            let _ = writeln!(page, "corecast_process_info{{index=\"{process}\"}} 1");
+        }
         if self.plain {
             self.write_plain(&mut page);
         }

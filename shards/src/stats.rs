@@ -27,6 +27,7 @@ pub fn page(setup: &Setup, ledger: &Ledger) -> String {
     let page = json!({
         "version": metrics.identity.version,
         "node": metrics.identity.node_id,
+        "process": metrics.identity.process,
         "driver": metrics.identity.driver,
         "presets": metrics.identity.presets,
         "draining": setup.is_draining(),

@@ -7,7 +7,7 @@ use shards::limits::{
     LAST_VALUE_BYTES_MAX, NODE_LOG_BYTES_MAX, PUBLISH_INFLIGHT_BYTES_MAX, SHARD_BACKLOG_BYTES_MAX,
     SHARD_INPUT_BYTES_MAX, SHARD_WINDOW_BYTES_MAX, descriptors_reserved,
 };
-use shards::net::plan_cores;
+use shards::net::{Plan, chosen_cores};
 
 /// What the kernel holds for an idle connection: socket, inode, descriptor, epoll or poll entry (measured, Linux 6.18).
 pub const KERNEL_BYTES: u64 = 4200;
@@ -58,8 +58,9 @@ pub enum WantedBy {
 impl Need {
     /// Of `config` on a host that gives this process `usable` cores and `descriptors` at most (`None`: no limit).
     pub fn of(config: &Config, wanted: Option<u64>, usable: &[usize], descriptors: Option<u64>) -> Self {
-        let (shard_cores, relay_core, refused_cores) = match plan_cores(config, usable) {
-            Ok((shards, relay)) => (shards, relay, None),
+        let planned = chosen_cores(config, usable).map(|cores| Plan::new(&cores, config.shards));
+        let (shard_cores, relay_core, refused_cores) = match planned {
+            Ok(Plan { shards, relay }) => (shards, relay, None),
             Err(error) => (asked_cores(config), None, Some(error.to_string())),
         };
         let reserved = descriptors_reserved(shard_cores.len(), config.admin.is_some()) as u64;

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::input::{Input, Wrong, address_text, parse_address, parse_listener};
 use super::units::{DURATION_MAX, duration_text, size_text};
-use super::{BrokerChoice, Config, DriverChoice, Health, LogFormat, Origins, RedisTarget, ShardCount};
-use crate::limits::{PAYLOAD_BYTES_MAX, ROOMS_PER_CONNECTION_LIMIT, SHARDS_MAX};
+use super::{BrokerChoice, Config, DriverChoice, Health, LogFormat, Origins, RedisTarget, ShardCount, Steer};
+use crate::limits::{PAYLOAD_BYTES_MAX, PROCESSES_MAX, ROOMS_PER_CONNECTION_LIMIT, SHARDS_MAX};
 
 /// One row of [`SETTINGS`].
 pub struct Setting {
@@ -224,10 +224,19 @@ pub const SETTINGS: &[Setting] = &[
         ..EMPTY
     },
     Setting {
+        name: "processes",
+        heading: THREADS,
+        form: "N",
+        help: "Processes behind one port, each with shards of its own, restarted by a parent; above 1 needs Redis",
+        apply: |draft, input| set(&mut draft.config.processes, input.count(1..=PROCESSES_MAX)),
+        toml: |config| Some(config.processes.to_string()),
+        ..EMPTY
+    },
+    Setting {
         name: "shards",
         heading: THREADS,
         form: "N|auto",
-        help: "Pinned threads that hold connections; auto: one per usable core, one left to the relay from three on",
+        help: "Pinned threads that hold connections, in each process; auto: one per usable core, one left to the relay from three on",
         apply: |draft, input| {
             let auto = matches!(input, Input::Word(text) | Input::Text(text) if text == "auto");
             draft.config.shards = if auto {
@@ -259,6 +268,15 @@ pub const SETTINGS: &[Setting] = &[
             let cores = config.cores.as_ref()?;
             Some(quoted(&cores.iter().map(usize::to_string).collect::<Vec<_>>().join(",")))
         },
+        ..EMPTY
+    },
+    Setting {
+        name: "steer",
+        heading: THREADS,
+        form: "hash|cpu",
+        help: "Which shard gets a new connection: by a hash of its addresses, or that of the core which received it",
+        apply: |draft, input| set(&mut draft.config.steer, input.one_of(STEERS)),
+        toml: |config| word_toml(STEERS, config.steer),
         ..EMPTY
     },
     Setting {
@@ -491,6 +509,7 @@ pub const SETTINGS: &[Setting] = &[
 const MILLISECOND: Duration = Duration::from_millis(1);
 const DRIVERS: &[(&str, DriverChoice)] =
     &[("auto", DriverChoice::Auto), ("io_uring", DriverChoice::IoUring), ("epoll", DriverChoice::Epoll)];
+const STEERS: &[(&str, Steer)] = &[("hash", Steer::Hash), ("cpu", Steer::Cpu)];
 const HEALTHS: &[(&str, Health)] = &[("alive", Health::Alive), ("broker", Health::Broker)];
 const LOG_FORMATS: &[(&str, LogFormat)] = &[("text", LogFormat::Text), ("json", LogFormat::Json)];
 

@@ -6,6 +6,9 @@ use super::layers::{ConfigError, Origin, Provenance, Warning};
 use super::{BrokerChoice, Config, Deliver, Dialect, Publish, Route, ShardCount, Template, duration_text};
 use crate::limits::TABLES_MAX;
 
+/// 64 without the longest ending of a process's own: `-63-4194304`.
+const PROCESS_NODE_BYTES_MAX: usize = 64 - 11;
+
 /// Paths that are pages of corecast's own.
 const PAGES: &[&str] = &[
     "/", "/healthz", "/health", "/livez", "/readyz", "/metrics", "/stats", "/publish", "/history", "/admin",
@@ -89,13 +92,35 @@ impl Check<'_> {
     }
 
     fn threads(&mut self) {
+        let processes = self.config.processes;
         if let (ShardCount::Count(shards), Some(cores)) = (self.config.shards, &self.config.cores)
-            && shards > cores.len()
+            && shards * processes > cores.len()
         {
             let cores = cores.len();
+            let of = if processes > 1 { format!(" in each of {processes} processes") } else { String::new() };
             self.fail(
                 "shards",
-                format!("found {shards} shards for {cores} cores: each needs one, name more cores"),
+                format!("found {shards} shards{of} for {cores} cores: each needs one, name more cores"),
+            );
+        }
+        if processes > 1 && self.config.broker == BrokerChoice::Local {
+            // The fault of no single place: an environment without Redis makes a good command line wrong.
+            self.errors.push(Origin::Default.error(
+                "processes",
+                format!(
+                    "found {processes} processes and the local broker, due Redis, through which they reach each other's clients: \
+                     pass --redis, or leave --processes out"
+                ),
+            ));
+        }
+        if processes > 1 && self.config.node_id.len() > PROCESS_NODE_BYTES_MAX {
+            self.fail(
+                "node_id",
+                format!(
+                    "found {} bytes, due at most {PROCESS_NODE_BYTES_MAX} with several processes, each of which adds its number: \
+                     shorten it",
+                    self.config.node_id.len()
+                ),
             );
         }
     }

@@ -1,13 +1,17 @@
 //! The drain of a process: its shards stop listening, see whether somebody else serves their addresses, close their
 //! connections at a pace, and end together, so that the admin address answers to the last.
+//!
+//! Closing a queue resets whoever is in the middle of a handshake with it. Where nobody else listens that is the answer
+//! anyway; where others share the port, newcomers are turned to them first ([`Listener::turn_newcomers_away`]).
 
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::connection::{Core, SharedCore, enter};
-use super::listener::{Listener, is_served_by_somebody};
+use super::listener::{Holder, Listener, is_served_by_somebody};
+use super::siblings;
 use crate::setup::Setup;
 use crate::shard::TICK_MICROS;
 
@@ -18,30 +22,75 @@ const FAREWELL_TICKS: usize = 10;
 /// hangs doesn't hold the others up for longer.
 const SILENCE_TICKS: usize = 3;
 
+/// For so many ticks who is in the middle of a handshake may finish it, before a queue that others share is closed: most
+/// round trips are shorter.
+const SETTLE_TICKS: usize = 5;
+
+/// What becomes of the addresses of a process that leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leave {
+    /// Whoever holds its queues starts the next one that serves them.
+    ToSuccessor,
+    /// The parent ends too, or is gone: its queues are closed. A service manager's stay.
+    ForGood,
+}
+
 /// What the shards of a process share of their drain.
 pub struct Drain {
     /// How long it may take.
     limit: Duration,
-    /// What the process listens on; empty where the service manager holds the sockets.
+    /// What the process listens on.
     addresses: Vec<SocketAddr>,
+    /// Who keeps the sockets of these.
+    holder: Holder,
+    /// [`WAITS`], then how it begins.
+    begun: AtomicU8,
+    /// The parent's queues are closed too.
+    for_good: AtomicBool,
     /// Shards that listen.
     listening: AtomicUsize,
     /// Shards that have clients.
     serving: AtomicUsize,
 }
 
+const WAITS: u8 = 0;
+const SETTLES: u8 = 1;
+const BEGINS: u8 = 2;
+
 impl Drain {
-    /// One of `shards` shards that takes `limit` at most. `addresses` are what they share with nobody but other processes;
-    /// none where the sockets outlive the process.
-    pub fn new(limit: Duration, shards: usize, addresses: Vec<SocketAddr>) -> Self {
+    /// One of `shards` shards that takes `limit` at most. `addresses` are what they listen on, with sockets that `holder`
+    /// keeps.
+    pub fn new(limit: Duration, shards: usize, addresses: Vec<SocketAddr>, holder: Holder) -> Self {
         let (listening, serving) = (AtomicUsize::new(shards), AtomicUsize::new(shards));
-        Self { limit, addresses, listening, serving }
+        let (begun, for_good) = (AtomicU8::new(WAITS), AtomicBool::new(false));
+        Self { limit, addresses, holder, begun, for_good, listening, serving }
+    }
+
+    /// The process leaves. Somebody who left to a successor may leave for good afterwards. Reads a file: not for a shard.
+    pub fn begin(&self, leave: Leave) {
+        if leave == Leave::ForGood {
+            self.for_good.store(true, Ordering::Release);
+        }
+        let shards = self.listening.load(Ordering::Acquire);
+        let others_listen = self.holder == Holder::Nobody && siblings::listen_at(&self.addresses, shards);
+        let how = if others_listen { SETTLES } else { BEGINS };
+        // Who has begun already goes on as he began.
+        let _begun_before = self.begun.compare_exchange(WAITS, how, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    fn keeps(&self, holder: Holder) -> bool {
+        match holder {
+            Holder::Manager => true,
+            Holder::Parent => !self.for_good.load(Ordering::Acquire),
+            Holder::Nobody => false,
+        }
     }
 
     /// A shard listens no more. The last one looks whether somebody else does.
     fn stop_listening(&self, setup: &Setup) {
         let is_last = self.listening.fetch_sub(1, Ordering::AcqRel) == 1;
-        if is_last && self.addresses.iter().all(|address| is_served_by_somebody(*address)) {
+        let is_served = || self.addresses.iter().all(|address| is_served_by_somebody(*address));
+        if is_last && (self.keeps(self.holder) || self.holder == Holder::Nobody && is_served()) {
             setup.expect_successor();
         }
     }
@@ -67,13 +116,21 @@ impl Drain {
 /// The sweep each tick; once the server drains, closes everybody at a pace, and returns when no shard has clients or time is
 /// up.
 pub async fn sweep_and_drain(core: SharedCore, listeners: Vec<Rc<Listener>>, drain: &Drain) {
-    while !core.borrow().shard.is_draining() {
+    while drain.begun.load(Ordering::Acquire) == WAITS {
         tick(&core).await;
     }
     let (admin, public): (Vec<_>, Vec<_>) =
         listeners.into_iter().partition(|listener| listener.is_of_admin());
-    public.iter().for_each(|listener| listener.close(&core));
+    if drain.begun.load(Ordering::Acquire) == SETTLES {
+        public.iter().for_each(|listener| listener.turn_newcomers_away());
+        for _ in 0..SETTLE_TICKS.min(drain.ticks() / 2) {
+            tick(&core).await;
+        }
+    }
+    core.borrow().shard.setup().drain();
+    public.iter().for_each(|listener| listener.close(&core, |holder| drain.keeps(holder)));
     drain.stop_listening(core.borrow().shard.setup());
+    let mut are_kept = drain.holder == Holder::Parent && drain.keeps(drain.holder);
     let mut is_serving = true;
     let ticks = drain.ticks().max(FAREWELL_TICKS + 1);
     for passed in 0..=ticks {
@@ -84,6 +141,10 @@ pub async fn sweep_and_drain(core: SharedCore, listeners: Vec<Rc<Listener>>, dra
         if drain.nobody_serves() {
             break;
         }
+        if are_kept && !drain.keeps(drain.holder) {
+            are_kept = false;
+            public.iter().for_each(|listener| listener.close(&core, |holder| drain.keeps(holder)));
+        }
         if drain.nobody_listens() || passed >= SILENCE_TICKS {
             close_share(&core, (ticks - passed).saturating_sub(FAREWELL_TICKS).max(1));
         }
@@ -93,7 +154,7 @@ pub async fn sweep_and_drain(core: SharedCore, listeners: Vec<Rc<Listener>>, dra
         return;
     }
     // Only who asks the admin address is left.
-    admin.iter().for_each(|listener| listener.close(&core));
+    admin.iter().for_each(|listener| listener.close(&core, |holder| drain.keeps(holder)));
     for _ in 0..FAREWELL_TICKS {
         if core.borrow().shard.connections_len() == 0 {
             return;

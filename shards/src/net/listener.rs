@@ -1,5 +1,6 @@
 //! Where connections come from: one listening socket per shard and address, all on the same port (SO_REUSEPORT), or one that
-//! the service manager holds ([`super::passed`]) and all shards accept from.
+//! the service manager holds ([`super::passed`]) and all shards accept from. A parent process holds its children's sockets,
+//! and passes connections of the admin address on through a door.
 //!
 //! Accepting is `readable()` and then `accept4` until there is nothing: no accept operation is ever in flight, because
 //! monoio 0.2.4 leaks the socket of one that is dropped. Options are set on the listener; accepted sockets inherit them.
@@ -7,15 +8,16 @@
 use std::cell::Cell;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::net::{Shutdown, SocketFlags, accept_with};
-use socket2::{Domain, Protocol, SockAddr, Type};
+use rustix::net::{RecvFlags, Shutdown, SocketFlags, accept_with};
+use socket2::{Domain, Protocol, SockAddr, SockFilter, SockRef, Type};
 
 use super::connection::{Core, REST, SharedCore, enter, read, read_on_epoll};
+use super::rights;
 use super::socket::Socket;
 use crate::limits::{ADMIN_CONNECTIONS_MAX, LISTEN_BACKLOG, NOTSENT_LOWAT_BYTES};
 use crate::shard::{ADMIN, Micros};
@@ -127,21 +129,41 @@ fn tune(socket: &socket2::Socket) -> io::Result<()> {
     socket.set_tcp_notsent_lowat(NOTSENT_LOWAT_BYTES)
 }
 
-/// A listening socket on its way to its shard.
+/// Who keeps a listening socket, and with it its queue, when this process is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holder {
+    /// Nobody.
+    Nobody,
+    /// The parent of this process, for its successor; until the parent ends too.
+    Parent,
+    /// The service manager.
+    Manager,
+}
+
+/// What a [`Place`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A listening socket.
+    Queue(Holder),
+    /// A Unix socket; connections arrive through it as descriptors ([`super::rights`]).
+    Door,
+}
+
+/// A listening socket, or a door, on its way to its shard.
 pub struct Place {
-    /// It listens.
+    /// See [`Kind`].
     pub socket: OwnedFd,
     /// Told to the shard with each connection: which address, or [`ADMIN`].
     pub index: u8,
-    /// The service manager holds it too.
-    pub is_passed: bool,
+    /// What it is.
+    pub kind: Kind,
 }
 
-/// One listening socket on its shard's thread.
+/// One listening socket, or a door, on its shard's thread.
 pub struct Listener {
     socket: Socket,
     index: u8,
-    is_passed: bool,
+    kind: Kind,
     is_closed: Cell<bool>,
 }
 
@@ -159,12 +181,12 @@ impl Listener {
     /// # Errors
     /// The driver did not take the descriptor.
     pub fn new(place: Place) -> io::Result<Rc<Self>> {
-        let Place { socket, index, is_passed } = place;
-        if is_passed {
+        let Place { socket, index, kind } = place;
+        if kind != Kind::Queue(Holder::Nobody) {
             // Others may hold this socket, so a connection that was there a moment ago may be theirs.
             rustix::io::ioctl_fionbio(&socket, true)?;
         }
-        Ok(Rc::new(Self { socket: Socket::new(socket)?, index, is_passed, is_closed: Cell::new(false) }))
+        Ok(Rc::new(Self { socket: Socket::new(socket)?, index, kind, is_closed: Cell::new(false) }))
     }
 
     /// Whether it is that of the admin address.
@@ -177,9 +199,18 @@ impl Listener {
             if self.is_closed.get() {
                 return Accepted::Closed;
             }
-            match accept_with(self.socket.fd(), SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
-                Ok(fd) if self.is_passed => return Accepted::Connection(tuned(fd)),
-                Ok(fd) => return Accepted::Connection(fd),
+            let accepted = match self.kind {
+                Kind::Queue(_) => {
+                    accept_with(self.socket.fd(), SocketFlags::CLOEXEC | SocketFlags::NONBLOCK).map(Some)
+                }
+                Kind::Door => take_through(self.socket.fd()),
+            };
+            match accepted {
+                Ok(None) => return Accepted::Closed,
+                Ok(Some(fd)) if self.kind == Kind::Queue(Holder::Manager) => {
+                    return Accepted::Connection(tuned(fd));
+                }
+                Ok(Some(fd)) => return Accepted::Connection(fd),
                 Err(Errno::AGAIN) => return Accepted::Nothing,
                 // A connection that ended before it was accepted (accept(2), "Error handling").
                 Err(
@@ -203,18 +234,62 @@ impl Listener {
         }
     }
 
-    /// Takes what is queued and closes the queue: nothing that the kernel has accepted is reset. The queue of a passed
-    /// socket stays as it is, for the next process.
-    pub fn close(&self, core: &SharedCore) {
-        if self.is_passed {
+    /// The kernel answers no newcomer here any more, and who is being answered still arrives. A client's kernel asks
+    /// again after a second, and then finds whoever else listens, if this queue is closed by then.
+    pub fn turn_newcomers_away(&self) {
+        if let Err(error) = turn_away(self.socket.fd()) {
+            tracing::warn!(%error, "who connects while the queue is closed may be reset");
+        }
+    }
+
+    /// Takes what is queued and closes the queue: nothing that the kernel has accepted is reset. A queue that somebody
+    /// keeps (`keeps` says who counts) stays as it is, for the next process.
+    pub fn close(&self, core: &SharedCore, keeps: impl Fn(Holder) -> bool) {
+        if let Kind::Queue(holder) = self.kind
+            && keeps(holder)
+        {
             self.is_closed.set(true);
             return;
         }
+        self.is_closed.set(false);
         while let Accepted::Connection(fd) = self.accept() {
             admit(core, fd, self.index);
         }
         self.socket.shutdown(Shutdown::Both);
     }
+}
+
+/// The next connection that comes through a door; `None` at its end.
+fn take_through(door: BorrowedFd<'_>) -> Result<Option<OwnedFd>, Errno> {
+    let mut buffer = [0; 16];
+    loop {
+        let received = rights::receive(door, &mut buffer, RecvFlags::DONTWAIT)?;
+        if received.bytes == 0 {
+            return Ok(None);
+        }
+        // A message without one is nothing we know.
+        if let Some(fd) = received.descriptors.into_iter().next() {
+            rustix::io::ioctl_fionbio(&fd, true)?;
+            return Ok(Some(fd));
+        }
+    }
+}
+
+/// Has the kernel drop what opens a connection (SYN without ACK) before `listener` sees it.
+///
+/// The filter sees the TCP header from its first byte (`tcp_filter` in `tcp_v4_rcv`); byte 13 holds the flags (RFC 9293
+/// section 3.1). Connections that are accepted inherit it, and no such segment is ever theirs.
+fn turn_away(listener: BorrowedFd<'_>) -> io::Result<()> {
+    const FLAGS_AT: u32 = 13;
+    const SYN: u32 = 0x02;
+    const ALL: u32 = u32::MAX;
+    let step = |code: u32, jt, jf, k| SockFilter::new(code as u16, jt, jf, k);
+    SockRef::from(&listener).attach_filter(&[
+        step(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, 0, FLAGS_AT),
+        step(libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K, 0, 1, SYN),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, ALL),
+    ])
 }
 
 /// Whoever came while no process of ours held the socket inherited what its holder had set.

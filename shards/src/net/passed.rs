@@ -1,7 +1,8 @@
-//! Listening sockets that the service manager holds and passes on: socket activation as in sd_listen_fds(3).
+//! Listening sockets that somebody else holds and passes on: a service manager, by socket activation as in
+//! sd_listen_fds(3), or a parent process that keeps several of these behind one port.
 //!
-//! The queue of such a socket outlives this process. Whoever waits in it is served by the next one, so it is never shut
-//! down, and its shards accept from it together, each through a descriptor of its own.
+//! The queue of such a socket outlives this process: whoever waits in it is served by the next one. A manager's socket is
+//! one for all shards, which accept from it together, each through a descriptor of its own; a parent has one for each.
 
 use std::io;
 use std::net::SocketAddr;
@@ -9,6 +10,7 @@ use std::os::fd::OwnedFd;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::listener::Holder;
 use super::socket::{adopt, forget_variables};
 use crate::config::Config;
 
@@ -63,9 +65,40 @@ pub enum PassedError {
 #[derive(Debug, Default)]
 pub struct Passed {
     /// In the place of [`Config::listen`]; empty when none was passed.
-    pub listen: Vec<(OwnedFd, SocketAddr)>,
+    pub listen: Vec<Listening>,
     /// In the place of [`Config::admin`].
-    pub admin: Option<(OwnedFd, SocketAddr)>,
+    pub admin: Option<AdminWay>,
+    /// Which of its parent's processes this one is; `None` without a parent.
+    pub process: Option<u16>,
+}
+
+/// The sockets of one address.
+#[derive(Debug)]
+pub struct Listening {
+    /// Where they listen.
+    pub address: SocketAddr,
+    /// One for each shard, or one for all.
+    pub sockets: Vec<OwnedFd>,
+    /// Who keeps them when this process is gone.
+    pub holder: Holder,
+}
+
+/// How requests for the admin address come.
+#[derive(Debug)]
+pub enum AdminWay {
+    /// To a listening socket.
+    Socket(OwnedFd, SocketAddr),
+    /// Connection by connection out of this Unix socket: a parent listens on the address, and passes on what is for
+    /// this process.
+    Door(OwnedFd, SocketAddr),
+}
+
+impl AdminWay {
+    /// What clients of it connect to.
+    pub fn address(&self) -> SocketAddr {
+        let (Self::Socket(_, address) | Self::Door(_, address)) = self;
+        *address
+    }
 }
 
 impl Passed {
@@ -104,8 +137,11 @@ impl Passed {
         let address = address(&socket).map_err(|found| PassedError::NotListening { number, name, found })?;
         match (is_admin, &self.admin) {
             (true, Some(_)) => return Err(PassedError::TwoAdmins),
-            (true, None) => self.admin = Some((socket, address)),
-            (false, _) => self.listen.push((socket, address)),
+            (true, None) => self.admin = Some(AdminWay::Socket(socket, address)),
+            (false, _) => {
+                let sockets = vec![socket];
+                self.listen.push(Listening { address, sockets, holder: Holder::Manager });
+            }
         }
         Ok(())
     }
@@ -114,14 +150,14 @@ impl Passed {
     pub fn applied_to(&self, config: &Config) -> Config {
         let mut applied = config.clone();
         if !self.listen.is_empty() {
-            applied.listen = self.listen.iter().map(|(_, address)| *address).collect();
+            applied.listen = self.listen.iter().map(|listening| listening.address).collect();
             let owner = |address: &SocketAddr| {
                 let place = config.listen.iter().position(|known| known.port() == address.port())?;
                 config.listen_presets.get(place).cloned().flatten()
             };
             applied.listen_presets = applied.listen.iter().map(owner).collect();
         }
-        applied.admin = self.admin.as_ref().map(|(_, address)| *address).or(config.admin);
+        applied.admin = self.admin.as_ref().map(AdminWay::address).or(config.admin);
         applied
     }
 }
@@ -152,9 +188,12 @@ mod tests {
     use super::*;
 
     fn passed(ports: &[u16]) -> Passed {
-        let socket = || TcpListener::bind("127.0.0.1:0").expect("a free port").into();
-        let listen = ports.iter().map(|port| (socket(), SocketAddr::from(([127, 0, 0, 1], *port)))).collect();
-        Passed { listen, admin: None }
+        let listening = |port: &u16| Listening {
+            address: SocketAddr::from(([127, 0, 0, 1], *port)),
+            sockets: vec![TcpListener::bind("127.0.0.1:0").expect("a free port").into()],
+            holder: Holder::Manager,
+        };
+        Passed { listen: ports.iter().map(listening).collect(), ..Passed::default() }
     }
 
     #[test]

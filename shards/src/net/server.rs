@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -12,17 +13,19 @@ use rustix::process::{Resource, getrlimit};
 
 use super::bell::Bell;
 use super::connection::Clock;
-use super::drain::Drain;
-use super::listener::{Place, Sharing, bind, bind_first, is_shared_by_somebody};
+use super::cores::{Plan, usable};
+use super::drain::{Drain, Leave};
+use super::group::{bind_admin, listen_all, not_steered};
+use super::listener::{Holder, Kind, Place, is_served_by_somebody, is_shared_by_somebody};
 use super::notice::{Journal, noticed};
-use super::passed::Passed;
+use super::passed::{AdminWay, Listening, Passed};
 use super::relay::RelayThread;
 use super::ring::{RelayEnd, pair};
 use super::runtime::{Driver, NoIoUring, ShardParts, block_on, choose, run_shard};
 use super::threads::{LostThread, Pulse, Threads};
 use crate::auth::Gate;
-use crate::config::{BrokerChoice, Config, ShardCount};
-use crate::limits::{SHARDS_MAX, descriptors_reserved};
+use crate::config::{Config, Steer};
+use crate::limits::descriptors_reserved;
 use crate::metrics::{Identity, Metrics};
 use crate::setup::Setup;
 use crate::shard::{ADMIN, Shard};
@@ -51,6 +54,9 @@ pub enum StartError {
         /// Those that can.
         usable: Vec<usize>,
     },
+    /// Connections can't be steered as `--steer` says; the sentence tells why.
+    #[error("{0}")]
+    Steer(String),
     /// A thread could not be started, or its runtime.
     #[error("thread {name} can't start: {error}")]
     Thread {
@@ -62,8 +68,12 @@ pub enum StartError {
 }
 
 impl StartError {
-    fn bind(address: SocketAddr, error: io::Error) -> Self {
+    pub(super) fn bind(address: SocketAddr, error: io::Error, steer: Steer) -> Self {
         let cure = match error.raw_os_error() {
+            Some(libc::EADDRINUSE) if steer == Steer::Cpu && is_served_by_somebody(address) => {
+                ": somebody listens there, and connections are steered by core only where the port is one server's own; \
+                 leave --steer out, or choose another port"
+            }
             Some(libc::EADDRINUSE) if is_shared_by_somebody(address) => {
                 ": a corecast serves there already, and sharing a port needs Redis, through which the processes reach \
                  each other's clients; pass --redis to each of them, or choose another port"
@@ -76,7 +86,7 @@ impl StartError {
         Self::Bind { address, error, cure }
     }
 
-    fn bind_admin(address: SocketAddr, error: io::Error) -> Self {
+    pub(super) fn bind_admin(address: SocketAddr, error: io::Error) -> Self {
         let cure = match error.raw_os_error() {
             Some(libc::EADDRINUSE) => {
                 ": an admin address is one process's own, and somebody listens there; choose another --admin"
@@ -110,6 +120,7 @@ pub struct Server {
     pub relay_core: Option<usize>,
     /// Shared with its threads.
     pub setup: Arc<Setup>,
+    drain: Arc<Drain>,
     threads: Threads,
     relay_bell: Arc<Bell>,
     shards_left: Arc<AtomicUsize>,
@@ -119,35 +130,6 @@ pub struct Server {
 fn connections_that_fit(shards: usize, has_admin: bool) -> usize {
     let limit = getrlimit(Resource::Nofile).current.map_or(usize::MAX, |limit| limit as usize);
     limit.saturating_sub(descriptors_reserved(shards, has_admin)).max(1)
-}
-
-/// Cores that this process may run on; none where the kernel doesn't tell.
-fn usable_cores() -> Vec<usize> {
-    core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).collect()
-}
-
-/// Cores for the shards and, where one of the `usable` is left, for the relay.
-///
-/// # Errors
-/// [`StartError::Core`].
-pub fn plan_cores(config: &Config, usable: &[usize]) -> Result<(Vec<usize>, Option<usize>), StartError> {
-    let cores = match &config.cores {
-        Some(cores) => cores.clone(),
-        None if usable.is_empty() => vec![0],
-        None => usable.to_vec(),
-    };
-    if let Some(core) = cores.iter().copied().find(|core| !usable.is_empty() && !usable.contains(core)) {
-        return Err(StartError::Core { core, usable: usable.to_vec() });
-    }
-    let shards = match config.shards {
-        ShardCount::Count(shards) => shards,
-        // The relay gets a core of its own when there are three or more.
-        ShardCount::Auto if cores.len() >= 3 => cores.len() - 1,
-        ShardCount::Auto => cores.len(),
-    };
-    let shards = shards.clamp(1, SHARDS_MAX);
-    let relay_core = cores.get(shards).copied();
-    Ok(((0..shards).map(|shard| cores[shard % cores.len()]).collect(), relay_core))
 }
 
 impl Server {
@@ -164,11 +146,13 @@ impl Server {
     ) -> Result<Self, StartError> {
         let config = &passed.applied_to(config);
         let (driver, no_io_uring) = choose(config.driver)?;
-        let (cores, relay_core) = plan_cores(config, &usable_cores())?;
-        let is_passed = !passed.listen.is_empty();
-        let (listen, admin, sockets) = place_all(config, passed, cores.len())?;
+        let Plan { shards: cores, relay: relay_core } = Plan::new(&usable(config)?, config.shards);
+        let holder = passed.listen.first().map_or(Holder::Nobody, |listening| listening.holder);
+        let process = passed.process;
+        let (listen, admin, sockets) = place_all(config, passed, &cores)?;
         let loopback_only = listen.iter().chain(&admin).all(|address| address.ip().is_loopback());
-        let metrics = Arc::new(Metrics::new(cores.len(), identity(config, driver), config.plain_metrics));
+        let metrics =
+            Arc::new(Metrics::new(cores.len(), identity(config, driver, process), config.plain_metrics));
         let admin_on_loopback = admin.is_some_and(|address| address.ip().is_loopback());
         let gate = Gate::new(key, loopback_only).with_admin(admin_on_loopback);
         let mut setup = Setup::new(config, gate, metrics);
@@ -180,9 +164,7 @@ impl Server {
         let clock = Clock::start();
         let relay_bell = Bell::new().map_err(thread_error("relay"))?;
         let shards_left = Arc::new(AtomicUsize::new(cores.len()));
-        // The queue of a passed socket is there for the next process, whoever starts it.
-        let addresses = if is_passed { Vec::new() } else { listen.clone() };
-        let drain = Arc::new(Drain::new(config.drain, cores.len(), addresses));
+        let drain = Arc::new(Drain::new(config.drain, cores.len(), listen.clone(), holder));
         let mut relay_ends = Vec::new();
         let mut parts = Vec::new();
         for (index, listeners) in sockets.into_iter().enumerate() {
@@ -218,6 +200,7 @@ impl Server {
             cores,
             relay_core,
             setup,
+            drain,
             threads: Threads::default(),
             relay_bell,
             shards_left,
@@ -264,9 +247,10 @@ impl Server {
         Ok(())
     }
 
-    /// Begins the drain: not ready, no new connections, existing ones closed at a pace.
-    pub fn drain(&self) {
-        self.setup.drain();
+    /// Begins the drain: not ready, no new connections, existing ones closed at a pace. May be called again with
+    /// [`Leave::ForGood`].
+    pub fn drain(&self, leave: Leave) {
+        self.drain.begin(leave);
     }
 
     /// Whether every thread has ended.
@@ -413,57 +397,60 @@ impl RelayParts {
 /// For each shard what it listens on.
 type Places = Vec<Vec<Place>>;
 
-/// One socket per shard and address. The admin address is served by shard 0, and by one process: whoever asks it wants
-/// the numbers of that process.
+/// One socket per shard and address. The admin address is served by shard 0.
 fn place_all(
     config: &Config,
     passed: Passed,
-    shards: usize,
+    cores: &[usize],
 ) -> Result<(Vec<SocketAddr>, Option<SocketAddr>, Places), StartError> {
-    let mut places: Places = (0..shards).map(|_| Vec::new()).collect();
-    let mut listen = Vec::new();
-    for (index, (socket, address)) in passed.listen.into_iter().enumerate() {
-        for shard in &mut places[1..] {
-            let socket = socket.try_clone().map_err(|error| StartError::bind(address, error))?;
-            shard.push(Place { socket, index: index as u8, is_passed: true });
-        }
-        places[0].push(Place { socket, index: index as u8, is_passed: true });
-        listen.push(address);
-    }
-    if listen.is_empty() {
-        for (index, address) in config.listen.iter().enumerate() {
-            let mut address = *address;
-            for (shard_index, shard) in places.iter_mut().enumerate() {
-                // Without Redis two processes on one port would split its clients, and nobody would hear everybody.
-                let bound = match (&config.broker, shard_index) {
-                    (BrokerChoice::Local, 0) => bind_first(address),
-                    _ => bind(address, Sharing::Shared),
-                };
-                let (socket, settled) = bound.map_err(|error| StartError::bind(address, error))?;
-                address = settled;
-                shard.push(Place { socket, index: index as u8, is_passed: false });
-            }
-            listen.push(address);
-        }
-    }
-    let admin = match (passed.admin, config.admin) {
-        (Some((socket, address)), _) => {
-            places[0].push(Place { socket, index: ADMIN, is_passed: true });
-            Some(address)
-        }
-        (None, Some(address)) => {
-            let (socket, settled) =
-                bind(address, Sharing::Alone).map_err(|error| StartError::bind_admin(address, error))?;
-            places[0].push(Place { socket, index: ADMIN, is_passed: false });
-            Some(settled)
-        }
-        (None, None) => None,
+    let listen = match passed.listen.is_empty() {
+        true => listen_all(config, cores, Holder::Nobody)?,
+        // What a parent made it has steered itself.
+        false if passed.process.is_none() => not_steered(config).map(|()| passed.listen)?,
+        false => passed.listen,
     };
-    Ok((listen, admin, places))
+    let addresses = listen.iter().map(|listening| listening.address).collect();
+    let mut places: Places = cores.iter().map(|_| Vec::new()).collect();
+    for (index, Listening { address, sockets, holder }) in listen.into_iter().enumerate() {
+        for (shard, socket) in spread(sockets, cores.len(), address)?.into_iter().enumerate() {
+            places[shard].push(Place { socket, index: index as u8, kind: Kind::Queue(holder) });
+        }
+    }
+    let (admin, kind) = match (passed.admin, config.admin) {
+        (Some(AdminWay::Socket(socket, address)), _) => {
+            (Some((socket, address)), Kind::Queue(Holder::Manager))
+        }
+        (Some(AdminWay::Door(socket, address)), _) => (Some((socket, address)), Kind::Door),
+        (None, Some(address)) => (Some(bind_admin(address)?), Kind::Queue(Holder::Nobody)),
+        (None, None) => (None, Kind::Door),
+    };
+    let address = admin.as_ref().map(|(_, address)| *address);
+    if let Some((socket, _)) = admin {
+        places[0].push(Place { socket, index: ADMIN, kind });
+    }
+    Ok((addresses, address, places))
 }
 
-fn identity(config: &Config, driver: Driver) -> Identity {
+/// A socket for each of `shards` shards: as passed, or further descriptors of the only one.
+fn spread(sockets: Vec<OwnedFd>, shards: usize, address: SocketAddr) -> Result<Vec<OwnedFd>, StartError> {
+    let failed = |error| StartError::bind(address, error, Steer::Hash);
+    match <[OwnedFd; 1]>::try_from(sockets) {
+        Ok([socket]) => {
+            let mut all =
+                (1..shards).map(|_| socket.try_clone().map_err(failed)).collect::<Result<Vec<_>, _>>()?;
+            all.insert(0, socket);
+            Ok(all)
+        }
+        Err(sockets) => {
+            assert_eq!(sockets.len(), shards, "sockets of {address} for so many shards");
+            Ok(sockets)
+        }
+    }
+}
+
+fn identity(config: &Config, driver: Driver, process: Option<u16>) -> Identity {
     Identity {
+        process,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         driver: driver.name().to_owned(),
         node_id: config.node_id.clone(),

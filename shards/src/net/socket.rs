@@ -138,6 +138,27 @@ pub fn adopt(number: i32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
+/// Has `program` choose the socket for each new connection to the SO_REUSEPORT group of `member` (socket(7)).
+///
+/// # Errors
+/// EINVAL for a program that the kernel's checker refuses, or a socket without a group.
+pub fn attach_reuseport_program(member: BorrowedFd<'_>, program: &[libc::sock_filter]) -> io::Result<()> {
+    let len = u16::try_from(program.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    let described = libc::sock_fprog { len, filter: program.as_ptr().cast_mut() };
+    // SAFETY: the kernel reads `described` and the `len` steps that it points to during the call and keeps a copy; both
+    // outlive it, being borrowed here, and nothing is written through the pointer (`sk_reuseport_attach_filter`).
+    let result = unsafe {
+        libc::setsockopt(
+            member.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_REUSEPORT_CBPF,
+            std::ptr::from_ref(&described).cast(),
+            size_of::<libc::sock_fprog>() as libc::socklen_t,
+        )
+    };
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Unsets variables, so that children don't take them for theirs. Where there are threads already they stay.
 pub fn forget_variables(names: &[&str]) {
     let threads = std::fs::read_dir("/proc/self/task").map_or(usize::MAX, |tasks| tasks.count());

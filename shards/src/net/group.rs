@@ -1,0 +1,164 @@
+//! The listening sockets of one address (SO_REUSEPORT): bound once, in the order of the shards, and never closed one by
+//! one, because the kernel moves the last of a group into the place of one that leaves it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+
+use super::listener::{Holder, Sharing, bind, bind_first};
+use super::passed::{AdminWay, Listening, Passed};
+use super::server::StartError;
+use super::steering;
+use crate::config::{BrokerChoice, Config, Steer};
+
+/// The sockets of every process that a parent starts; the parent keeps them for as long as it lives.
+pub struct Groups {
+    /// In the order of the configuration.
+    pub listen: Vec<Listening>,
+    /// The parent's own.
+    pub admin: Option<(OwnedFd, SocketAddr)>,
+    /// Shards of each process.
+    shards: Vec<usize>,
+}
+
+impl Groups {
+    /// Binds what `config` names, or takes what was `passed`. `cores` are those of the shards of each process.
+    ///
+    /// # Errors
+    /// [`StartError`]: an address that can't be had, or sockets that can't be steered.
+    pub fn bind(config: &Config, passed: Passed, cores: &[Vec<usize>]) -> Result<Self, StartError> {
+        let config = &passed.applied_to(config);
+        let all = cores.concat();
+        let listen = match passed.listen.is_empty() {
+            true => listen_all(config, &all, Holder::Parent)?,
+            false => not_steered(config).map(|()| passed.listen)?,
+        };
+        let admin = match (passed.admin, config.admin) {
+            (Some(AdminWay::Socket(socket, address)), _) => Some((socket, address)),
+            (_, Some(address)) => Some(bind_admin(address)?),
+            (_, None) => None,
+        };
+        Ok(Self { listen, admin, shards: cores.iter().map(Vec::len).collect() })
+    }
+
+    /// For each address the sockets of one process: those of its shards, or the one that all share.
+    pub fn of(&self, process: usize) -> impl Iterator<Item = (SocketAddr, Holder, &[OwnedFd])> {
+        let before: usize = self.shards[..process].iter().sum();
+        let own = before..before + self.shards[process];
+        self.listen.iter().map(move |listening| {
+            let sockets = match listening.holder {
+                Holder::Manager => &listening.sockets[..],
+                _ => &listening.sockets[own.clone()],
+            };
+            (listening.address, listening.holder, sockets)
+        })
+    }
+}
+
+/// Binds every address of `config`, a socket for each of `cores`, which are those of the shards.
+///
+/// # Errors
+/// See [`Groups::bind`].
+pub fn listen_all(config: &Config, cores: &[usize], holder: Holder) -> Result<Vec<Listening>, StartError> {
+    // Without Redis two processes on one port would split its clients, and nobody would hear everybody. A steered group
+    // knows its own members only.
+    let is_ours_alone = config.broker == BrokerChoice::Local || config.steer == Steer::Cpu;
+    let listen = |address: &SocketAddr| {
+        let failed = |error| StartError::bind(*address, error, config.steer);
+        let (sockets, address) = bind_group(*address, cores.len(), is_ours_alone).map_err(failed)?;
+        if config.steer == Steer::Cpu {
+            steering::by_core(sockets[0].as_fd(), cores)?;
+        }
+        Ok(Listening { address, sockets, holder })
+    };
+    config.listen.iter().map(listen).collect()
+}
+
+fn bind_group(
+    address: SocketAddr,
+    count: usize,
+    is_ours_alone: bool,
+) -> io::Result<(Vec<OwnedFd>, SocketAddr)> {
+    let (first, settled) = if is_ours_alone { bind_first(address) } else { bind(address, Sharing::Shared) }?;
+    let mut sockets = vec![first];
+    for _ in 1..count {
+        sockets.push(bind(settled, Sharing::Shared)?.0);
+    }
+    Ok((sockets, settled))
+}
+
+/// The admin address is one process's, or one parent's: whoever asks it wants the numbers of that one.
+///
+/// # Errors
+/// [`StartError::Bind`].
+pub fn bind_admin(address: SocketAddr) -> Result<(OwnedFd, SocketAddr), StartError> {
+    bind(address, Sharing::Alone).map_err(|error| StartError::bind_admin(address, error))
+}
+
+/// # Errors
+/// [`StartError::Steer`] where sockets that somebody else made are to be steered.
+pub fn not_steered(config: &Config) -> Result<(), StartError> {
+    match config.steer {
+        Steer::Hash => Ok(()),
+        Steer::Cpu => Err(StartError::Steer(
+            "found \"cpu\" and sockets of a service manager, which are one for all shards: nothing is left to steer between; leave \
+             it out, or stop the socket unit"
+                .to_owned(),
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::RedisTarget;
+
+    fn config() -> Config {
+        let redis: RedisTarget = "localhost:6379".parse().expect("a target");
+        let listen = ["127.0.0.1:0", "[::1]:0"].map(|text| text.parse().expect("an address")).to_vec();
+        Config { listen, broker: BrokerChoice::Redis(redis), ..Config::default() }
+    }
+
+    #[test]
+    fn each_process_has_a_socket_for_each_shard_on_every_address() {
+        let groups = Groups::bind(&config(), Passed::default(), &[vec![0, 1], vec![2]]).expect("free ports");
+        let counts = |process| groups.of(process).map(|(.., sockets)| sockets.len()).collect::<Vec<_>>();
+        assert_eq!((counts(0), counts(1)), (vec![2, 2], vec![1, 1]));
+        for (address, _, sockets) in groups.of(1) {
+            let bound = socket2::SockRef::from(&sockets[0]).local_addr().expect("it is bound");
+            assert_eq!(bound.as_socket(), Some(address));
+        }
+        assert!(groups.listen.iter().all(|listening| listening.address.port() != 0));
+    }
+
+    #[test]
+    fn a_passed_socket_is_everybodys_and_is_not_steered() {
+        let passed = || {
+            let (socket, address) = bind(([127, 0, 0, 1], 0).into(), Sharing::Alone).expect("a port is free");
+            let listening = Listening { address, sockets: vec![socket], holder: Holder::Manager };
+            Passed { listen: vec![listening], ..Passed::default() }
+        };
+        let cores = [vec![0, 1], vec![2]];
+        let groups = Groups::bind(&config(), passed(), &cores).expect("nothing is bound");
+        for process in 0..2 {
+            assert!(
+                groups
+                    .of(process)
+                    .all(|(_, holder, sockets)| (holder, sockets.len()) == (Holder::Manager, 1))
+            );
+        }
+        let steered = Config { steer: Steer::Cpu, ..config() };
+        assert!(matches!(Groups::bind(&steered, passed(), &cores), Err(StartError::Steer(_))));
+    }
+
+    #[test]
+    fn a_steered_group_has_its_port_to_itself() {
+        let steered = Config { steer: Steer::Cpu, listen: vec![([127, 0, 0, 1], 0).into()], ..config() };
+        let groups = Groups::bind(&steered, Passed::default(), &[vec![0], vec![1]]).expect("a free port");
+        let again = Config { listen: vec![groups.listen[0].address], ..steered };
+        let Err(refused) = Groups::bind(&again, Passed::default(), &[vec![0]]) else {
+            panic!("two groups of one port were steered");
+        };
+        assert!(refused.to_string().contains("--steer"), "{refused}");
+    }
+}
