@@ -59,10 +59,15 @@ impl NetworkNamespace {
         self.inode
     }
 
-    /// Whether the first process is in it: on a host the host's own, in a container the container's. Yes where that
-    /// can't be known.
+    /// Whether the first process is in it: on a host the host's own, in a container the container's.
+    ///
+    /// Where this user may not look at that process: whether it is the caller's own, or has the number that the kernel
+    /// keeps for the initial one.
     pub fn is_of_first_process(&self, root: &Root) -> bool {
-        inode_of(root, "/proc/1/ns/net").map_or(true, |inode| inode == self.inode)
+        match inode_of(root, "/proc/1/ns/net") {
+            Ok(inode) => inode == self.inode,
+            Err(_) => self.entrance.is_none() || self.inode == INITIAL_INODE,
+        }
     }
 
     /// Runs `work` inside, on a thread of its own where the caller is elsewhere. `/proc/sys/net` is the namespace's there;
@@ -90,6 +95,8 @@ fn inode_of(root: &Root, path: &str) -> io::Result<u64> {
 }
 
 const OWN: &str = "/proc/self/ns/net";
+/// `NET_NS_INIT_INO` of `linux/nsfs.h`, since Linux 6.18; before, it is a number like any other.
+const INITIAL_INODE: u64 = 0xEFFF_FFF9;
 
 #[cfg(test)]
 mod tests {
