@@ -30,5 +30,6 @@ mod processes;
 mod redis_faults;
 mod slow;
 mod systemd;
+mod tune;
 mod websocket;
 mod workflow;

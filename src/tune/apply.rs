@@ -86,7 +86,8 @@ fn rolled_back(
     let (undone, left): (Vec<_>, Vec<_>) = outcomes.iter().partition(|(_, outcome)| is_undone(outcome));
     failure.sentence += &match undone.len() {
         0 => "\nnothing is changed".to_owned(),
-        count => format!("\nthe {count} set before it have their old values again"),
+        1 => "\nwhat was set before has its old value again".to_owned(),
+        count => format!("\nthe {count} that were set have their old values again"),
     };
     for (change, outcome) in left {
         failure.sentence += &format!("\nbut {}", left_over(change, outcome));
@@ -150,7 +151,7 @@ mod tests {
         let both = [("net.core.somaxconn", "6000"), ("fs.nr_open", "2000000"), ("fs.absent", "1")];
         let failure = apply(&both, false).expect_err("one is not there");
         assert_eq!(failure.code, FAILED);
-        assert!(failure.sentence.ends_with("\nthe 2 set before it have their old values again"), "{failure}");
+        assert!(failure.sentence.ends_with("\nthe 2 that were set have their old values again"), "{failure}");
         let read = |name: &str| values(&[(name, "")])[0].0.read(scratch.root()).expect("it is there");
         assert_eq!([read("net.core.somaxconn"), read("fs.nr_open")], ["5000", "1048576"]);
 

@@ -7,6 +7,7 @@ pub mod http;
 pub mod kernel;
 pub mod manager;
 pub mod metrics;
+pub mod netns;
 pub mod payload;
 pub mod program;
 pub mod proxy;
