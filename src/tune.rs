@@ -51,7 +51,15 @@ use crate::tune::target::Target;
 pub fn run(args: TuneArgs) -> anyhow::Result<ExitCode> {
     let root = Root::at(args.root);
     match args.command {
-        TuneCommand::List { knobs, form } => list(knobs, form.is_json()),
+        TuneCommand::List { knobs, refused, form } => {
+            let listed = match (knobs, refused) {
+                (true, _) => explain::knobs(form.is_json()),
+                (_, true) => explain::advice(form.is_json()),
+                _ => explain::profiles(form.is_json()),
+            };
+            print(&listed.map_err(|error| Failure::config(error.to_string()))?)?;
+            Ok(ExitCode::SUCCESS)
+        }
         TuneCommand::Explain { name, form } => explain(&name, form.is_json()),
         TuneCommand::Plan { which, netns, all, form } => {
             let place = Place::open(root, netns.as_deref())?;
@@ -78,18 +86,12 @@ pub fn run(args: TuneArgs) -> anyhow::Result<ExitCode> {
 /// What `plan` exits with where something would change, as diff(1) does.
 const DIFFERS: u8 = 1;
 
-fn list(is_knobs: bool, is_json: bool) -> anyhow::Result<ExitCode> {
-    let text = if is_knobs { explain::knobs(is_json) } else { explain::profiles(is_json) };
-    print(&text.map_err(|error| Failure::config(error.to_string()))?)?;
-    Ok(ExitCode::SUCCESS)
-}
-
 fn explain(name: &str, is_json: bool) -> anyhow::Result<ExitCode> {
     let meaning = explain::meaning(name).map_err(|error| Failure::config(error.to_string()))?;
     let meaning = meaning.ok_or_else(|| {
         Failure::usage(format!(
             "found {name:?}, due a profile (`corecast tune list`), a knob (`corecast tune list --knobs`), or one that no \
-             profile sets and that is known (docs/TUNING.md); of others nothing is said here"
+             profile sets (`corecast tune list --refused`); of others nothing is said here"
         ))
     })?;
     print(&explain::explained(&meaning, is_json))?;

@@ -122,6 +122,9 @@ impl Helps {
     fn all(&mut self) -> String {
         let subcommands = ["serve", "publish", "subscribe", "clients", "report", "consume", "check-config"];
         let nested = ["config show", "dead-letters list", "dead-letters replay"];
+        let tune = ["list", "explain", "plan", "apply", "revert", "status", "export"]
+            .map(|name| format!("tune {name}"));
+        let nested: Vec<&str> = nested.into_iter().chain(tune.iter().map(String::as_str)).collect();
         subcommands.iter().chain(&nested).map(|name| self.of(name).to_owned()).collect()
     }
 
@@ -183,12 +186,13 @@ fn variables(words: &[String]) -> (Vec<&str>, &[String]) {
     (words[..set].iter().filter_map(|word| word.split('=').next()).collect(), &words[set..])
 }
 
-/// The subcommand of a command line that runs this program, directly or by a script.
+/// The subcommand of a command line that runs this program, directly, by a script or as root.
 fn subcommand(words: &[String]) -> Option<String> {
+    let words = words.strip_prefix(&["sudo".to_owned()]).unwrap_or(words);
     let program = words.first()?;
     match (program.rsplit('/').next()?, words.get(1).map(String::as_str)) {
         ("start.sh", _) => Some("serve".to_owned()),
-        ("corecast", Some(outer @ ("config" | "dead-letters"))) => {
+        ("corecast", Some(outer @ ("config" | "dead-letters" | "tune"))) => {
             Some(words.get(2).map_or(outer.to_owned(), |inner| format!("{outer} {inner}")))
         }
         ("corecast", Some(name)) if name.starts_with(|c: char| c.is_ascii_lowercase()) => {
@@ -275,6 +279,54 @@ fn configurations_in_the_documents_are_good() {
         }
     }
     assert!(checked > 0, "the documents hold no configuration any more");
+}
+
+/// Of `corecast tune list`, as JSON.
+#[track_caller]
+fn tune_list(args: &[&str]) -> Vec<serde_json::Value> {
+    let listed = program::run(&[&["tune", "list", "--format", "json"], args].concat());
+    let json: serde_json::Value = serde_json::from_str(&listed.stdout).expect("JSON");
+    json.as_array().expect("a list").clone()
+}
+
+#[test]
+fn the_page_on_tuning_names_what_the_program_sets_and_refuses() {
+    let page = read(&root().join("docs/TUNING.md"));
+    let first = |cells: Vec<String>| cells[0].clone();
+    let text = |value: &serde_json::Value| value.as_str().expect("a text").to_owned();
+    let profiles = tune_list(&[]);
+    let told: Vec<String> = table(&page, "| profile |").into_iter().map(first).collect();
+    assert_eq!(told, profiles.iter().map(|profile| text(&profile["name"])).collect::<Vec<_>>());
+    for (cells, profile) in table(&page, "| profile |").iter().zip(&profiles) {
+        assert_eq!(cells[1].replace(',', ""), profile["connections"].to_string(), "{}", cells[0]);
+    }
+
+    let users = |name: &str| {
+        let uses = |profile: &&serde_json::Value| {
+            profile["knobs"].as_array().expect("a list").iter().any(|knob| knob["name"] == name)
+        };
+        let users: Vec<_> = profiles.iter().filter(uses).map(|profile| text(&profile["name"])).collect();
+        if users.len() == profiles.len() { "all".to_owned() } else { users.join(", ") }
+    };
+    let knob =
+        |knob: &serde_json::Value| [text(&knob["name"]), text(&knob["scope"]), users(&text(&knob["name"]))];
+    let built: Vec<_> = tune_list(&["--knobs"]).iter().map(knob).collect();
+    let told: Vec<_> =
+        table(&page, "| knob |").into_iter().map(|cells| [0, 1, 2].map(|at| cells[at].clone())).collect();
+    assert_eq!(told, built);
+
+    let refused: Vec<_> = tune_list(&["--refused"]).iter().map(|refused| text(&refused["name"])).collect();
+    assert_eq!(table(&page, "| refused |").into_iter().map(first).collect::<Vec<_>>(), refused);
+}
+
+#[test]
+fn the_profile_in_the_page_on_tuning_is_one() {
+    let scratch = Scratch::new();
+    let profiles = code(&read(&root().join("docs/TUNING.md")), "toml profile").0;
+    assert_eq!(profiles.len(), 1);
+    let file = scratch.write("documented.toml", &profiles[0]);
+    let planned = program::run(&["tune", "plan", "--all", "--profile-file", &file.to_string_lossy()]);
+    assert!(planned.stdout.contains("\nvm.min_free_kbytes "), "{planned:?}");
 }
 
 #[test]

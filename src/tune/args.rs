@@ -18,11 +18,14 @@ pub struct TuneArgs {
 
 #[derive(Debug, Subcommand)]
 pub enum TuneCommand {
-    /// Name the profiles, or every knob that they set
+    /// Name the profiles, every knob that they set, or what they refuse to set
     List {
         /// The knobs
         #[arg(long)]
         knobs: bool,
+        /// What people recommend and no profile sets
+        #[arg(long, conflicts_with = "knobs")]
+        refused: bool,
         #[command(flatten)]
         form: OutputForm,
     },
@@ -67,6 +70,7 @@ pub enum TuneCommand {
         form: OutputForm,
     },
     /// Restore what `apply` changed, newest first
+    #[command(after_help = REVERT_EXAMPLES)]
     Revert {
         /// What was changed in this network namespace: a name of `ip netns list`, or the id of a process in it
         #[arg(long, value_name = "NAME|PID")]
@@ -149,7 +153,8 @@ Examples:
   corecast tune plan 100k                       what this machine lacks for 100,000 connections
   corecast tune explain tcp_tw_recycle          why nobody should set it
   corecast tune apply 100k --netns trial        only in a network namespace: ip netns add trial
-  corecast tune apply 100k --host               on this host, until it restarts or until corecast tune revert
+  corecast tune apply 100k --host               on this host, until the kernel restarts
+  corecast tune revert                          or until then
   corecast tune export 100k --as sysctl.d       for good";
 
 const PLAN_EXAMPLES: &str = "\
@@ -166,6 +171,12 @@ old values back. Killed, it leaves what `corecast tune revert` undoes. Nothing s
 
 Exit codes: 0 set, or nothing to do; 1 refused by the kernel, and undone; 2 usage, or --host is missing; 69 no such
 namespace; 77 no permission; 78 the profile is wrong; 130 interrupted, and undone.";
+
+const REVERT_EXAMPLES: &str = "\
+What somebody else has changed since stays as it is, and is told. After a restart of the kernel nothing is left to revert.
+
+Exit codes: 0 restored, or nothing is left to revert; 1 something stays, or the journal is damaged, in use, or another
+namespace's; 2 usage; 69 no such namespace; 77 no permission.";
 
 const EXPORT_EXAMPLES: &str = "\
 Examples:

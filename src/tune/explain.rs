@@ -43,6 +43,20 @@ pub fn knobs(is_json: bool) -> Result<String, ProfileError> {
     Ok(columns(&[vec![head], knobs.iter().map(row).collect()].concat()))
 }
 
+/// What people recommend and no profile sets, one line each.
+///
+/// # Errors
+/// As [`built_in_knobs`].
+pub fn advice(is_json: bool) -> Result<String, ProfileError> {
+    let refused = refused()?;
+    if is_json {
+        return Ok(document(&Value::Array(refused.iter().map(refused_json).collect())));
+    }
+    let head = ["refused", "advice"].map(str::to_owned).to_vec();
+    let row = |refused: &Refused| vec![refused.name.clone(), refused.advice.clone()];
+    Ok(columns(&[vec![head], refused.iter().map(row).collect()].concat()))
+}
+
 /// What `name` means; `None` where it means nothing here.
 ///
 /// A knob may be named by its last part (`somaxconn`).
@@ -180,7 +194,7 @@ mod tests {
 
     #[test]
     fn json_is_read_back() {
-        for json in [profiles(true), knobs(true)] {
+        for json in [profiles(true), knobs(true), advice(true)] {
             let json: Value = serde_json::from_str(&json.expect("the files are good")).expect("JSON");
             assert!(json.as_array().is_some_and(|array| array.len() >= 5));
         }

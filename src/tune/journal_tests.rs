@@ -168,6 +168,9 @@ fn what_is_no_journal_is_not_read_without_end() {
 }
 
 proptest! {
+    // Each change waits for the disk.
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
     /// However far a process got, byte by byte, its successor restores what was before.
     #[test]
     fn a_journal_that_ends_anywhere_restores_everything(

@@ -1,6 +1,10 @@
 //! Exports say what the plan says, in the form of their readers.
 
+use std::process::Stdio;
+
 use super::machine::Machine;
+use crate::support::scratch::Scratch;
+use crate::support::tool;
 
 #[track_caller]
 fn export(machine: &Machine, profile: &str, form: &str) -> Vec<String> {
@@ -71,4 +75,86 @@ fn for_kubernetes_it_says_which_are_safe_and_what_the_node_must_allow() {
 fn for_systemd_it_is_the_limit_that_the_connections_need_whatever_the_shell_has() {
     let machine = Machine::new();
     assert_eq!(export(&machine, "100k", "systemd"), ["[Service]", "LimitNOFILE=100072"]);
+}
+
+const PROFILES: [&str; 5] = ["10k", "100k", "1m", "low-latency", "load-generator"];
+
+/// What a checker says of what it takes; `None`, with a word, where it is not installed.
+#[track_caller]
+fn checked(program: &str, args: &[&str]) -> Option<String> {
+    let mut command = tool::command(program);
+    let Ok(checked) = command.args(args).stdin(Stdio::null()).output() else {
+        eprintln!("not run: no {program}");
+        return None;
+    };
+    let said =
+        [checked.stdout, checked.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat();
+    assert!(checked.status.success(), "{program} {args:?}: {said}");
+    Some(said)
+}
+
+/// What `machine` exports, whole.
+#[track_caller]
+fn exported(machine: &Machine, profile: &str, form: &str) -> String {
+    machine.tune(&["export", profile, "--as", form]).stdout
+}
+
+#[test]
+fn compose_takes_every_profile() {
+    let (machine, scratch) = (Machine::new(), Scratch::new());
+    for profile in PROFILES {
+        let file = scratch.write(&format!("{profile}.yaml"), &exported(&machine, profile, "compose"));
+        let args = ["--builtin-schema", "vendor.compose-spec", &file.to_string_lossy()];
+        let Some(_) = checked("check-jsonschema", &args) else { return };
+    }
+}
+
+#[test]
+fn kubernetes_takes_the_pods_of_every_profile() {
+    let (machine, scratch) = (Machine::new(), Scratch::new());
+    let manifest =
+        std::fs::read_to_string(tool::repository("deploy/kubernetes/corecast.yaml")).expect("a file");
+    for profile in PROFILES {
+        let patch = exported(&machine, profile, "kubernetes");
+        let (_, sysctls) = patch.split_once("      securityContext:\n").expect("the pod's");
+        // The first one of the manifest is the pod's, too.
+        let patched =
+            manifest.replacen("      securityContext:\n", &format!("      securityContext:\n{sysctls}"), 1);
+        assert!(patched.contains("sysctls:"), "{patched}");
+        let file = scratch.write(&format!("{profile}.yaml"), &patched);
+        let Some(_) = checked("kubernetes-validate", &["--strict", &file.to_string_lossy()]) else { return };
+    }
+}
+
+#[test]
+fn kustomize_puts_the_patch_into_the_deployment() {
+    let (machine, scratch) = (Machine::new(), Scratch::new());
+    scratch.write("tuning.yaml", &exported(&machine, "load-generator", "kubernetes"));
+    let manifest = tool::repository("deploy/kubernetes/corecast.yaml");
+    std::fs::copy(manifest, scratch.path("corecast.yaml")).expect("it is there");
+    scratch.write("kustomization.yaml", "resources: [corecast.yaml]\npatches: [{path: tuning.yaml}]\n");
+    let folder = scratch.dir().to_string_lossy().into_owned();
+    let mut kubectl = tool::command("kubectl");
+    let Ok(built) = kubectl.args(["kustomize", &folder]).output() else {
+        eprintln!("not run: no kubectl");
+        return;
+    };
+    let text = String::from_utf8_lossy(&built.stdout).into_owned();
+    assert!(built.status.success(), "{built:?}");
+    assert!(text.contains("        sysctls:\n        - name: net.ipv4.ip_local_port_range\n"), "{text}");
+    assert!(text.contains("        runAsNonRoot: true\n"), "what was there is there: {text}");
+}
+
+#[test]
+fn systemd_takes_the_drop_in() {
+    let (machine, scratch) = (Machine::new(), Scratch::new());
+    std::fs::create_dir(scratch.path("corecast.service.d")).expect("a folder");
+    let unit = std::fs::read_to_string(tool::repository("deploy/systemd/corecast.service")).expect("a file");
+    let file = scratch.write("corecast.service", &unit.replace("/usr/local/bin/corecast", "/bin/true"));
+    for profile in PROFILES {
+        scratch.write("corecast.service.d/tuning.conf", &exported(&machine, profile, "systemd"));
+        let Some(said) = checked("systemd-analyze", &["verify", &file.to_string_lossy()]) else { return };
+        // It warns of what it doesn't understand, and is content.
+        assert!(!said.contains("tuning.conf"), "{said}");
+    }
 }
