@@ -110,7 +110,12 @@ fn plan(
         plan.steps.retain(|step| step.scope == Scope::Network);
     }
     print(&if is_json { show::json(&plan) } else { show::table(&plan, all) })?;
-    Ok(if plan.changes().next().is_some() { ExitCode::from(DIFFERS) } else { ExitCode::SUCCESS })
+    let is_unreadable = plan.steps.iter().any(|step| matches!(step.state, State::Unreadable { .. }));
+    Ok(match plan.changes().next() {
+        _ if is_unreadable => ExitCode::from(UNAVAILABLE),
+        Some(_) => ExitCode::from(DIFFERS),
+        None => ExitCode::SUCCESS,
+    })
 }
 
 fn make_plan(place: &Place, which: &Which) -> anyhow::Result<Plan> {
@@ -137,6 +142,16 @@ fn profile(which: &Which) -> Result<Profile, Failure> {
 
 fn journal_path(place: &Place, journal: &JournalFile) -> std::path::PathBuf {
     journal.file.clone().unwrap_or_else(|| place.journal())
+}
+
+/// What a shell runs to undo what the journal at `path` says.
+fn undo_command(place: &Place, path: &Path) -> String {
+    let netns = place.name().map_or(String::new(), |name| format!(" --netns {name}"));
+    let journal = match path == place.journal() {
+        true => String::new(),
+        false => format!(" --journal {}", path.display()),
+    };
+    format!("corecast tune revert{netns}{journal}")
 }
 
 /// How to apply a profile.
@@ -234,7 +249,8 @@ impl Apply {
                 &format!("Left out, because the whole host has it once (--host): {}.\n", left_out.join(", "));
         }
         if let Some(path) = journal.filter(|_| !rows.is_empty()) {
-            text += &format!("Noted down in {}; corecast tune revert undoes it.\n", path.display());
+            let undo = undo_command(place, path);
+            text += &format!("Noted down in {}. To undo it: {undo}\n", path.display());
         }
         print(&text)?;
         Ok(ExitCode::SUCCESS)

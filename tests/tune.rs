@@ -186,7 +186,7 @@ fn with_a_word_the_host_is_changed_as_planned_and_changed_back() {
 #[test]
 fn what_the_whole_host_has_once_is_left_out_of_a_namespace_and_told() {
     let Some(trial) = Trial::new() else { return };
-    let own = own("net/netfilter/nf_conntrack_max");
+    let before = own("fs/nr_open");
     let wanted = "1000000000";
     let planned = trial.tune(&["plan", "1m", "--connections", wanted, "--format", "json"]);
     assert!(!planned.stdout.contains("\"host\""), "{planned:?}");
@@ -196,7 +196,7 @@ fn what_the_whole_host_has_once_is_left_out_of_a_namespace_and_told() {
         applied.stdout.contains("Left out, because the whole host has it once (--host): fs.nr_open"),
         "{applied:?}"
     );
-    assert_eq!(self::own("net/netfilter/nf_conntrack_max"), own);
+    assert_eq!(own("fs/nr_open"), before);
 }
 
 #[test]
@@ -264,6 +264,7 @@ fn a_damaged_journal_is_not_followed_unless_forced() {
     assert_eq!(trial.tune(&["revert", "--force"]).code(), Some(0));
     let left = ["net.ipv4.ip_local_port_range: 32768 60999 -> 1024 65535"];
     assert_eq!(differences(&before, &parameters(&trial.netns)), left, "what can't be read can't be undone");
+    assert_eq!(trial.tune(&["apply", "10k"]).code(), Some(0), "the journal may be used again");
 }
 
 #[test]
@@ -425,6 +426,14 @@ fn what_is_not_there_is_named() {
     let planned = machine.tune(&["plan", "10k"]);
     assert_eq!(planned.code(), Some(69), "{planned:?}");
     assert!(planned.stderr.contains("/proc/meminfo: "), "{planned:?}");
+
+    let machine = Machine::new();
+    machine.write("proc/sys/net/core/somaxconn", "plenty\n");
+    for args in [&["plan", "10k"][..], &["apply", "10k", "--host"]] {
+        let odd = machine.tune(args);
+        assert_eq!(odd.code(), Some(69), "{odd:?}");
+        assert!(format!("{odd:?}").contains("net.core.somaxconn is "), "{odd:?}");
+    }
     let nowhere = run(&["tune", "plan", "10k", "--netns", "no-such-namespace"]);
     assert_eq!(nowhere.code(), Some(69), "{nowhere:?}");
 }

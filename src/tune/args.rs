@@ -158,8 +158,8 @@ Examples:
   corecast tune export 100k --as sysctl.d       for good";
 
 const PLAN_EXAMPLES: &str = "\
-Exit codes: 0 nothing to do, 1 something would change, 2 usage, 69 no such namespace, 77 no permission, 78 the profile is
-wrong. A lower LimitNOFILE is told and doesn't count: it is that of the shell, and corecast's comes from where it is started.
+Exit codes: 0 nothing to do, 1 something would change, 2 usage, 69 a value can't be read, or no such namespace, 77 no
+permission, 78 the profile is wrong. A lower LimitNOFILE is told and doesn't count: it is that of the shell, and corecast's comes from where it is started.
 
 Examples:
   corecast tune plan 1m --connections 300000
@@ -173,7 +173,8 @@ Exit codes: 0 set, or nothing to do; 1 refused by the kernel, and undone; 2 usag
 namespace; 77 no permission; 78 the profile is wrong; 130 interrupted, and undone.";
 
 const REVERT_EXAMPLES: &str = "\
-What somebody else has changed since stays as it is, and is told. After a restart of the kernel nothing is left to revert.
+What somebody else has changed since stays as it is, and is told. After a restart of the kernel nothing is left to revert,
+nor in a namespace that is gone: its values went with it.
 
 Exit codes: 0 restored, or nothing is left to revert; 1 something stays, or the journal is damaged, in use, or another
 namespace's; 2 usage; 69 no such namespace; 77 no permission.";

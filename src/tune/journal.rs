@@ -147,11 +147,36 @@ pub enum SetError {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 enum Line {
-    Journal { version: u32, boot_id: String, namespace_inode: u64, time: String },
-    Change { number: usize, by: String, target: Target, old: String, new: String, time: String },
-    Done { number: usize, found: String },
-    Refused { number: usize, error: String },
-    Restored { number: usize, value: String },
+    Journal {
+        version: u32,
+        boot_id: String,
+        namespace_inode: u64,
+        time: String,
+    },
+    Change {
+        number: usize,
+        by: String,
+        target: Target,
+        old: String,
+        new: String,
+        time: String,
+    },
+    Done {
+        number: usize,
+        found: String,
+    },
+    Refused {
+        number: usize,
+        error: String,
+    },
+    Restored {
+        number: usize,
+        value: String,
+    },
+    /// Somebody has decided that what can't be read before it doesn't matter any more.
+    Settled {
+        time: String,
+    },
 }
 
 const VERSION: u32 = 1;
@@ -218,6 +243,10 @@ impl Content {
             }
             Line::Refused { number, .. } | Line::Restored { number, .. } => {
                 self.mark(numbers.get(&number), |change| change.is_over = true)
+            }
+            Line::Settled { .. } => {
+                self.corrupted.clear();
+                true
             }
         }
     }
@@ -316,7 +345,8 @@ impl Journal {
 
     /// Undoes what is not undone, newest first; what somebody else has changed since only if `is_forced`.
     ///
-    /// Once more for the same journal it finds nothing to do. Acts in the network namespace of the calling thread, which
+    /// Once more for the same journal it finds nothing to do. Forced, and with nothing left, it also settles lines that
+    /// can't be read, so that the journal may be used again. Acts in the network namespace of the calling thread, which
     /// is to be this journal's.
     ///
     /// # Errors
@@ -349,6 +379,10 @@ impl Journal {
             }
             outcomes.push((change, outcome));
         }
+        if is_forced && !self.content.corrupted.is_empty() && self.content.outstanding().next().is_none() {
+            self.write(&Line::Settled { time: now() })?;
+            self.content.corrupted.clear();
+        }
         self.file.sync_data().map_err(|error| self.error("write", error))?;
         Ok(outcomes)
     }
@@ -380,16 +414,22 @@ impl Journal {
 
     /// Leaves its first `bytes`: a line that was not finished must not become a part of the next one.
     fn cut(&mut self, bytes: u64) -> Result<(), JournalError> {
-        let cut = self.file.set_len(bytes).and_then(|()| self.file.seek(SeekFrom::End(0)));
-        cut.map(drop).map_err(|error| self.error("write", error))
+        self.content.whole_bytes = bytes;
+        self.file.set_len(bytes).map_err(|error| self.error("write", error))
     }
 
     fn write(&mut self, line: &Line) -> Result<(), JournalError> {
         let mut text = serde_json::to_vec(line).map_err(|error| self.error("write", error.into()))?;
         text.push(b'\n');
-        let written = self.file.seek(SeekFrom::End(0)).and_then(|_| self.file.write_all(&text));
+        let whole_bytes = self.content.whole_bytes;
+        let written = self.file.seek(SeekFrom::Start(whole_bytes)).and_then(|_| self.file.write_all(&text));
+        if let Err(error) = written {
+            // What a full disk took of it must not become a part of the next line; if this fails, the next cut does it.
+            let _ = self.file.set_len(whole_bytes);
+            return Err(self.error("write", error));
+        }
         self.content.whole_bytes += text.len() as u64;
-        written.map_err(|error| self.error("write", error))
+        Ok(())
     }
 
     fn error(&self, verb: &'static str, error: io::Error) -> JournalError {

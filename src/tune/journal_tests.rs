@@ -157,6 +157,9 @@ fn a_line_that_can_not_be_read_stops_a_new_set_and_not_the_rest_of_a_revert() {
     assert_eq!(revert(&scratch, false), [Outcome::Restored, Outcome::Restored]);
     assert_eq!(values(&scratch), ["before", "ours", "before"]);
     assert_eq!(revert(&scratch, false), [], "the marks name the changes that are there");
+    assert!(Journal::begin(&path, identity()).is_err(), "nobody has looked at it yet");
+    assert_eq!(revert(&scratch, true), []);
+    assert!(begin(&scratch).content().changes.is_empty(), "settled, it is begun anew");
 }
 
 #[test]

@@ -53,6 +53,11 @@ impl Place {
         self.namespace.is_of_first_process(&self.root)
     }
 
+    /// As it was named; `None` for the caller's own.
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
     /// Below what its files are.
     pub fn root(&self) -> &Root {
         &self.root

@@ -16,8 +16,15 @@ pub fn table(plan: &Plan, all: bool) -> String {
     }
     let head = ["knob", "now", "due", "scope", ""].map(str::to_owned).to_vec();
     text += &columns(&[vec![head], rows].concat());
+    if plan.changes().next().is_some() {
+        text += NEXT;
+    }
     text
 }
+
+/// What there is to do about it.
+const NEXT: &str =
+    "corecast tune explain KNOB says why; apply sets it until the kernel restarts, export for good.\n";
 
 /// `plan` as JSON, with everything.
 pub fn json(plan: &Plan) -> String {
