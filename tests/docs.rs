@@ -120,7 +120,8 @@ impl Helps {
 
     /// Those of all subcommands.
     fn all(&mut self) -> String {
-        let subcommands = ["serve", "publish", "subscribe", "clients", "report", "consume", "check-config"];
+        let subcommands =
+            ["serve", "publish", "subscribe", "clients", "report", "consume", "check-config", "doctor"];
         let nested = ["config show", "dead-letters list", "dead-letters replay"];
         let tune = ["list", "explain", "plan", "apply", "revert", "status", "export"]
             .map(|name| format!("tune {name}"));

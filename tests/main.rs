@@ -16,6 +16,7 @@ mod dead_letters;
 mod deploy;
 mod descriptors;
 mod docs;
+mod doctor;
 mod drain;
 mod drivers;
 mod event_fanout;

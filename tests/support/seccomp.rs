@@ -14,6 +14,11 @@ pub fn without_io_uring() -> BpfProgram {
     denying(rules.into(), libc::EPERM)
 }
 
+/// Of the three only `io_uring_enter` answers EPERM: a ring can be had, and nothing done with it.
+pub fn without_io_uring_enter() -> BpfProgram {
+    denying([(libc::SYS_io_uring_enter, Vec::new())].into(), libc::EPERM)
+}
+
 /// `socket(AF_INET6, ..)` answers EAFNOSUPPORT, as with `ipv6.disable=1` on the kernel's command line.
 pub fn without_ipv6() -> BpfProgram {
     let is_ipv6 = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, libc::AF_INET6 as u64)
