@@ -32,6 +32,7 @@ mod report;
 mod rhythm;
 mod scenario;
 mod schedule;
+mod slab;
 mod stage;
 mod stamp;
 mod sys;

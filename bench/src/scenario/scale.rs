@@ -19,6 +19,7 @@ use crate::process::{Places, Redis, Server, free_port};
 use crate::publisher::RedisPublisher;
 use crate::receivers::{Audience, Receivers};
 use crate::schedule::Load;
+use crate::slab::Slab;
 use crate::stage::{Bench, Phase, settled_memory};
 use crate::sys;
 
@@ -174,6 +175,7 @@ impl Fleet {
             .collect();
         let mut servers = Vec::with_capacity(plan.servers);
         for index in 0..plan.servers {
+            // One core each, in turn: a process of one shard has no use for a second.
             let core = common.server_cores[index % common.server_cores.len()];
             let (redis, config) = (redis.address.to_string(), crate::stage::ROOMS.to_owned());
             let places = Places { redis, shards: common.shards, cores: vec![core], config };
@@ -209,7 +211,7 @@ impl Fleet {
             );
         }
         let (before, netstat) = (settled_memory(&self.meter)?, Netstat::read()?);
-        let (own, reading) = (self.descriptors()?, self.meter.read()?);
+        let (own, reading, slab) = (self.descriptors()?, self.meter.read()?, Slab::read());
         eprintln!("{case}: connecting at {} a second", plan.pace);
         let pace = Duration::from_secs_f64(plan.clients as f64 / plan.pace);
         let started = Instant::now();
@@ -220,6 +222,7 @@ impl Fleet {
         let now = self.descriptors()?;
         let by_server: Vec<i64> = now.iter().zip(&own).map(|(now, own)| *now as i64 - *own as i64).collect();
         let netstat = Netstat::read()?.since(&netstat);
+        let by_cache = slab.zip(Slab::read()).map(|(before, now)| now.grown_since(&before, dialed.done));
         let done = dialed.done.max(1) as f64;
         let grown = |of: fn(&Memory) -> u64| of(&after) as f64 - of(&before) as f64;
         let mut handshakes = Latencies::new();
@@ -238,6 +241,7 @@ impl Fleet {
             "errors": connected.dialed.errors, "seconds": seconds, "handshake": handshakes.percentiles(),
             "before": before, "after": after, "user_bytes_per_connection": connected.user_bytes,
             "kernel_bytes_per_connection_both_ends": connected.kernel_bytes, "tcp_pages_grown": connected.tcp_pages,
+            "kernel_bytes_per_connection_by_cache": by_cache,
             "connections_by_server": connected.by_server, "connections_by_receiver_process": by_process,
             "addresses": places, "netstat": netstat, "used": used,
             "server_cpu_us_per_handshake": connected.cpu_us,
