@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::cli::{Crowd, PublicationSource, PublishVia};
 use crate::figure::{Figure, median};
-use crate::measure::ThreadMeter;
+use crate::measure::{Meter, ThreadMeter};
 use crate::process::{Places, Redis, Server};
 use crate::publisher::{Author, Publish, RedisPublisher};
 use crate::receivers::{Audience, Receivers};
@@ -90,6 +90,7 @@ struct Bed {
     // Receivers hang up before the server goes.
     receivers: Option<Receivers>,
     relay: ThreadMeter,
+    meter: Meter,
     author: Author,
     publisher: Box<dyn Publish>,
     server: Server,
@@ -242,6 +243,7 @@ impl Bed {
         let server = bench.start_server(COMMAND, &places)?;
         let relay =
             ThreadMeter::of(server.pid, RELAY_THREAD).context("the relay has no thread of its own")?;
+        let meter = Meter::new(server.pid, Vec::new(), &[*relay_core], &common.generator_cores);
         let seating = Seating { rooms, rooms_per_connection: 1 };
         let connections = rooms as usize * members as usize;
         let mut receivers = None;
@@ -263,7 +265,7 @@ impl Bed {
         };
         let author = Author::new(rooms, plan.bytes);
         let members = u64::from(members);
-        Ok(Self { receivers, relay, author, publisher, server, _redis: redis, members })
+        Ok(Self { receivers, relay, meter, author, publisher, server, _redis: redis, members })
     }
 
     /// Pushes so many publications as fast as they are taken, and waits until all have arrived.
@@ -271,7 +273,7 @@ impl Bed {
         if let Some(receivers) = &mut self.receivers {
             receivers.begin(self.author.next(), false)?;
         }
-        let before = Counters::scrape(self.server.address)?;
+        let (before, reading) = (Counters::scrape(self.server.address)?, self.meter.read()?);
         let (cpu_before, since) = (self.relay.cpu_ns()?, Instant::now());
         self.push(publications)?;
         let due = before.placed() + publications;
@@ -282,6 +284,7 @@ impl Bed {
         }
         let seconds = since.elapsed().as_secs_f64();
         let cpu_ns = self.relay.cpu_ns()? - cpu_before;
+        let used = self.meter.between(&reading, &self.meter.read()?);
         std::thread::sleep(SETTLED_AFTER);
         let after = Counters::scrape(self.server.address)?;
         let placed = after.placed() - before.placed();
@@ -303,7 +306,7 @@ impl Bed {
         let raw = json!({
             "publications": publications, "placed": placed, "unrouted": after.unrouted - before.unrouted,
             "seconds": seconds, "relay_cpu_seconds": cpu_ns as f64 / 1e9, "cpu_us_per_publication": cpu_us,
-            "stage_seconds": stages, "deliveries": counts,
+            "stage_seconds": stages, "deliveries": counts, "used": used,
         });
         let per_second = publications as f64 / seconds;
         Ok(Window { cpu_us, per_second, busy_share: cpu_ns as f64 / 1e9 / seconds, stages, raw, flaw })

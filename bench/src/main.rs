@@ -2,7 +2,8 @@
 //!
 //! Owns a whole run: starts the server (pinned), Redis, and receiver processes (`receivers`, `receiver`), publishes by a
 //! schedule that never waits for the server (`publisher`, `schedule`), reads CPU and memory from the kernel (`measure`),
-//! and measures a plain `send()` loop in the same run (`floor`). A `scenario` is made of `stage`s and ends in `figure`s;
+//! and measures a plain `send()` loop in the same run (`floor`). Where connections end and come back, receivers dial while
+//! they receive (`comeback`), and messages leave by a timetable that they know (`metronome`, `rhythm`). A `scenario` is made of `stage`s and ends in `figure`s;
 //! `table` is the set that corecast promises, `report` writes raw results. `ingest` looks at the relay alone, pushed to by
 //! `replay`. Nothing that a server says about itself becomes a figure: its counters are read only to see that nothing was
 //! lost before it was sent, and are told as its own word.
@@ -38,6 +39,7 @@ mod stamp;
 mod sys;
 mod table;
 mod tally;
+mod units;
 mod wire;
 
 use std::process::ExitCode;

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::account::{Account, settle};
 use super::storm::metronome_heads;
 use super::{Outcome, seating};
-use crate::cli::{Crowd, parse_bytes, parse_duration};
+use crate::cli::Crowd;
 use crate::comeback::Return;
 use crate::figure::Figure;
 use crate::growth::Growth;
@@ -22,6 +22,7 @@ use crate::rhythm::Rhythm;
 use crate::stage::{Bench, PATIENCE};
 use crate::sys;
 use crate::tally::Counts;
+use crate::units::{parse_bytes, parse_duration};
 
 /// Between two looks at the clock.
 const LOOK: Duration = Duration::from_millis(20);

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::account::{Account, settle};
 use super::{Outcome, cut_short, progress, seating};
-use crate::cli::{Crowd, parse_duration};
+use crate::cli::Crowd;
 use crate::comeback::{Return, Returned};
 use crate::figure::Figure;
 use crate::latency::{Latencies, LatencyPairs, Percentiles};
@@ -20,6 +20,7 @@ use crate::rhythm::Rhythm;
 use crate::stage::{Bench, PATIENCE, Stage};
 use crate::sys;
 use crate::tally::{Counts, Seating};
+use crate::units::parse_duration;
 
 /// Between two looks at who is back; when the last one came is told by its receiver, to the nanosecond.
 const LOOK: Duration = Duration::from_millis(2);
