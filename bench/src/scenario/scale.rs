@@ -1,5 +1,6 @@
 //! More connections than one process may hold: several servers on one port, and every message to everyone checked.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddrV4;
 use std::time::{Duration, Instant};
 
@@ -219,10 +220,10 @@ impl Fleet {
         let seconds = started.elapsed().as_secs_f64();
         let used = self.meter.between(&reading, &self.meter.read()?);
         let after = settled_memory(&self.meter)?;
+        let by_cache = slab.zip(Slab::read()).map(|(before, now)| now.grown_since(&before, dialed.done));
         let now = self.descriptors()?;
         let by_server: Vec<i64> = now.iter().zip(&own).map(|(now, own)| *now as i64 - *own as i64).collect();
         let netstat = Netstat::read()?.since(&netstat);
-        let by_cache = slab.zip(Slab::read()).map(|(before, now)| now.grown_since(&before, dialed.done));
         let done = dialed.done.max(1) as f64;
         let grown = |of: fn(&Memory) -> u64| of(&after) as f64 - of(&before) as f64;
         let mut handshakes = Latencies::new();
@@ -257,8 +258,22 @@ impl Fleet {
             handshakes.percentiles().p99_us / 1e3,
             netstat.listen_drops,
         ));
+        if let Some(by_cache) = by_cache {
+            outcome.notes.push(format!(
+                "{case}: the kernel's memory per connection, both ends: {}",
+                in_words(by_cache)
+            ));
+        }
         Ok(connected)
     }
+}
+
+/// Caches that grew by at least a byte per connection, the largest first.
+fn in_words(by_cache: BTreeMap<String, f64>) -> String {
+    let mut caches: Vec<_> = by_cache.into_iter().filter(|(_, bytes)| *bytes >= 1.0).collect();
+    caches.sort_by(|one, other| other.1.total_cmp(&one.1));
+    let words: Vec<_> = caches.iter().map(|(name, bytes)| format!("{name} {bytes:.0} B")).collect();
+    words.join(", ")
 }
 
 impl Connected {
@@ -313,6 +328,13 @@ fn local_ports() -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn caches_are_told_largest_first_and_without_those_that_hardly_grew() {
+        let caches = [("filp", 390.2), ("TCP", 5040.4), ("radix", 0.4)];
+        let caches = caches.into_iter().map(|(name, bytes)| (name.to_owned(), bytes)).collect();
+        assert_eq!(in_words(caches), "TCP 5040 B, filp 390 B");
+    }
 
     #[test]
     fn this_kernel_tells_its_port_range() {
