@@ -29,16 +29,15 @@ pub struct Logs {
     guard: Option<WorkerGuard>,
 }
 
-/// Sends everything that `filter` passes to stderr.
+/// Sends everything that `filter` passes to stderr. Every line of JSON has `constants` before its own fields.
 ///
 /// # Errors
 /// Logs were started before.
-pub fn start(format: LogFormat, filter: EnvFilter) -> anyhow::Result<Logs> {
-    start_with(format, filter, true, Vec::new())
+pub fn start(format: LogFormat, filter: EnvFilter, constants: Constants) -> anyhow::Result<Logs> {
+    start_with(format, filter, true, constants)
 }
 
-/// As [`start`], but a slow stderr slows whoever logs instead of losing lines, and every line of JSON has `constants`
-/// before its own fields.
+/// As [`start`], but a slow stderr slows whoever logs instead of losing lines.
 ///
 /// # Errors
 /// As [`start`].

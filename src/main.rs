@@ -20,6 +20,7 @@ mod manager;
 mod marks;
 mod output;
 mod preset;
+mod process;
 mod publish;
 mod random;
 mod record;
@@ -28,6 +29,7 @@ mod report;
 mod serve;
 mod signals;
 mod subscribe;
+mod supervisor;
 mod tally;
 mod tune;
 
@@ -38,6 +40,7 @@ use shards::net::Passed;
 
 use cli::{Cli, Command, ConfigCommand};
 use exit::Failure;
+use process::Process;
 
 /// Small objects of many connections: measured against glibc's, with huge pages off (`no_thp`).
 #[global_allocator]
@@ -63,10 +66,21 @@ fn main() -> ExitCode {
 
 fn start(args: &cli::ConfigArgs) -> anyhow::Result<ExitCode> {
     // Before anything is opened, and before there are threads.
-    let passed = Passed::from_environment().map_err(|error| Failure::config(error.to_string()))?;
-    let loaded = configuration::load(args)?;
-    let _logs = logs::start(loaded.config.log_format, configuration::level(&loaded)?)?;
-    serve::run(&loaded, passed)
+    let (process, passed) = match Process::from_environment()? {
+        Some((process, passed)) => (Some(process), passed),
+        None => (None, Passed::from_environment().map_err(|error| Failure::config(error.to_string()))?),
+    };
+    let mut loaded = configuration::load(args)?;
+    let level = configuration::level(&loaded)?;
+    let named = process.as_ref().map(|process| ("process", process.index().into()));
+    let _logs = logs::start(loaded.config.log_format, level, named.into_iter().collect())?;
+    if let Some(process) = &process {
+        process.apply_to(&mut loaded);
+    }
+    match loaded.config.processes {
+        1 => serve::run(&loaded, passed, process.as_ref()),
+        _ => supervisor::run(&loaded, passed),
+    }
 }
 
 fn version(verbose: bool) -> anyhow::Result<ExitCode> {

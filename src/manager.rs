@@ -1,25 +1,35 @@
 //! The service manager (systemd): told what the server does, as in sd_notify(3), where NOTIFY_SOCKET names it.
 //!
-//! The protocol is a datagram of lines to a Unix socket. It is written here because the crate sd-notify 0.5 does not know
+//! Where this process has a parent, that is its manager. The protocol is a datagram of lines to a Unix socket. It is written here because the crate sd-notify 0.5 does not know
 //! abstract sockets ("@..."), which is what container engines pass.
 
 use std::env;
 use std::ffi::OsString;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use rustix::net::SendFlags;
+use shards::net::rights;
 
 /// What the end of a process takes beside its drain: last answers of Redis, logs, memory of many connections.
 const END_MARGIN: Duration = Duration::from_secs(5);
 
 /// See the module.
 pub struct ServiceManager {
-    to: Option<(UnixDatagram, SocketAddr)>,
+    to: Option<Ear>,
     watchdog: Option<Watchdog>,
     /// The last STATUS.
     status: String,
+}
+
+enum Ear {
+    Manager(UnixDatagram, SocketAddr),
+    Parent(Arc<OwnedFd>),
 }
 
 struct Watchdog {
@@ -32,7 +42,8 @@ impl ServiceManager {
     /// The one that the environment names; nobody where it names none.
     pub fn from_environment() -> Self {
         let to = env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty()).and_then(|name| {
-            let found = address(&name).and_then(|address| Ok((UnixDatagram::unbound()?, address)));
+            let found =
+                address(&name).and_then(|address| Ok(Ear::Manager(UnixDatagram::unbound()?, address)));
             found
                 .inspect_err(
                     |error| tracing::warn!(%error, ?name, "NOTIFY_SOCKET names no socket; nobody is told"),
@@ -45,6 +56,12 @@ impl ServiceManager {
         let watchdog =
             micros.map(|micros| Watchdog { interval: Duration::from_micros(micros) / 2, told: None });
         Self { to, watchdog, status: String::new() }
+    }
+
+    /// A parent at the other end of `channel`, which wants a sign of life each `interval`.
+    pub fn of_parent(channel: Arc<OwnedFd>, interval: Option<Duration>) -> Self {
+        let watchdog = interval.map(|interval| Watchdog { interval, told: None });
+        Self { to: Some(Ear::Parent(channel)), watchdog, status: String::new() }
     }
 
     /// Everything listens.
@@ -83,8 +100,14 @@ impl ServiceManager {
     }
 
     fn tell(&self, lines: &str) {
-        let Some((socket, address)) = &self.to else { return };
-        if let Err(error) = socket.send_to_addr(lines.as_bytes(), address) {
+        let told = match &self.to {
+            None => return,
+            Some(Ear::Manager(socket, address)) => socket.send_to_addr(lines.as_bytes(), address).map(drop),
+            Some(Ear::Parent(channel)) => {
+                rights::send(&**channel, lines.as_bytes(), &[], SendFlags::DONTWAIT)
+            }
+        };
+        if let Err(error) = told {
             tracing::warn!(%error, lines, "the service manager could not be told");
         }
     }
@@ -110,7 +133,7 @@ mod tests {
         ears.set_nonblocking(true).expect("a socket can be asked");
         let watchdog = Some(Watchdog { interval: Duration::from_secs(1), told: None });
         let mouth = UnixDatagram::unbound().expect("a descriptor is left");
-        (ServiceManager { to: Some((mouth, to)), watchdog, status: String::new() }, ears)
+        (ServiceManager { to: Some(Ear::Manager(mouth, to)), watchdog, status: String::new() }, ears)
     }
 
     fn next(ears: &UnixDatagram) -> Option<String> {

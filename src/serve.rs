@@ -15,13 +15,14 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use shards::config::{BrokerChoice, Config, Loaded};
 use shards::metrics::Metrics;
 use shards::net::{Leave, LostThread, Passed, Server, StartError};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
 use signal_hook::iterator::Signals;
 
 use crate::activity::Activity;
 use crate::configuration::refusal;
 use crate::exit::{self, Failure};
 use crate::manager::ServiceManager;
+use crate::process::Process;
 
 /// How often the server is looked after: its threads, and the numbers of the process in /proc. More often where half of a
 /// watchdog's time is less.
@@ -29,6 +30,8 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 const LOOK_INTERVAL_MIN: Duration = Duration::from_millis(10);
 /// A server that has space for fewer than this was hardly meant to.
 const FEW_CONNECTIONS: usize = 1000;
+/// The first drains.
+const SIGNALS_TO_STOP: u32 = 2;
 /// How often a draining server is asked whether it has ended.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 
@@ -37,16 +40,17 @@ const DRAIN_POLL: Duration = Duration::from_millis(20);
 /// # Errors
 /// Whatever keeps it from starting: an address that can't be bound, a forbidden driver, a key file that can't be read. Then
 /// a thread that ended before its time.
-pub fn run(loaded: &Loaded, passed: Passed) -> anyhow::Result<ExitCode> {
+pub fn run(loaded: &Loaded, passed: Passed, process: Option<&Process>) -> anyhow::Result<ExitCode> {
     let config = &loaded.config;
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
     let key = config.api_key_file.as_deref().map(read_key).transpose()?;
     // Before any thread starts, so that none of them is interrupted.
-    let signals = listen_for_signals()?;
-    let mut manager = ServiceManager::from_environment();
-    if !passed.listen.is_empty() {
+    let (sender, said) = mpsc::channel();
+    listen_for_signals(sender.clone(), process.is_some())?;
+    let mut manager = process.map_or_else(ServiceManager::from_environment, Process::manager);
+    if process.is_none() && !passed.listen.is_empty() {
         tracing::info!(
             sockets = passed.listen.len(),
             "the service manager passed sockets: --listen is not bound"
@@ -61,28 +65,58 @@ pub fn run(loaded: &Loaded, passed: Passed) -> anyhow::Result<ExitCode> {
     }
     announce(config, &server);
     manager.ready(&status(&server));
-    let ended = serve(server, config, &signals, &mut manager);
+    if let Some(process) = process {
+        process.listen(sender)?;
+    }
+    let ended = serve(server, config, &said, &mut manager);
     remove_ports_file(config);
     ended.map(|()| ExitCode::SUCCESS)
+}
+
+/// What ends a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Said {
+    /// SIGTERM or SIGINT.
+    Signal,
+    /// The parent wants it to drain.
+    Leave(Leave),
+    /// The parent wants it to end at once.
+    Stop,
 }
 
 fn serve(
     mut server: Server,
     config: &Config,
-    signals: &mpsc::Receiver<i32>,
+    said: &mpsc::Receiver<Said>,
     manager: &mut ServiceManager,
 ) -> anyhow::Result<()> {
-    if let Err(lost) = wait_for_signal(signals, &mut server, manager, config.report_interval) {
-        tracing::error!("{lost}: the process ends");
-        return Err(lost.into());
-    }
+    let first = match wait_for_word(said, &mut server, manager, config.report_interval) {
+        Ok(first) => first,
+        Err(lost) => {
+            tracing::error!("{lost}: the process ends");
+            return Err(lost.into());
+        }
+    };
+    // A service manager may send its signal to a child too, before or after the parent's word: both are the first.
+    let mut signals = u32::from(first == Said::Signal);
+    let leave = match first {
+        Said::Signal => Leave::ToSuccessor,
+        Said::Leave(leave) => leave,
+        Said::Stop => return Ok(()),
+    };
     tracing::info!(seconds = config.drain.as_secs_f64(), "draining; a second signal ends at once");
     manager.stopping(config.drain, "Draining");
-    server.drain(Leave::ToSuccessor);
+    server.drain(leave);
     while !server.has_ended() {
         // A thread that hangs now is ended by the limit of the stop, not by the watchdog.
         manager.alive(Instant::now());
-        if signals.recv_timeout(DRAIN_POLL).is_ok() {
+        match said.recv_timeout(DRAIN_POLL) {
+            Err(_) => continue,
+            Ok(Said::Leave(leave)) => server.drain(leave),
+            Ok(Said::Signal) => signals += 1,
+            Ok(Said::Stop) => signals = SIGNALS_TO_STOP,
+        }
+        if signals >= SIGNALS_TO_STOP {
             tracing::warn!("ended by a second signal before the drain was over");
             return Ok(());
         }
@@ -92,7 +126,8 @@ fn serve(
     Ok(())
 }
 
-fn start_failure(error: StartError, loaded: &Loaded) -> anyhow::Error {
+/// Why a server did not start, as text and exit code.
+pub fn start_failure(error: StartError, loaded: &Loaded) -> anyhow::Error {
     match error {
         StartError::Bind { error: ref io, .. } => {
             let code = match io.kind() {
@@ -112,32 +147,39 @@ fn start_failure(error: StartError, loaded: &Loaded) -> anyhow::Error {
 }
 
 /// One thread turns the signals that end the server into messages. SIGPIPE is ignored by Rust's runtime; SIGHUP asks other
-/// servers to read their configuration again, and must not be the end of one that doesn't.
-fn listen_for_signals() -> anyhow::Result<mpsc::Receiver<i32>> {
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("can't listen for signals")?;
-    let (sender, receiver) = mpsc::channel();
-    std::thread::Builder::new()
-        .name("signals".to_owned())
-        .spawn(move || {
-            signals.forever().try_for_each(|signal| {
-                if signal == SIGHUP {
-                    tracing::info!("SIGHUP: nothing is reloaded yet; restart to change the configuration");
-                    return Ok(());
-                }
-                sender.send(signal).map_err(drop)
-            })
-        })
-        .context("can't start a thread")?;
-    Ok(receiver)
+/// servers to read their configuration again, and must not be the end of one that doesn't. SIGUSR2 may be sent to a parent
+/// and its children alike.
+fn listen_for_signals(sender: mpsc::Sender<Said>, has_parent: bool) -> anyhow::Result<()> {
+    let of_parent = has_parent.then_some(SIGUSR2);
+    let listened = [SIGTERM, SIGINT, SIGHUP].into_iter().chain(of_parent);
+    let mut signals = Signals::new(listened).context("can't listen for signals")?;
+    let listen = move || {
+        let _server_is_gone = signals.forever().try_for_each(|signal| match signal {
+            SIGHUP => {
+                tracing::info!("{NOTHING_IS_RELOADED}");
+                Ok(())
+            }
+            SIGUSR2 => {
+                tracing::info!("SIGUSR2: a rolling restart is the parent's: send it there");
+                Ok(())
+            }
+            _ => sender.send(Said::Signal).map_err(drop),
+        });
+    };
+    std::thread::Builder::new().name("signals".to_owned()).spawn(listen).context("can't start a thread")?;
+    Ok(())
 }
 
-/// Looks after the server until a signal comes.
-fn wait_for_signal(
-    signals: &mpsc::Receiver<i32>,
+/// What SIGHUP means today.
+pub const NOTHING_IS_RELOADED: &str = "SIGHUP: nothing is reloaded yet; restart to change the configuration";
+
+/// Looks after the server until it is told to end.
+fn wait_for_word(
+    said: &mpsc::Receiver<Said>,
     server: &mut Server,
     manager: &mut ServiceManager,
     report_interval: Duration,
-) -> Result<(), LostThread> {
+) -> Result<Said, LostThread> {
     let mut activity = Activity::every(report_interval);
     let watchdog = manager.watchdog_interval();
     // Twice as often as it is to be told: whoever looks just before that is due looks again in time.
@@ -162,8 +204,9 @@ fn wait_for_signal(
             }
         }
         was_silent = silent.is_some();
-        match signals.recv_timeout(interval) {
-            Ok(_) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
+        match said.recv_timeout(interval) {
+            Ok(said) => return Ok(said),
+            Err(RecvTimeoutError::Disconnected) => return Ok(Said::Signal),
             Err(RecvTimeoutError::Timeout) => {}
         }
     }
@@ -171,7 +214,7 @@ fn wait_for_signal(
 
 /// Lets this process hold as many descriptors as the hard limit allows. The soft one, 1,024 almost everywhere, is for programs
 /// that use select(2), which this one doesn't.
-fn raise_descriptor_limit() {
+pub fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     if limit.current != limit.maximum
@@ -232,7 +275,6 @@ fn announce(config: &Config, server: &Server) {
     }
 }
 
-/// Written beside its place and renamed, so that whoever reads it reads all of it.
 fn write_ports_file(path: &Path, server: &Server) -> Result<(), Failure> {
     let content = serde_json::json!({
         "pid": std::process::id(),
@@ -240,6 +282,14 @@ fn write_ports_file(path: &Path, server: &Server) -> Result<(), Failure> {
         "listeners": server.listen.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "admin": server.admin.map(|address| address.to_string()),
     });
+    write_whole(path, &content)
+}
+
+/// Written beside its place and renamed, so that whoever reads it reads all of it.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn write_whole(path: &Path, content: &serde_json::Value) -> Result<(), Failure> {
     let beside = path.with_extension(format!("{}.new", std::process::id()));
     fs::write(&beside, format!("{content}\n"))
         .and_then(|()| fs::rename(&beside, path))
@@ -247,7 +297,7 @@ fn write_ports_file(path: &Path, server: &Server) -> Result<(), Failure> {
 }
 
 /// A ports file that is left behind names a server that is gone.
-fn remove_ports_file(config: &Config) {
+pub fn remove_ports_file(config: &Config) {
     if let Some(path) = &config.ports_file
         && let Err(error) = fs::remove_file(path)
         && error.kind() != io::ErrorKind::NotFound

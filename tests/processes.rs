@@ -1,4 +1,10 @@
-//! Several processes, one room: on ports of their own or on one port together.
+//! Several processes, one room: on ports of their own, on one port together, or on one port behind a parent.
+
+mod admin;
+mod leaving;
+mod parent;
+mod rolling;
+mod steering;
 
 use std::time::Duration;
 

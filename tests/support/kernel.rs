@@ -6,8 +6,10 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use rustix::process::{Resource, Rlimit, Signal, getppid, getrlimit, setrlimit};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getppid, getrlimit, setrlimit};
 use seccompiler::BpfProgram;
+
+use super::deadline::{SOON, eventually};
 
 /// What a child gets before it becomes the program.
 #[derive(Default)]
@@ -68,6 +70,31 @@ fn check(result: i32) -> io::Result<i32> {
     if result == -1 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
+/// Sends `signal` to a process that need not be a child of this one.
+pub fn signal(pid: i32, signal: Signal) {
+    let pid = Pid::from_raw(pid).expect("a process has a positive id");
+    // One that is gone already has nothing to be told.
+    let _gone = rustix::process::kill_process(pid, signal);
+}
+
+/// Has a process stand still; returns when it does.
+#[track_caller]
+pub fn stop(pid: i32) {
+    signal(pid, Signal::STOP);
+    eventually(SOON, "the process stands still", || state(pid) == Some('T'));
+}
+
+/// Whether a process runs; one that has ended and that nobody has waited for does not.
+pub fn is_running(pid: i32) -> bool {
+    state(pid).is_some_and(|state| !matches!(state, 'Z' | 'X'))
+}
+
+/// The third field of `/proc/PID/stat`, after the program's name in parentheses (proc_pid_stat(5)).
+fn state(pid: i32) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next()
+}
+
 /// Lets this process hold as many descriptors as the host allows: a swarm needs one for each member.
 pub fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
@@ -78,6 +105,19 @@ pub fn raise_descriptor_limit() {
 /// Descriptors this process may hold.
 pub fn descriptors_max() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
+/// Cores that this process may run on.
+pub fn usable_cores() -> Vec<usize> {
+    let cores = rustix::thread::sched_getaffinity(None).expect("the kernel tells where this runs");
+    (0..rustix::thread::CpuSet::MAX_CPU).filter(|core| cores.is_set(*core)).collect()
+}
+
+/// Keeps the calling thread on `core`.
+pub fn pin(core: usize) {
+    let mut cores = rustix::thread::CpuSet::new();
+    cores.set(core);
+    rustix::thread::sched_setaffinity(None, &cores).expect("a usable core");
 }
 
 /// Clock ticks in a second, the unit of CPU time in `/proc/PID/stat`.

@@ -120,6 +120,11 @@ impl ServerBuilder {
         self.arg("--drain").arg(&format!("{}ms", limit.as_millis()))
     }
 
+    /// This many processes behind one port, each with one shard; needs Redis.
+    pub fn processes(self, processes: usize) -> Self {
+        self.arg("--processes").arg(&processes.to_string())
+    }
+
     /// With this config file.
     pub fn config(mut self, toml: &str) -> Self {
         self.config = Some(toml.to_owned());
@@ -272,6 +277,28 @@ impl Server {
 
     pub fn pid(&self) -> i32 {
         self.child.pid()
+    }
+
+    /// Writes its config file anew, for whoever reads it next.
+    pub fn rewrite_config(&self, toml: &str) {
+        self.scratch.write("corecast.toml", toml);
+    }
+
+    /// Ids of its processes (`--processes`), by their number; those that serve.
+    #[track_caller]
+    pub fn processes(&self) -> Vec<i32> {
+        let ports: serde_json::Value = serde_json::from_str(&program::text(&self.scratch.path("ports.json")))
+            .unwrap_or_else(|error| panic!("{error} in the ports file"));
+        let processes = ports["processes"].as_array().into_iter().flatten();
+        let pids = processes.map(|process| process["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()));
+        pids.collect::<Option<_>>().unwrap_or_else(|| panic!("a process without an id: {ports}"))
+    }
+
+    /// Waits until so many processes reach Redis.
+    #[track_caller]
+    pub fn wait_brokers(&self, processes: usize) {
+        let all = |page: &Metrics| page.sum("corecast_broker_up") == processes as f64;
+        self.wait_metrics(&format!("{processes} processes reach Redis"), all);
     }
 
     /// All that has been logged; the log's own thread may be behind what the server does, and in the middle of a line.

@@ -250,6 +250,15 @@ impl Swarm {
         });
     }
 
+    /// Waits until fewer than a hundred members are still joining: as many as a client may start at once.
+    #[track_caller]
+    pub fn wait_some_joined(&self) {
+        eventually_ok(LONG, "newcomers are let in", || {
+            let joining = self.count(|member| member.phase == Phase::Joining);
+            if joining < JOINING_MAX { Ok(()) } else { Err(format!("{joining} are still joining")) }
+        });
+    }
+
     /// # Panics
     /// When a member isn't open, or has been sent a Close frame.
     #[track_caller]
@@ -439,4 +448,5 @@ fn is_pending(error: &io::Error) -> bool {
 }
 
 const EVENTS_MAX: usize = 1024;
+const JOINING_MAX: usize = 100;
 const OTHERS_KEPT: usize = 16;

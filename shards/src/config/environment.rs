@@ -26,6 +26,8 @@ pub const OTHER_VARIABLES: &[&str] = &[
     "CORECAST_HANDLER",
     "CORECAST_HANDLER_TIMEOUT",
     "CORECAST_METRICS",
+    // A parent process tells its children which of them they are.
+    "CORECAST_PROCESS",
     "CORECAST_QUEUE",
     "CORECAST_SERVER_ID",
     "CORECAST_WHEN_FULL",

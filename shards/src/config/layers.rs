@@ -48,6 +48,11 @@ pub struct Loaded {
 }
 
 impl Loaded {
+    /// Whether somebody has said what `setting` is.
+    pub fn is_said(&self, setting: &str) -> bool {
+        self.provenance.settings.contains_key(setting)
+    }
+
     /// A value that only the machine or another library could judge was refused: as a fault of where it came from.
     pub fn refused(&self, setting: &str, message: impl Into<String>) -> ConfigErrors {
         let origin = self.provenance.settings.get(setting).cloned().unwrap_or_default();

@@ -104,12 +104,15 @@ impl Check<'_> {
             );
         }
         if processes > 1 && self.config.broker == BrokerChoice::Local {
-            // The fault of no single place: an environment without Redis makes a good command line wrong.
-            self.errors.push(Origin::Default.error(
-                "processes",
+            // A flag may say it, and still it is no fault of usage: the same command line is right where Redis is named.
+            let said = self.provenance.settings.get("broker");
+            let origin =
+                said.filter(|origin| !matches!(origin, Origin::Flag(_))).cloned().unwrap_or_default();
+            self.errors.push(origin.error(
+                "broker",
                 format!(
-                    "found {processes} processes and the local broker, due Redis, through which they reach each other's clients: \
-                     pass --redis, or leave --processes out"
+                    "found local and {processes} processes, due Redis, through which they reach each other's clients: pass \
+                     --redis, or leave --processes out"
                 ),
             ));
         }

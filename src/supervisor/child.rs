@@ -1,0 +1,154 @@
+//! One child process, seen from its parent: started, told, watched, and ended.
+
+use std::env;
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child as Process, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::thread;
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use shards::net::rights;
+
+use super::channel::{self, Order, Place};
+use super::fleet::Generation;
+
+/// What the service manager set for the parent and is none of a child's business.
+const VARIABLES_OF_THE_PARENT: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
+
+/// What a child did.
+#[derive(Debug)]
+pub enum Word {
+    /// It said these lines.
+    Said(String),
+    /// It is gone, and has been waited for.
+    Gone(io::Result<ExitStatus>),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Child {
+    /// Process id, valid while the parent has not waited for it.
+    pub pid: u32,
+    channel: Arc<OwnedFd>,
+    /// Names the process even when its number has been used again.
+    handle: OwnedFd,
+    /// Takes connections of the admin address; shared with whoever asks.
+    pub door: Option<Arc<OwnedFd>>,
+}
+
+impl Child {
+    /// Starts the program that this process was started from, with the same arguments, at `place`. `sockets` are those that
+    /// `place` tells of. What it does goes to `words`, its end last.
+    ///
+    /// # Errors
+    /// No memory, process or descriptor is left, or the program is gone.
+    pub fn start(
+        generation: Generation,
+        place: Place,
+        sockets: &[&OwnedFd],
+        words: impl Fn(Generation, Word) + Send + 'static,
+    ) -> io::Result<Self> {
+        let (channel, theirs) = rights::pair()?;
+        let doors = place.admin.is_some().then(rights::pair).transpose()?;
+        let (door, their_door) = doors.unzip();
+        let mut command = Command::new(program()?);
+        command.args(env::args_os().skip(1)).env(channel::VARIABLE, place.process.to_string());
+        for variable in VARIABLES_OF_THE_PARENT {
+            command.env_remove(variable);
+        }
+        // A Ctrl-C in the terminal is the parent's, who tells its children what it means.
+        command.process_group(0).stdin(Stdio::from(theirs));
+        let mut process = command.spawn()?;
+        drop(command);
+        let prepared = prepare(&process, &channel, place, sockets, their_door);
+        let handle = match prepared {
+            Ok(handle) => handle,
+            Err(error) => {
+                // It may have ended by itself, and is waited for in either case.
+                let _ended_already = process.kill();
+                process.wait()?;
+                return Err(error);
+            }
+        };
+        let pid = process.id();
+        let channel = Arc::new(channel);
+        let listened = channel.clone();
+        let listen = move || watch(process, &listened, |word| words(generation, word));
+        thread::Builder::new().name(format!("child-{generation}")).spawn(listen)?;
+        Ok(Self { pid, channel, handle, door: door.map(Arc::new) })
+    }
+
+    /// Says `order`; a child that is gone or doesn't listen is found by other means.
+    pub fn say(&self, order: &Order) {
+        if let Err(error) = channel::say(&*self.channel, order) {
+            tracing::debug!(pid = self.pid, %error, ?order, "a process could not be told");
+        }
+    }
+
+    /// Ends it, whatever it does.
+    pub fn kill(&self) {
+        if let Err(error) = pidfd_send_signal(&self.handle, Signal::KILL) {
+            tracing::debug!(pid = self.pid, %error, "a process could not be killed");
+        }
+    }
+}
+
+fn prepare(
+    process: &Process,
+    channel: &OwnedFd,
+    place: Place,
+    sockets: &[&OwnedFd],
+    door: Option<OwnedFd>,
+) -> io::Result<OwnedFd> {
+    let pid = Pid::from_child(process);
+    let handle = pidfd_open(pid, PidfdFlags::empty())?;
+    let mut descriptors: Vec<_> = sockets.iter().map(|socket| socket.as_fd()).collect();
+    descriptors.extend(door.as_ref().map(AsFd::as_fd));
+    assert_eq!(descriptors.len(), place.descriptors(), "the place tells of its sockets");
+    channel::say(channel, &Order::Place(place))?;
+    channel::pass(channel, &descriptors)?;
+    Ok(handle)
+}
+
+/// Passes on what the child says, until it is gone.
+fn watch(mut process: Process, channel: &OwnedFd, word: impl Fn(Word)) {
+    loop {
+        match channel::listen(channel) {
+            Ok(Some(lines)) => word(Word::Said(lines)),
+            Ok(None) => break,
+            // A reset: it died with orders unread.
+            Err(_) => break,
+        }
+    }
+    word(Word::Gone(process.wait()));
+}
+
+/// The file that this process was started from: what stands there now, because an upgrade replaces it. Where it was deleted and
+/// nothing put in its place, what runs.
+fn program() -> io::Result<PathBuf> {
+    const DELETED: &[u8] = b" (deleted)";
+    let path = env::current_exe()?;
+    let bytes = path.as_os_str().as_bytes();
+    // proc_pid_exe(5): the link's text of a file that is gone, also where another has its name now.
+    let path = match bytes.strip_suffix(DELETED) {
+        Some(bytes) if !path.exists() => PathBuf::from(OsString::from_vec(bytes.to_vec())),
+        _ => path,
+    };
+    if path.exists() { Ok(path) } else { Ok(PathBuf::from("/proc/self/exe")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_child_runs_the_file_that_this_program_was_started_from() {
+        let program = program().expect("this program has a file");
+        assert_eq!(program, env::current_exe().expect("it has a file"));
+    }
+}

@@ -1,0 +1,558 @@
+//! Which processes run, which are to be started, and which are to leave: the supervisor as a state machine. It knows no
+//! process, signal or clock; time and what happened are arguments, and what is to be done is the answer.
+//!
+//! A place has one process that serves, and for the time of a rolling restart its successor beside it and then its
+//! predecessor, which leaves: all of them hold the same sockets.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use super::backoff::Backoff;
+
+/// A process by its number: they are counted from the start of the parent, and none is used twice.
+pub type Generation = u64;
+
+/// What is to be done, or told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Start a process for this place.
+    Start { place: usize, generation: Generation },
+    /// Have it drain: to its successor, or because all leave.
+    Leave { generation: Generation, for_good: bool },
+    /// Have it end at once.
+    Stop { generation: Generation },
+    /// End it, whatever it does.
+    Kill { generation: Generation },
+    /// Tell it.
+    Tell(News),
+}
+
+/// What the log hears.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum News {
+    /// It serves.
+    Serves { place: usize, generation: Generation },
+    /// It ended, and the next one starts after this long.
+    Died { place: usize, generation: Generation, restarts_in: Duration },
+    /// The same once more, in a row that has been told.
+    DiedAgain { place: usize },
+    /// It has left as it was told.
+    Left { place: usize, generation: Generation },
+    /// A rolling restart begins.
+    RollBegins,
+    /// There is one already.
+    RollsAlready,
+    /// All have been replaced.
+    Rolled,
+    /// The successor of this place did not come to serve; its predecessor serves on, and nobody else is replaced.
+    RollFailed { place: usize },
+    /// It has said nothing for as long as is borne.
+    Hangs { place: usize, generation: Generation },
+    /// It didn't drain in its time.
+    Overdue { place: usize, generation: Generation },
+}
+
+/// How long things may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// From the start of a process until it serves.
+    pub start: Duration,
+    /// From its order to leave until it is gone.
+    pub leave: Duration,
+    /// Between two signs of life of one that serves; `None`: for ever.
+    pub silence: Option<Duration>,
+}
+
+/// One process.
+#[derive(Debug)]
+struct Member {
+    generation: Generation,
+    started: Instant,
+    ready: Option<Instant>,
+    heard: Instant,
+}
+
+/// One that leaves.
+#[derive(Debug)]
+struct Leaver {
+    generation: Generation,
+    due: Instant,
+    is_killed: bool,
+}
+
+#[derive(Debug, Default)]
+struct Place {
+    serving: Option<Member>,
+    successor: Option<Member>,
+    leaving: Vec<Leaver>,
+    backoff: Backoff,
+    start_at: Option<Instant>,
+    restarts: u64,
+    has_served: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Serves,
+    /// All leave.
+    Leaves,
+    /// At once.
+    Stops,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Fleet {
+    places: Vec<Place>,
+    patience: Patience,
+    /// Places whose process is still to be replaced, the first of them under way.
+    roll: VecDeque<usize>,
+    phase: Phase,
+    next: Generation,
+}
+
+impl Fleet {
+    /// One of `places` places, none with a process yet: [`tick`](Self::tick) starts them.
+    pub fn new(places: usize, patience: Patience, now: Instant) -> Self {
+        let place = || Place { start_at: Some(now), ..Place::default() };
+        let places = (0..places).map(|_| place()).collect();
+        Self { places, patience, roll: VecDeque::new(), phase: Phase::Serves, next: 0 }
+    }
+
+    // ---- what happens
+
+    /// `generation` serves.
+    pub fn handle_ready(&mut self, generation: Generation, now: Instant) -> Vec<Step> {
+        let Some(index) = self.place_of(generation) else { return Vec::new() };
+        let leave_due = now + self.patience.leave;
+        let place = &mut self.places[index];
+        let mut steps = Vec::new();
+        let succeeds = place.successor.as_ref().is_some_and(|member| member.generation == generation);
+        if succeeds && let Some(old) = std::mem::replace(&mut place.serving, place.successor.take()) {
+            place.leaving.push(Leaver { generation: old.generation, due: leave_due, is_killed: false });
+            steps.push(Step::Leave { generation: old.generation, for_good: false });
+        }
+        if let Some(member) = place.serving.as_mut().filter(|member| member.generation == generation) {
+            member.ready = Some(now);
+            member.heard = now;
+            place.has_served = true;
+            steps.push(Step::Tell(News::Serves { place: index, generation }));
+        }
+        steps.extend(self.roll_on(now));
+        steps
+    }
+
+    /// `generation` says that it is well.
+    pub fn handle_alive(&mut self, generation: Generation, now: Instant) {
+        let members = self.places.iter_mut().flat_map(|place| [&mut place.serving, &mut place.successor]);
+        for member in members.flatten().filter(|member| member.generation == generation) {
+            member.heard = now;
+        }
+    }
+
+    /// `generation` is gone. `jitter` is for the wait before its next start, from 0 up to 1.
+    pub fn handle_gone(&mut self, generation: Generation, now: Instant, jitter: f64) -> Vec<Step> {
+        let Some(index) = self.place_of(generation) else { return Vec::new() };
+        let place = &mut self.places[index];
+        let is = |member: &Option<Member>| member.as_ref().is_some_and(|m| m.generation == generation);
+        let mut steps = Vec::new();
+        if is(&place.successor) {
+            place.successor = None;
+            place.restarts += 1;
+            steps.extend(self.fail_roll(index));
+        } else if is(&place.serving) {
+            let dead = place.serving.take();
+            if self.phase == Phase::Serves && place.successor.is_none() {
+                let served = dead.and_then(|member| member.ready).map_or(Duration::ZERO, |ready| now - ready);
+                let was_told = place.backoff.is_crash_loop();
+                let wait = place.backoff.wait(served, jitter);
+                place.start_at = Some(now + wait);
+                place.restarts += 1;
+                steps.push(Step::Tell(match was_told && place.backoff.is_crash_loop() {
+                    true => News::DiedAgain { place: index },
+                    false => News::Died { place: index, generation, restarts_in: wait },
+                }));
+            }
+        } else {
+            place.leaving.retain(|leaver| leaver.generation != generation);
+            steps.push(Step::Tell(News::Left { place: index, generation }));
+        }
+        steps.extend(self.tick(now));
+        steps
+    }
+
+    /// Everybody is to be replaced, one after the other.
+    pub fn roll(&mut self, now: Instant) -> Vec<Step> {
+        if self.phase != Phase::Serves {
+            return Vec::new();
+        }
+        if !self.roll.is_empty() {
+            return vec![Step::Tell(News::RollsAlready)];
+        }
+        self.roll = (0..self.places.len()).collect();
+        let mut steps = vec![Step::Tell(News::RollBegins)];
+        steps.extend(self.start_successor(now));
+        steps
+    }
+
+    /// All leave; the second time at once.
+    pub fn end(&mut self, now: Instant) -> Vec<Step> {
+        self.roll.clear();
+        let stops = self.phase != Phase::Serves;
+        self.phase = if stops { Phase::Stops } else { Phase::Leaves };
+        let leave_due = now + self.patience.leave;
+        let mut steps = Vec::new();
+        for place in &mut self.places {
+            place.start_at = None;
+            let members = place.serving.take().into_iter().chain(place.successor.take());
+            let leaver =
+                |member: Member| Leaver { generation: member.generation, due: leave_due, is_killed: false };
+            place.leaving.extend(members.map(leaver));
+            for leaver in &place.leaving {
+                let generation = leaver.generation;
+                steps.push(match stops {
+                    true => Step::Stop { generation },
+                    false => Step::Leave { generation, for_good: true },
+                });
+            }
+        }
+        steps
+    }
+
+    /// What is due by `now`.
+    pub fn tick(&mut self, now: Instant) -> Vec<Step> {
+        let mut steps = Vec::new();
+        let patience = self.patience;
+        for (index, place) in self.places.iter_mut().enumerate() {
+            if place.start_at.is_some_and(|due| due <= now) {
+                place.start_at = None;
+                let generation = take_next(&mut self.next);
+                place.serving = Some(Member { generation, started: now, ready: None, heard: now });
+                steps.push(Step::Start { place: index, generation });
+            }
+            let hanging = place.serving.as_mut().filter(|member| member.is_silent(now, patience));
+            if let Some(member) = hanging {
+                let generation = member.generation;
+                // It is gone soon; until then it is not told again.
+                member.heard = now;
+                member.started = now;
+                steps.extend([
+                    Step::Tell(News::Hangs { place: index, generation }),
+                    Step::Kill { generation },
+                ]);
+            }
+            for leaver in place.leaving.iter_mut().filter(|leaver| leaver.due <= now && !leaver.is_killed) {
+                leaver.is_killed = true;
+                let generation = leaver.generation;
+                steps.extend([
+                    Step::Tell(News::Overdue { place: index, generation }),
+                    Step::Kill { generation },
+                ]);
+            }
+        }
+        let late = self.roll.front().copied().filter(|index| {
+            let successor = self.places[*index].successor.as_ref();
+            successor.is_some_and(|member| member.is_silent(now, patience))
+        });
+        if let Some(index) = late {
+            let successor = self.places[index].successor.take();
+            steps.extend(self.fail_roll(index));
+            if let Some(member) = successor {
+                let leaver = Leaver { generation: member.generation, due: now, is_killed: true };
+                self.places[index].leaving.push(leaver);
+                steps.push(Step::Kill { generation: member.generation });
+            }
+        }
+        steps.extend(self.roll_on(now));
+        steps
+    }
+
+    // ---- what is asked
+
+    /// When [`tick`](Self::tick) has something to do next, if nothing happens before.
+    pub fn next_due(&self) -> Option<Instant> {
+        let of_place = |place: &Place| {
+            let members = [&place.serving, &place.successor].into_iter().flatten();
+            let members = members.filter_map(|member| member.silent_at(self.patience));
+            let leavers = place.leaving.iter().filter(|leaver| !leaver.is_killed).map(|leaver| leaver.due);
+            members.chain(leavers).chain(place.start_at).min()
+        };
+        self.places.iter().filter_map(of_place).min()
+    }
+
+    /// Whether all have left.
+    pub fn has_ended(&self) -> bool {
+        let is_empty = |place: &Place| place.serving.is_none() && place.leaving.is_empty();
+        self.phase != Phase::Serves && self.places.iter().all(is_empty)
+    }
+
+    /// Whether each place has had a process that served.
+    pub fn has_served(&self) -> bool {
+        self.places.iter().all(|place| place.has_served)
+    }
+
+    /// Whether no process of this place has ever served.
+    pub fn never_served(&self, place: usize) -> bool {
+        !self.places[place].has_served
+    }
+
+    /// Whether it leaves.
+    pub fn is_leaving(&self) -> bool {
+        self.phase != Phase::Serves
+    }
+
+    /// Whether a rolling restart is under way.
+    pub fn is_rolling(&self) -> bool {
+        !self.roll.is_empty()
+    }
+
+    /// The process that serves at a place.
+    pub fn serving(&self, place: usize) -> Option<Generation> {
+        self.places[place].serving.as_ref().filter(|member| member.ready.is_some()).map(|m| m.generation)
+    }
+
+    /// Processes that leave a place.
+    pub fn leaving(&self, place: usize) -> impl Iterator<Item = Generation> {
+        self.places[place].leaving.iter().map(|leaver| leaver.generation)
+    }
+
+    /// Starts of a place beyond the first and beyond rolling restarts.
+    pub fn restarts(&self, place: usize) -> u64 {
+        self.places[place].restarts
+    }
+
+    /// Places.
+    pub fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    /// The place of a process.
+    pub fn place_of(&self, generation: Generation) -> Option<usize> {
+        let is = |member: &Option<Member>| member.as_ref().is_some_and(|m| m.generation == generation);
+        self.places.iter().position(|place| {
+            let leaves = place.leaving.iter().any(|leaver| leaver.generation == generation);
+            leaves || is(&place.serving) || is(&place.successor)
+        })
+    }
+
+    // ---- rolling
+
+    /// Goes on to the next place once the predecessor of this one has left.
+    fn roll_on(&mut self, now: Instant) -> Vec<Step> {
+        let Some(&index) = self.roll.front() else { return Vec::new() };
+        let place = &self.places[index];
+        let is_replaced = place.successor.is_none() && place.leaving.is_empty();
+        // One that died meanwhile comes back by itself, from the same file.
+        if !is_replaced || place.serving.as_ref().is_none_or(|member| member.ready.is_none()) {
+            return Vec::new();
+        }
+        self.roll.pop_front();
+        match self.roll.is_empty() {
+            true => vec![Step::Tell(News::Rolled)],
+            false => self.start_successor(now),
+        }
+    }
+
+    fn start_successor(&mut self, now: Instant) -> Vec<Step> {
+        let Some(&index) = self.roll.front() else { return Vec::new() };
+        let place = &mut self.places[index];
+        // Without a predecessor the next start is that of a successor already.
+        if place.serving.is_none() {
+            return Vec::new();
+        }
+        let generation = take_next(&mut self.next);
+        place.successor = Some(Member { generation, started: now, ready: None, heard: now });
+        vec![Step::Start { place: index, generation }]
+    }
+
+    fn fail_roll(&mut self, place: usize) -> Vec<Step> {
+        self.roll.clear();
+        if self.phase == Phase::Serves { vec![Step::Tell(News::RollFailed { place })] } else { Vec::new() }
+    }
+}
+
+impl Member {
+    fn silent_at(&self, patience: Patience) -> Option<Instant> {
+        match self.ready {
+            None => Some(self.started + patience.start),
+            Some(_) => patience.silence.map(|silence| self.heard + silence),
+        }
+    }
+
+    fn is_silent(&self, now: Instant, patience: Patience) -> bool {
+        self.silent_at(patience).is_some_and(|due| due <= now)
+    }
+}
+
+fn take_next(next: &mut Generation) -> Generation {
+    *next += 1;
+    *next - 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATIENCE: Patience =
+        Patience { start: Duration::from_secs(60), leave: Duration::from_secs(20), silence: None };
+
+    fn started(places: usize, patience: Patience) -> (Fleet, Instant) {
+        let now = Instant::now();
+        let mut fleet = Fleet::new(places, patience, now);
+        let starts: Vec<Step> = fleet.tick(now);
+        let due = |place| Step::Start { place, generation: place as u64 };
+        assert_eq!(starts, (0..places).map(due).collect::<Vec<_>>());
+        for generation in 0..places as u64 {
+            fleet.handle_ready(generation, now);
+        }
+        assert!(fleet.has_served());
+        (fleet, now)
+    }
+
+    /// Without what is only told.
+    fn done(steps: Vec<Step>) -> Vec<Step> {
+        steps.into_iter().filter(|step| !matches!(step, Step::Tell(_))).collect()
+    }
+
+    fn told(steps: &[Step]) -> Vec<&News> {
+        steps.iter().filter_map(|step| if let Step::Tell(news) = step { Some(news) } else { None }).collect()
+    }
+
+    const fn start(place: usize, generation: u64) -> Step {
+        Step::Start { place, generation }
+    }
+
+    const fn leave(generation: u64) -> Step {
+        Step::Leave { generation, for_good: false }
+    }
+
+    #[test]
+    fn who_dies_is_started_again_at_once_and_then_ever_later() {
+        let (mut fleet, now) = started(2, PATIENCE);
+        assert_eq!(done(fleet.handle_gone(1, now, 0.0)), [start(1, 2)]);
+        assert_eq!(done(fleet.handle_gone(2, now, 0.0)), []);
+        let due = fleet.next_due().expect("a start is due");
+        assert_eq!(due, now + Duration::from_millis(200));
+        assert_eq!(done(fleet.tick(due)), [start(1, 3)]);
+        assert_eq!((fleet.restarts(0), fleet.restarts(1)), (0, 2));
+        assert_eq!((fleet.serving(0), fleet.serving(1)), (Some(0), None));
+    }
+
+    #[test]
+    fn a_crash_loop_is_told_once_until_it_ends() {
+        let (mut fleet, mut now) = started(1, PATIENCE);
+        let mut deaths = Vec::new();
+        for generation in 0..20 {
+            let steps = fleet.handle_gone(generation, now, 0.0);
+            deaths.extend(told(&steps).into_iter().cloned());
+            now = fleet.next_due().unwrap_or(now).max(now);
+            fleet.tick(now);
+        }
+        let told_in_full = deaths.iter().filter(|news| matches!(news, News::Died { .. })).count();
+        assert_eq!((told_in_full, deaths.len()), (3, 20), "{deaths:?}");
+        assert_eq!(fleet.restarts(0), 20);
+    }
+
+    #[test]
+    fn a_rolling_restart_replaces_one_after_the_other_and_waits_for_each_to_leave() {
+        let (mut fleet, now) = started(2, PATIENCE);
+        assert_eq!(done(fleet.roll(now)), [start(0, 2)]);
+        assert_eq!(fleet.serving(0), Some(0), "until the successor is ready");
+        assert_eq!(done(fleet.handle_ready(2, now)), [leave(0)]);
+        assert_eq!(fleet.serving(0), Some(2));
+        assert_eq!(done(fleet.tick(now)), [], "the old one drains");
+        assert_eq!(done(fleet.handle_gone(0, now, 0.0)), [start(1, 3)]);
+        assert_eq!(done(fleet.handle_ready(3, now)), [leave(1)]);
+        let steps = fleet.handle_gone(1, now, 0.0);
+        assert_eq!(told(&steps), [&News::Left { place: 1, generation: 1 }, &News::Rolled]);
+        assert_eq!((fleet.restarts(0), fleet.restarts(1), fleet.is_rolling()), (0, 0, false));
+    }
+
+    #[test]
+    fn a_second_rolling_restart_waits_for_the_end_of_the_first() {
+        let (mut fleet, now) = started(1, PATIENCE);
+        fleet.roll(now);
+        assert_eq!(fleet.roll(now), [Step::Tell(News::RollsAlready)]);
+    }
+
+    #[test]
+    fn a_successor_that_cannot_start_ends_the_rolling_restart_and_nobody_leaves() {
+        let (mut fleet, now) = started(2, PATIENCE);
+        fleet.roll(now);
+        let steps = fleet.handle_gone(2, now, 0.0);
+        assert_eq!(steps, [Step::Tell(News::RollFailed { place: 0 })]);
+        assert_eq!((fleet.serving(0), fleet.serving(1), fleet.is_rolling()), (Some(0), Some(1), false));
+    }
+
+    #[test]
+    fn a_successor_that_is_not_ready_in_time_is_killed_and_nobody_leaves() {
+        let (mut fleet, now) = started(2, PATIENCE);
+        fleet.roll(now);
+        let late = now + PATIENCE.start;
+        assert_eq!(fleet.next_due(), Some(late));
+        assert_eq!(done(fleet.tick(late)), [Step::Kill { generation: 2 }]);
+        assert_eq!(done(fleet.handle_gone(2, late, 0.0)), []);
+        assert_eq!((fleet.serving(0), fleet.serving(1), fleet.is_rolling()), (Some(0), Some(1), false));
+    }
+
+    #[test]
+    fn one_that_dies_while_its_successor_starts_is_succeeded_and_not_restarted() {
+        let (mut fleet, now) = started(1, PATIENCE);
+        fleet.roll(now);
+        assert_eq!(done(fleet.handle_gone(0, now, 0.0)), []);
+        assert_eq!(done(fleet.handle_ready(1, now)), []);
+        assert_eq!((fleet.serving(0), fleet.is_rolling()), (Some(1), false));
+    }
+
+    #[test]
+    fn a_rolling_restart_waits_for_a_place_whose_process_is_dead() {
+        let (mut fleet, now) = started(2, PATIENCE);
+        fleet.handle_gone(0, now, 0.0);
+        fleet.handle_gone(2, now, 0.0);
+        assert_eq!(done(fleet.roll(now)), [], "place 0 has nobody");
+        let due = fleet.next_due().expect("a start is due");
+        assert_eq!(done(fleet.tick(due)), [start(0, 3)]);
+        assert_eq!(done(fleet.handle_ready(3, due)), [start(1, 4)]);
+    }
+
+    #[test]
+    fn all_leave_for_good_and_nobody_is_restarted() {
+        let (mut fleet, now) = started(2, PATIENCE);
+        let leaves = [0, 1].map(|generation| Step::Leave { generation, for_good: true });
+        assert_eq!(fleet.end(now), leaves);
+        assert!(!fleet.has_ended());
+        fleet.handle_gone(0, now, 0.0);
+        assert_eq!(done(fleet.handle_gone(1, now, 0.0)), []);
+        assert!(fleet.has_ended());
+    }
+
+    #[test]
+    fn the_end_takes_successors_and_leavers_along_and_the_second_word_stops_them() {
+        let (mut fleet, now) = started(1, PATIENCE);
+        fleet.roll(now);
+        fleet.handle_ready(1, now);
+        let both = [0, 1];
+        assert_eq!(fleet.end(now), both.map(|generation| Step::Leave { generation, for_good: true }));
+        assert_eq!(fleet.end(now), both.map(|generation| Step::Stop { generation }));
+    }
+
+    #[test]
+    fn who_does_not_leave_in_time_is_killed_once() {
+        let (mut fleet, now) = started(1, PATIENCE);
+        fleet.end(now);
+        let late = now + PATIENCE.leave;
+        assert_eq!(fleet.next_due(), Some(late));
+        assert_eq!(done(fleet.tick(late)), [Step::Kill { generation: 0 }]);
+        assert_eq!(done(fleet.tick(late)), []);
+    }
+
+    #[test]
+    fn under_a_watchdog_one_that_says_nothing_is_killed_and_one_that_speaks_is_not() {
+        let silence = Duration::from_secs(5);
+        let (mut fleet, now) = started(2, Patience { silence: Some(silence), ..PATIENCE });
+        fleet.handle_alive(1, now + Duration::from_secs(4));
+        assert_eq!(done(fleet.tick(now + silence)), [Step::Kill { generation: 0 }]);
+        assert_eq!(done(fleet.tick(now + silence)), [], "once");
+        assert_eq!(fleet.next_due(), Some(now + Duration::from_secs(9)));
+    }
+}
