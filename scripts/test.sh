@@ -103,6 +103,22 @@ need_netns() {
 # Unpacked for the same reason; installed only where it then misses a library.
 need_nginx() {
   PATH=$PATH:/usr/sbin:$TOOLS/nginx/usr/sbin
+  need_nginx_itself
+  # Debian's nginx loads its stream{} from a module beside it; other builds have it inside.
+  local nginx modules
+  nginx=$(command -v nginx)
+  modules=$(dirname "$(dirname "$nginx")")/lib/nginx/modules
+  "$nginx" -V 2>&1 | grep -q -- --with-stream=dynamic || return 0
+  [ -f "$modules/ngx_stream_module.so" ] && return
+  if [[ $nginx == "$TOOLS"/* ]]; then
+    unpack libnginx-mod-stream nginx && return
+  elif is_root && have apt-get && apt_refresh_once && apt_get install -y --no-install-recommends libnginx-mod-stream; then
+    return
+  fi
+  fail "nginx has no stream module in $modules: install it (Debian: apt install libnginx-mod-stream)"
+}
+
+need_nginx_itself() {
   have nginx && { say "tools: nginx is $(command -v nginx)"; return; }
   say "tools: no nginx on PATH, unpacking Debian's package nginx into $TOOLS/nginx"
   unpack nginx && have nginx && nginx -v 2>/dev/null && return
@@ -113,16 +129,17 @@ need_nginx() {
   fail "nginx is neither on PATH nor to be had from Debian: install it (Debian: apt install nginx-light)"
 }
 
-# Unpacks a package of Debian into a folder of ours.
+# Unpacks a package of Debian into a folder of ours: `unpack PACKAGE [FOLDER]`.
 unpack() {
+  local folder=$TOOLS/${2:-$1}
   have apt-get && have dpkg-deb || return 1
-  mkdir -p "$TOOLS/$1"
+  mkdir -p "$folder"
   # Of an earlier version.
-  rm -f "$TOOLS/$1/$1"_*.deb
-  (cd "$TOOLS/$1" && apt-get -qq download "$1" >/dev/null 2>&1) || {
-    is_root && apt_refresh_once && (cd "$TOOLS/$1" && apt-get -qq download "$1" >/dev/null 2>&1)
+  rm -f "$folder/$1"_*.deb
+  (cd "$folder" && apt-get -qq download "$1" >/dev/null 2>&1) || {
+    is_root && apt_refresh_once && (cd "$folder" && apt-get -qq download "$1" >/dev/null 2>&1)
   } || return 1
-  dpkg-deb -x "$TOOLS/$1/$1"_*.deb "$TOOLS/$1"
+  dpkg-deb -x "$folder/$1"_*.deb "$folder"
 }
 
 # Installs wheels of PyPI into a folder of ours.

@@ -2,6 +2,7 @@
 
 mod admin;
 mod leaving;
+mod nginx;
 mod parent;
 mod rolling;
 mod steering;
