@@ -5,6 +5,7 @@
 //! [`settings::SETTINGS`], from which its key, flag, variable, help and line in `config show` come.
 
 mod environment;
+mod expert;
 mod file;
 mod input;
 mod layers;
@@ -25,8 +26,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use environment::OTHER_VARIABLES;
-pub use input::Wrong;
+pub use expert::{Expert, RingSetup};
+pub use input::{Input, Wrong};
 pub use layers::{ConfigError, ConfigErrors, File, Inputs, Loaded, Origin, Provenance, Warning, load};
+pub use nearest::hint;
 pub use preset::preset_names;
 pub use redis_target::RedisTargetError;
 pub use show::show;
@@ -97,6 +100,8 @@ pub struct Config {
     pub plain_metrics: bool,
     /// Bounds that may be moved.
     pub bounds: Bounds,
+    /// What only an experiment has a reason to move.
+    pub expert: Expert,
     /// The file's before the presets', each preset's also below `/NAME`; [`Routes`](crate::route::Routes) says which one a
     /// request takes.
     pub routes: Vec<Route>,
@@ -229,6 +234,7 @@ impl Default for Config {
             health: Health::Alive,
             plain_metrics: false,
             bounds: Bounds::default(),
+            expert: Expert::default(),
             routes: vec![Route::default()],
             rooms: vec![RoomClass::default()],
             sources: vec![Source::default()],

@@ -46,6 +46,8 @@ impl Default for Bounds {
 pub struct EngineBounds {
     /// See [`BATCH_SENDS_MAX`].
     pub batch_sends_max: usize,
+    /// See [`PASS_SLICE`].
+    pub pass_slice: Duration,
     /// See [`CATCHUP_BYTES_MAX`].
     pub catchup_bytes_max: usize,
     /// See [`LANE_BYTES_MAX`].
@@ -74,6 +76,7 @@ impl Default for EngineBounds {
     fn default() -> Self {
         Self {
             batch_sends_max: BATCH_SENDS_MAX,
+            pass_slice: PASS_SLICE,
             catchup_bytes_max: CATCHUP_BYTES_MAX,
             lane_bytes_max: LANE_BYTES_MAX,
             up_backlog_max: UP_BACKLOG_MAX,
@@ -178,6 +181,8 @@ pub const TURN_COMMANDS_MAX: usize = 512;
 pub const TURN_BYTES_MAX: usize = 48 * KIB;
 /// Sends per system call of the fan-out ring, and between two yields to the runtime.
 pub const BATCH_SENDS_MAX: usize = 256;
+/// The most that `batch_sends_max` may be: 1,024 sends of 4 us are 4 ms in one call.
+pub const BATCH_SENDS_LIMIT: usize = 1024;
 /// A pass yields to the runtime after this long even within a batch of sends: 1 ms keeps another connection's echo at
 /// 1 ms, 16 ms made it 25 ms (measured).
 pub const PASS_SLICE: Duration = Duration::from_millis(1);

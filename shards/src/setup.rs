@@ -23,7 +23,7 @@ pub struct Setup {
     pub origins: Origins,
     /// Bounds that the configuration moved.
     pub bounds: Bounds,
-    /// Bounds that nobody but a test moves.
+    /// Bounds that nobody moves but a test, and an experiment's configuration two of them.
     pub engine: EngineBounds,
     /// What ingestors may say.
     pub domains: Registry,
@@ -54,7 +54,11 @@ impl Setup {
             gate,
             origins: config.origins.clone(),
             bounds: config.bounds.clone(),
-            engine: EngineBounds::default(),
+            engine: EngineBounds {
+                batch_sends_max: config.expert.batch_sends_max,
+                pass_slice: config.expert.pass_slice,
+                ..EngineBounds::default()
+            },
             domains: Registry::default(),
             health: config.health,
             require_broker: config.require_broker,

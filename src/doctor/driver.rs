@@ -4,6 +4,7 @@ use std::io;
 
 use host::{Process, Root};
 use shards::config::DriverChoice;
+use shards::config::RingSetup;
 use shards::net::Trial;
 
 use super::finding::{Finding, Level};
@@ -27,7 +28,7 @@ impl Interface {
             release: root.read("/proc/sys/kernel/osrelease").unwrap_or_else(|_| "unknown".to_owned()),
             disabled: root.number("/proc/sys/kernel/io_uring_disabled"),
             is_filtered: process.is_some_and(|process| process.is_filtered),
-            trial: Trial::run(),
+            trial: Trial::run(RingSetup::default()),
         }
     }
 

@@ -7,8 +7,12 @@ use std::time::Duration;
 
 use super::input::{Input, Wrong, address_text, parse_address, parse_listener};
 use super::units::{DURATION_MAX, duration_text, size_text};
-use super::{BrokerChoice, Config, DriverChoice, Health, LogFormat, Origins, RedisTarget, ShardCount, Steer};
-use crate::limits::{PAYLOAD_BYTES_MAX, PROCESSES_MAX, ROOMS_PER_CONNECTION_LIMIT, SHARDS_MAX};
+use super::{
+    BrokerChoice, Config, DriverChoice, Health, LogFormat, Origins, RedisTarget, RingSetup, ShardCount, Steer,
+};
+use crate::limits::{
+    BATCH_SENDS_LIMIT, KIB, PAYLOAD_BYTES_MAX, PROCESSES_MAX, ROOMS_PER_CONNECTION_LIMIT, SHARDS_MAX,
+};
 
 /// One row of [`SETTINGS`].
 pub struct Setting {
@@ -102,6 +106,7 @@ const DOMAINS: &str = "Domains";
 const PAGES: &str = "HTTP pages";
 const RUNNING: &str = "Logs and stopping";
 const BOUNDS: &str = "Bounds";
+const EXPERT: &str = "For experiments";
 
 /// Every scalar setting, in the order of `--help` and `config show`.
 pub const SETTINGS: &[Setting] = &[
@@ -504,12 +509,97 @@ pub const SETTINGS: &[Setting] = &[
         combine: Combine::Largest(|config| config.bounds.pong_timeout.as_nanos()),
         ..BOUND_COUNT
     },
+    Setting {
+        name: "ring_setup",
+        heading: EXPERT,
+        form: "defer|coop|plain",
+        help: "Flags of the runtime's ring: SINGLE_ISSUER and DEFER_TASKRUN, COOP_TASKRUN, none",
+        apply: |draft, input| set(&mut draft.config.expert.ring_setup, input.one_of(RING_SETUPS)),
+        toml: |config| word_toml(RING_SETUPS, config.expert.ring_setup),
+        ..EMPTY
+    },
+    Setting {
+        name: "batch_sends_max",
+        heading: EXPERT,
+        form: "N",
+        help: "Sends in one system call, and between two yields to others on the thread",
+        apply: |draft, input| {
+            set(&mut draft.config.expert.batch_sends_max, input.count(1..=BATCH_SENDS_LIMIT))
+        },
+        toml: |config| Some(config.expert.batch_sends_max.to_string()),
+        ..EMPTY
+    },
+    Setting {
+        name: "pass_slice",
+        heading: EXPERT,
+        form: "DURATION",
+        help: "After a batch that took longer the next ones are smaller",
+        apply: |draft, input| {
+            let range = Duration::from_micros(10)..=Duration::from_secs(1);
+            set(&mut draft.config.expert.pass_slice, input.duration(range))
+        },
+        toml: |config| Some(quoted(&duration_text(config.expert.pass_slice))),
+        ..EMPTY
+    },
+    Setting {
+        name: "notsent_lowat",
+        heading: EXPERT,
+        form: "SIZE",
+        help: "TCP_NOTSENT_LOWAT: unsent bytes that the kernel takes for a client before its socket is full",
+        apply: |draft, input| set(&mut draft.config.expert.notsent_lowat, input.size(1..=SOCKET_BYTES_MAX)),
+        toml: |config| Some(quoted(&size_text(config.expert.notsent_lowat))),
+        ..EMPTY
+    },
+    Setting {
+        name: "socket_receive_bytes",
+        heading: EXPERT,
+        form: "SIZE",
+        help: "SO_RCVBUF of clients' sockets; by default the kernel adjusts it",
+        apply: |draft, input| {
+            draft.config.expert.socket_receive_bytes = Some(input.size(KIB..=SOCKET_BYTES_MAX)?);
+            Ok(())
+        },
+        toml: |config| config.expert.socket_receive_bytes.map(|bytes| quoted(&size_text(bytes))),
+        ..EMPTY
+    },
+    Setting {
+        name: "socket_send_bytes",
+        heading: EXPERT,
+        form: "SIZE",
+        help: "SO_SNDBUF of clients' sockets; by default the kernel adjusts it",
+        apply: |draft, input| {
+            draft.config.expert.socket_send_bytes = Some(input.size(KIB..=SOCKET_BYTES_MAX)?);
+            Ok(())
+        },
+        toml: |config| config.expert.socket_send_bytes.map(|bytes| quoted(&size_text(bytes))),
+        ..EMPTY
+    },
+    Setting {
+        name: "busy_poll",
+        heading: EXPERT,
+        form: "DURATION",
+        help: "SO_BUSY_POLL of clients' sockets; needs CAP_NET_ADMIN and a device with queues of its own",
+        apply: |draft, input| {
+            let found = input.duration(Duration::ZERO..=Duration::from_millis(10))?;
+            if found.as_nanos() % 1000 != 0 {
+                return Err(input.wrong("whole microseconds"));
+            }
+            draft.config.expert.busy_poll = found;
+            Ok(())
+        },
+        toml: |config| Some(quoted(&duration_text(config.expert.busy_poll))),
+        ..EMPTY
+    },
 ];
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const DRIVERS: &[(&str, DriverChoice)] =
     &[("auto", DriverChoice::Auto), ("io_uring", DriverChoice::IoUring), ("epoll", DriverChoice::Epoll)];
 const STEERS: &[(&str, Steer)] = &[("hash", Steer::Hash), ("cpu", Steer::Cpu)];
+const RING_SETUPS: &[(&str, RingSetup)] =
+    &[("defer", RingSetup::Defer), ("coop", RingSetup::Coop), ("plain", RingSetup::Plain)];
+/// The kernel's numbers are of 31 bits, and it doubles them.
+const SOCKET_BYTES_MAX: usize = 1 << 30;
 const HEALTHS: &[(&str, Health)] = &[("alive", Health::Alive), ("broker", Health::Broker)];
 const LOG_FORMATS: &[(&str, LogFormat)] = &[("text", LogFormat::Text), ("json", LogFormat::Json)];
 

@@ -187,10 +187,11 @@ mod tests {
     use std::rc::Rc;
 
     use super::*;
+    use crate::config::RingSetup;
     use crate::net::runtime::{Driver, block_on};
 
     fn on_both_drivers(story: impl AsyncFn(Driver)) {
-        for driver in [Driver::Epoll, Driver::IoUring] {
+        for driver in [Driver::Epoll, Driver::IoUring(RingSetup::Defer)] {
             if let Err(error) = block_on(driver, story(driver)) {
                 println!("{driver:?} is not to be had here: {error}");
             }
@@ -265,7 +266,7 @@ mod tests {
 
     #[test]
     fn giving_way_lets_others_run_every_time_on_either_driver() {
-        for driver in [Driver::Epoll, Driver::IoUring] {
+        for driver in [Driver::Epoll, Driver::IoUring(RingSetup::Defer)] {
             let ran = Rc::new(Cell::new(0));
             let (theirs, ours) = (ran.clone(), ran.clone());
             let result = block_on(driver, async move {

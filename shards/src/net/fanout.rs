@@ -1,7 +1,7 @@
 //! Step 5 of 5: the sockets. 256 sends in one system call.
 //!
 //! The fan-out ring is an io_uring of the shard's own, beside that of its runtime and used only synchronously: up to
-//! [`BATCH_SENDS_MAX`] sends with `MSG_DONTWAIT`, one enter, and all completions are taken before the call returns. So no
+//! [`BATCH_SENDS_MAX`](crate::limits::BATCH_SENDS_MAX) sends with `MSG_DONTWAIT`, one enter, and all completions are taken before the call returns. So no
 //! buffer outlives the call, and the runtime need not know of it. On the epoll driver the same interface is a loop of
 //! `send()`; both bodies run under the same tests.
 
@@ -13,7 +13,6 @@ use io_uring::{IoUring, opcode, squeue, types};
 use rustix::io::Errno;
 
 use super::socket;
-use crate::limits::BATCH_SENDS_MAX;
 use crate::shard::{Batch, SendOp, Wire};
 
 /// How a shard's sends reach the kernel.
@@ -32,6 +31,8 @@ struct Ring {
     buffers: Vec<libc::iovec>,
     messages: Vec<libc::msghdr>,
     results: Vec<isize>,
+    /// Sends of the largest batch.
+    batch_sends_max: usize,
     /// The kernel takes nothing more, and something stands in its queue.
     is_stuck: bool,
 }
@@ -46,12 +47,12 @@ impl Fanout {
         Self { ring: None, calls: 0, fallbacks: 0 }
     }
 
-    /// By a ring of its own. The thread that makes it is the only one that may use it.
+    /// By a ring of its own, for batches of up to so many sends. The thread that makes it is the only one that may use it.
     ///
     /// # Errors
     /// Those of `io_uring_setup`: EPERM where it is forbidden, ENOSYS or EINVAL where the kernel is too old (6.1).
-    pub fn ring() -> io::Result<Self> {
-        Ok(Self { ring: Some(Ring::new()?), calls: 0, fallbacks: 0 })
+    pub fn ring(batch_sends_max: usize) -> io::Result<Self> {
+        Ok(Self { ring: Some(Ring::new(batch_sends_max)?), calls: 0, fallbacks: 0 })
     }
 }
 
@@ -68,7 +69,7 @@ impl Wire for Fanout {
             self.calls += ring.send_batch(batch, taken);
             if ring.is_stuck {
                 // A new ring forgets what the old one did not take. Out of descriptors: from now on without.
-                self.ring = Ring::new()
+                self.ring = Ring::new(ring.batch_sends_max)
                     .inspect_err(
                         |error| tracing::warn!(%error, "the fan-out ring is lost; sends go by send()"),
                     )
@@ -98,14 +99,17 @@ fn send_op(batch: &Batch, op: &SendOp) -> isize {
 }
 
 impl Ring {
-    fn new() -> io::Result<Self> {
+    fn new(batch_sends_max: usize) -> io::Result<Self> {
+        // The kernel makes a power of two of it.
+        let entries = u32::try_from(batch_sends_max).unwrap_or(u32::MAX);
         let ring = IoUring::builder()
             .setup_single_issuer()
             // An operation that can't be started ends with an error of its own instead of ending the batch.
             .setup_submit_all()
-            .setup_cqsize(2 * BATCH_SENDS_MAX as u32)
-            .build(BATCH_SENDS_MAX as u32)?;
-        Ok(Self { ring, buffers: Vec::new(), messages: Vec::new(), results: Vec::new(), is_stuck: false })
+            .setup_cqsize(entries.saturating_mul(2))
+            .build(entries)?;
+        let (buffers, messages, results) = (Vec::new(), Vec::new(), Vec::new());
+        Ok(Self { ring, buffers, messages, results, batch_sends_max, is_stuck: false })
     }
 
     /// Sends a batch; appends one result per operation, [`MISSING`] for those that the ring did not take. Returns the
@@ -113,9 +117,10 @@ impl Ring {
     fn send_batch(&mut self, batch: &Batch, taken: &mut Vec<isize>) -> u64 {
         let ops = batch.ops();
         assert!(
-            ops.len() <= BATCH_SENDS_MAX,
-            "a batch of {} sends, the ring has {BATCH_SENDS_MAX}",
-            ops.len()
+            ops.len() <= self.batch_sends_max,
+            "a batch of {} sends, the ring has {}",
+            ops.len(),
+            self.batch_sends_max
         );
         self.describe(batch);
         let mut message = 0;
@@ -217,13 +222,14 @@ impl Ring {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::BATCH_SENDS_MAX;
     use std::io::Read;
     use std::os::fd::AsRawFd;
     use std::os::unix::net::UnixStream;
 
     fn both(test: impl Fn(Fanout)) {
         test(Fanout::plain());
-        match Fanout::ring() {
+        match Fanout::ring(BATCH_SENDS_MAX) {
             Ok(fanout) => test(fanout),
             Err(error) => {
                 println!("io_uring is not to be had here ({error}): only the plain body was tested")

@@ -17,6 +17,7 @@ use rustix::net::{RecvFlags, Shutdown, SocketFlags, accept_with};
 use socket2::{Domain, Protocol, SockAddr, SockFilter, SockRef, Type};
 
 use super::connection::{Core, REST, SharedCore, enter, read, read_on_epoll};
+use super::options::SocketOptions;
 use super::rights;
 use super::socket::Socket;
 use crate::limits::{ADMIN_CONNECTIONS_MAX, LISTEN_BACKLOG, NOTSENT_LOWAT_BYTES};
@@ -164,6 +165,7 @@ pub struct Listener {
     socket: Socket,
     index: u8,
     kind: Kind,
+    options: SocketOptions,
     is_closed: Cell<bool>,
 }
 
@@ -179,14 +181,18 @@ impl Listener {
     /// To be made on the shard's thread.
     ///
     /// # Errors
-    /// The driver did not take the descriptor.
-    pub fn new(place: Place) -> io::Result<Rc<Self>> {
+    /// The driver did not take the descriptor, or the kernel not the options.
+    pub fn new(place: Place, options: SocketOptions) -> io::Result<Rc<Self>> {
         let Place { socket, index, kind } = place;
         if kind != Kind::Queue(Holder::Nobody) {
             // Others may hold this socket, so a connection that was there a moment ago may be theirs.
             rustix::io::ioctl_fionbio(&socket, true)?;
         }
-        Ok(Rc::new(Self { socket: Socket::new(socket)?, index, kind, is_closed: Cell::new(false) }))
+        if let Kind::Queue(_) = kind {
+            options.apply(&socket)?;
+        }
+        let socket = Socket::new(socket)?;
+        Ok(Rc::new(Self { socket, index, kind, options, is_closed: Cell::new(false) }))
     }
 
     /// Whether it is that of the admin address.
@@ -208,7 +214,7 @@ impl Listener {
             match accepted {
                 Ok(None) => return Accepted::Closed,
                 Ok(Some(fd)) if self.kind == Kind::Queue(Holder::Manager) => {
-                    return Accepted::Connection(tuned(fd));
+                    return Accepted::Connection(tuned(fd, self.options));
                 }
                 Ok(Some(fd)) => return Accepted::Connection(fd),
                 Err(Errno::AGAIN) => return Accepted::Nothing,
@@ -293,9 +299,9 @@ fn turn_away(listener: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 /// Whoever came while no process of ours held the socket inherited what its holder had set.
-fn tuned(fd: OwnedFd) -> OwnedFd {
+fn tuned(fd: OwnedFd, options: SocketOptions) -> OwnedFd {
     let socket = socket2::Socket::from(fd);
-    if let Err(error) = tune(&socket) {
+    if let Err(error) = tune(&socket).and_then(|()| options.apply(&socket)) {
         tracing::debug!(%error, "an accepted socket keeps the options of the passed one");
     }
     socket.into()

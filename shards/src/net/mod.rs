@@ -12,6 +12,7 @@ mod fanout;
 mod group;
 mod listener;
 mod notice;
+mod options;
 mod passed;
 mod relay;
 pub mod rights;

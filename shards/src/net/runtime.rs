@@ -13,16 +13,17 @@ use super::drain::{Drain, sweep_and_drain};
 use super::fanout::Fanout;
 use super::listener::{Listener, Place, accept_all};
 use super::notice::Journal;
+use super::options::SocketOptions;
 use super::ring::ShardEnd;
 use super::trial::Trial;
-use crate::config::DriverChoice;
+use crate::config::{DriverChoice, RingSetup};
 use crate::shard::{Progress, Shard};
 
 /// The kernel interface of the shards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Driver {
-    /// io_uring with SINGLE_ISSUER and DEFER_TASKRUN.
-    IoUring,
+    /// io_uring.
+    IoUring(RingSetup),
     /// epoll.
     Epoll,
 }
@@ -31,7 +32,7 @@ impl Driver {
     /// As in logs, `/stats` and `/metrics`.
     pub const fn name(self) -> &'static str {
         match self {
-            Self::IoUring => "io_uring",
+            Self::IoUring(_) => "io_uring",
             Self::Epoll => "epoll",
         }
     }
@@ -45,23 +46,23 @@ pub struct NoIoUring {
     cure: &'static str,
 }
 
-/// What `choice` means on this kernel. The error, if any, is why it is not io_uring.
+/// What `choice`, with a ring of `setup`, means on this kernel. The error, if any, is why it is not io_uring.
 ///
 /// # Errors
 /// [`NoIoUring`] where io_uring was demanded.
-pub fn choose(choice: DriverChoice) -> Result<(Driver, Option<NoIoUring>), NoIoUring> {
+pub fn choose(choice: DriverChoice, setup: RingSetup) -> Result<(Driver, Option<NoIoUring>), NoIoUring> {
     if choice == DriverChoice::Epoll {
         return Ok((Driver::Epoll, None));
     }
-    match (probe(), choice) {
-        (Ok(()), _) => Ok((Driver::IoUring, None)),
+    match (probe(setup), choice) {
+        (Ok(()), _) => Ok((Driver::IoUring(setup), None)),
         (Err(why), DriverChoice::IoUring) => Err(why),
         (Err(why), _) => Ok((Driver::Epoll, Some(why))),
     }
 }
 
-fn probe() -> Result<(), NoIoUring> {
-    let Trial { setup, enter, .. } = Trial::run();
+fn probe(ring_setup: RingSetup) -> Result<(), NoIoUring> {
+    let Trial { setup, enter, .. } = Trial::run(ring_setup);
     let Err(error) = setup.and(enter.unwrap_or(Ok(()))) else { return Ok(()) };
     let cure = match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => {
@@ -81,14 +82,24 @@ fn probe() -> Result<(), NoIoUring> {
 /// The ring or the epoll descriptor could not be made.
 pub fn block_on<F: Future>(driver: Driver, future: F) -> io::Result<F::Output> {
     match driver {
-        Driver::IoUring => {
-            let mut ring = monoio_io_uring::IoUring::builder();
-            ring.setup_single_issuer().setup_defer_taskrun().setup_cqsize(COMPLETIONS);
+        Driver::IoUring(setup) => {
             let builder = RuntimeBuilder::<TimeDriver<IoUringDriver>>::new();
-            Ok(builder.uring_builder(ring).with_entries(SUBMISSIONS).build()?.block_on(future))
+            Ok(builder.uring_builder(ring(setup)).with_entries(SUBMISSIONS).build()?.block_on(future))
         }
         Driver::Epoll => Ok(RuntimeBuilder::<TimeDriver<LegacyDriver>>::new().build()?.block_on(future)),
     }
+}
+
+/// A ring as a runtime waits on it.
+fn ring(setup: RingSetup) -> monoio_io_uring::Builder {
+    let mut ring = monoio_io_uring::IoUring::builder();
+    match setup {
+        RingSetup::Defer => ring.setup_single_issuer().setup_defer_taskrun(),
+        RingSetup::Coop => ring.setup_coop_taskrun(),
+        RingSetup::Plain => &mut ring,
+    };
+    ring.setup_cqsize(COMPLETIONS);
+    ring
 }
 
 /// Entries of a runtime's submission queue: polls that are armed between two parks.
@@ -105,6 +116,7 @@ pub struct ShardParts {
     pub ring: ShardEnd,
     pub bell: Arc<Bell>,
     pub listeners: Vec<Place>,
+    pub options: SocketOptions,
     pub drain: Arc<Drain>,
 }
 
@@ -117,7 +129,7 @@ pub struct ShardParts {
 /// Out of descriptors or memory at the start.
 pub async fn run_shard(parts: ShardParts, may_serve: impl FnOnce() -> bool) -> io::Result<()> {
     let fanout = match parts.driver {
-        Driver::IoUring => Fanout::ring()?,
+        Driver::IoUring(_) => Fanout::ring(parts.shard.batch_sends_max())?,
         Driver::Epoll => Fanout::plain(),
     };
     let core = Rc::new(std::cell::RefCell::new(Core::new(
@@ -129,7 +141,7 @@ pub async fn run_shard(parts: ShardParts, may_serve: impl FnOnce() -> bool) -> i
     )));
     let mut listeners = Vec::new();
     for place in parts.listeners {
-        listeners.push(Listener::new(place)?);
+        listeners.push(Listener::new(place, parts.options)?);
     }
     let (sleeper, yielder) = (Sleeper::new(parts.bell)?, Yielder::new()?);
     if !may_serve() {
@@ -162,5 +174,33 @@ async fn turns(core: SharedCore, sleeper: Sleeper, yielder: Yielder) {
             }
         }
         sleeper.wait(|| core.borrow().has_work()).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_ring_of_the_default_set_up_belongs_to_one_thread() {
+        use monoio_io_uring::types::{SubmitArgs, Timespec};
+        for (setup, due) in [
+            // A thread that is not the single issuer may not even wait (io_uring_enter(2)).
+            (RingSetup::Defer, libc::EEXIST),
+            (RingSetup::Coop, libc::ETIME),
+            (RingSetup::Plain, libc::ETIME),
+        ] {
+            let built: io::Result<monoio_io_uring::IoUring> = ring(setup).build(8);
+            let Ok(elsewhere) = built else {
+                println!("io_uring is not to be had here: {setup:?} was not tested");
+                continue;
+            };
+            let waited = std::thread::spawn(move || {
+                let at_once = Timespec::new().nsec(1);
+                elsewhere.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&at_once))
+            });
+            let error = waited.join().expect("no panic").expect_err("nothing completes");
+            assert_eq!(error.raw_os_error(), Some(due), "{setup:?}");
+        }
     }
 }

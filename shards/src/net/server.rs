@@ -18,6 +18,7 @@ use super::drain::{Drain, Leave};
 use super::group::{bind_admin, listen_all, not_steered};
 use super::listener::{Holder, Kind, Place, is_served_by_somebody, is_shared_by_somebody};
 use super::notice::{Journal, noticed};
+use super::options::SocketOptions;
 use super::passed::{AdminWay, Listening, Passed};
 use super::relay::RelayThread;
 use super::ring::{RelayEnd, pair};
@@ -145,7 +146,7 @@ impl Server {
         passed: Passed,
     ) -> Result<Self, StartError> {
         let config = &passed.applied_to(config);
-        let (driver, no_io_uring) = choose(config.driver)?;
+        let (driver, no_io_uring) = choose(config.driver, config.expert.ring_setup)?;
         let Plan { shards: cores, relay: relay_core } = Plan::new(&usable(config)?, config.shards);
         let holder = passed.listen.first().map_or(Holder::Nobody, |listening| listening.holder);
         let process = passed.process;
@@ -181,6 +182,7 @@ impl Server {
                 ring,
                 bell,
                 listeners,
+                options: SocketOptions::new(&config.expert),
                 drain: drain.clone(),
             });
         }

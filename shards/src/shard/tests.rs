@@ -680,6 +680,20 @@ fn batches_that_take_too_long_become_smaller_and_grow_again() {
 }
 
 #[test]
+fn how_long_is_too_long_for_a_batch_is_a_setting() {
+    let engine = EngineBounds { pass_slice: Duration::from_millis(10), ..EngineBounds::default() };
+    let mut bench = Bench::with(RoomClass::default(), engine);
+    for socket in 0..200 {
+        bench.member(socket, &["a"]);
+    }
+    for (length, due) in [(9, Progress::Done), (11, Progress::More)] {
+        bench.shard.note_batch(Duration::from_millis(length));
+        bench.publish("a", "x");
+        assert_eq!(bench.step(), due, "after {length} ms");
+    }
+}
+
+#[test]
 fn who_waits_too_long_for_a_room_is_given_up() {
     let mut bench = Bench::new();
     let id = bench.accept(1);

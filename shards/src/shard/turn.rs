@@ -15,7 +15,6 @@ use super::{Micros, Shard, Wire};
 use crate::close::CloseReason;
 use crate::command::ConnectionId;
 use crate::config::Dialect;
-use crate::limits::PASS_SLICE;
 use crate::metrics::DropReason;
 use crate::room::{Room, TOMBSTONE};
 
@@ -170,7 +169,7 @@ pub(crate) struct Pass {
     batch: Batch,
     taken: Vec<isize>,
     under_way: bool,
-    /// Halvings of the batch, so that one takes no longer than [`PASS_SLICE`].
+    /// Halvings of the batch, so that one takes no longer than [`PASS_SLICE`](crate::limits::PASS_SLICE).
     halvings: u32,
 }
 
@@ -202,18 +201,24 @@ impl Shard {
         !self.dirty.is_empty() || self.pass.under_way
     }
 
+    /// Sends in the largest batch.
+    pub fn batch_sends_max(&self) -> usize {
+        self.setup.engine.batch_sends_max
+    }
+
     /// Sends in the next batch.
     fn batch_sends(&self) -> usize {
         (self.setup.engine.batch_sends_max >> self.pass.halvings).max(1)
     }
 
     /// Tells how long the last batch took: large frames are sent in smaller batches, so that others on the thread wait no
-    /// longer than [`PASS_SLICE`] (256 sends of 128 B take 1 ms, of 16 KiB several).
+    /// longer than [`PASS_SLICE`](crate::limits::PASS_SLICE) (256 sends of 128 B take 1 ms, of 16 KiB several).
     pub fn note_batch(&mut self, length: std::time::Duration) {
+        let slice = self.setup.engine.pass_slice;
         let pass = &mut self.pass;
-        if length > PASS_SLICE {
+        if length > slice {
             pass.halvings = (pass.halvings + 1).min(HALVINGS_MAX);
-        } else if length < PASS_SLICE / 3 {
+        } else if length < slice / 3 {
             pass.halvings = pass.halvings.saturating_sub(1);
         }
     }
