@@ -230,6 +230,11 @@ impl Meter {
         used.collect()
     }
 
+    /// The server's processes, with the descendants that they had when the meter was made.
+    pub fn server_pids(&self) -> &[u32] {
+        &self.server
+    }
+
     /// Open descriptors of each of the server's processes, descendants and all.
     pub fn descriptors(&self) -> Result<Vec<usize>> {
         self.server.iter().map(|pid| descriptors(*pid)).collect()

@@ -148,9 +148,15 @@ impl Bench {
         stage.server.kill_and_restart(&self.scratch)
     }
 
-    /// Starts a server by the command line's command, under a name of its own and on these addresses.
-    pub fn start_server_at(&self, places: &Places, name: &str, listen: &[SocketAddrV4]) -> Result<Server> {
-        Server::start_at(&self.common.server_command()?, places, &self.scratch, name, Some(listen))
+    /// Starts a server by a command of the caller's, under a name of its own and on these addresses.
+    pub fn start_server_at(
+        &self,
+        command: &str,
+        places: &Places,
+        name: &str,
+        listen: &[SocketAddrV4],
+    ) -> Result<Server> {
+        Server::start_at(command, places, &self.scratch, name, Some(listen))
     }
 
     /// What computes CPU and memory of a stage's server as it is now, and of the generator.

@@ -37,6 +37,10 @@ pub struct ScalePlan {
     /// Server processes on one port (SO_REUSEPORT), each by the server's command and with one Redis.
     #[arg(long, default_value_t = 6)]
     pub servers: usize,
+    /// Processes of each server, under a parent of their own: more than one adds `--processes N` to the server's command, and
+    /// gives it all of --server-cores.
+    #[arg(long, default_value_t = 1)]
+    pub processes: usize,
     /// Connections in all.
     #[arg(long, default_value_t = 100_000)]
     pub clients: usize,
@@ -85,11 +89,15 @@ struct Connected {
 pub fn scale(bench: &Bench, plan: &ScalePlan) -> Result<Outcome> {
     check(bench, plan)?;
     let title = format!(
-        "scale, {} clients on {} servers of one port, {} messages of {} B to each, {}/s",
-        plan.clients, plan.servers, plan.messages, plan.bytes, plan.rate
+        "scale, {} clients on {} processes of one port, {} messages of {} B to each, {}/s",
+        plan.clients,
+        plan.servers * plan.processes,
+        plan.messages,
+        plan.bytes,
+        plan.rate
     );
     let parameters = json!({
-        "servers": plan.servers, "clients": plan.clients, "rooms": plan.rooms, "messages": plan.messages,
+        "servers": plan.servers, "processes": plan.processes, "clients": plan.clients, "rooms": plan.rooms, "messages": plan.messages,
         "rate": plan.rate, "bytes": plan.bytes, "pace_per_second": plan.pace, "destinations": plan.destinations,
     });
     let mut outcome = Outcome::new(title, parameters, "");
@@ -119,13 +127,13 @@ fn check(bench: &Bench, plan: &ScalePlan) -> Result<()> {
     }
     let limit = sys::raise_descriptor_limit()?;
     // SO_REUSEPORT spreads by hash: a server may get a tenth more than its share.
-    let most = plan.clients.div_ceil(plan.servers) as u64 * 11 / 10 + DESCRIPTORS_OWN;
+    let processes = plan.servers * plan.processes;
+    let most = plan.clients.div_ceil(processes) as u64 * 11 / 10 + DESCRIPTORS_OWN;
     if most > limit {
         bail!(
-            "{} clients are about {most} descriptors for each of {} servers, and the limit is {limit}: more --servers, \
-             or raise it (ulimit -Hn)",
+            "{} clients are about {most} descriptors for each of {processes} processes, and the limit is {limit}: more \
+             --servers, or raise it (ulimit -Hn)",
             plan.clients,
-            plan.servers
         );
     }
     Ok(())
@@ -174,13 +182,19 @@ impl Fleet {
             .into_iter()
             .map(|address| SocketAddrV4::new(address, port))
             .collect();
+        let mut command = common.server_command()?;
+        if plan.processes > 1 {
+            command += &format!(" --processes {}", plan.processes);
+        }
         let mut servers = Vec::with_capacity(plan.servers);
         for index in 0..plan.servers {
             // One core each, in turn: a process of one shard has no use for a second.
             let core = common.server_cores[index % common.server_cores.len()];
+            let cores = if plan.processes > 1 { common.server_cores.clone() } else { vec![core] };
             let (redis, config) = (redis.address.to_string(), crate::stage::ROOMS.to_owned());
-            let places = Places { redis, shards: common.shards, cores: vec![core], config };
-            servers.push(bench.start_server_at(&places, &format!("server{index}"), &addresses)?);
+            let places = Places { redis, shards: common.shards, cores, config };
+            let name = format!("server{index}");
+            servers.push(bench.start_server_at(&command, &places, &name, &addresses)?);
         }
         let path = common.path(false);
         let seating = seating(crowd)?;
@@ -195,9 +209,11 @@ impl Fleet {
         self.servers.iter_mut().try_for_each(Server::check_alive)
     }
 
-    /// Open descriptors of each server.
-    fn descriptors(&self) -> Result<Vec<usize>> {
-        self.servers.iter().map(|server| descriptors(server.pid)).collect()
+    /// Open descriptors of each process that takes connections: a parent of several takes none.
+    fn descriptors(&self, plan: &ScalePlan) -> Result<Vec<usize>> {
+        let is_parent =
+            |pid: &u32| plan.processes > 1 && self.servers.iter().any(|server| server.pid == *pid);
+        self.meter.server_pids().iter().filter(|pid| !is_parent(pid)).map(|pid| descriptors(*pid)).collect()
     }
 
     fn connect(&mut self, plan: &ScalePlan, case: &str, outcome: &mut Outcome) -> Result<Connected> {
@@ -212,7 +228,7 @@ impl Fleet {
             );
         }
         let (before, netstat) = (settled_memory(&self.meter)?, Netstat::read()?);
-        let (own, reading, slab) = (self.descriptors()?, self.meter.read()?, Slab::read());
+        let (own, reading, slab) = (self.descriptors(plan)?, self.meter.read()?, Slab::read());
         eprintln!("{case}: connecting at {} a second", plan.pace);
         let pace = Duration::from_secs_f64(plan.clients as f64 / plan.pace);
         let started = Instant::now();
@@ -221,7 +237,7 @@ impl Fleet {
         let used = self.meter.between(&reading, &self.meter.read()?);
         let after = settled_memory(&self.meter)?;
         let by_cache = slab.zip(Slab::read()).map(|(before, now)| now.grown_since(&before, dialed.done));
-        let now = self.descriptors()?;
+        let now = self.descriptors(plan)?;
         let by_server: Vec<i64> = now.iter().zip(&own).map(|(now, own)| *now as i64 - *own as i64).collect();
         let netstat = Netstat::read()?.since(&netstat);
         let done = dialed.done.max(1) as f64;
@@ -292,7 +308,7 @@ impl Connected {
         if let (Some(least), Some(most)) = (least, most) {
             let share = *done as f64 / self.by_server.len() as f64;
             outcome.notes.push(format!(
-                "{case}: {least} to {most} connections a server: {:+.1} % to {:+.1} % of an equal share",
+                "{case}: {least} to {most} connections a process: {:+.1} % to {:+.1} % of an equal share",
                 (*least as f64 / share - 1.0) * 100.0,
                 (*most as f64 / share - 1.0) * 100.0,
             ));
