@@ -289,6 +289,21 @@ fn a_journal_holds_for_its_namespace_only() {
 }
 
 #[test]
+fn a_namespace_that_was_made_anew_has_nothing_to_revert() {
+    let Some(trial) = Trial::new() else { return };
+    assert_eq!(trial.tune(&["apply", "load-generator"]).code(), Some(0));
+    // Mostly with the number of the first one.
+    trial.netns.renew();
+    trial.netns.output(&["sysctl", "-w", "net.ipv4.tcp_tw_reuse=1"]);
+    let reverted = trial.tune(&["revert"]);
+    assert_eq!(
+        parameters(&trial.netns)["net.ipv4.tcp_tw_reuse"],
+        "1",
+        "it was not set by apply: {reverted:?}"
+    );
+}
+
+#[test]
 fn after_a_restart_of_the_kernel_nothing_is_left_to_revert() {
     let machine = Machine::new();
     assert_eq!(machine.tune(&["apply", "10k", "--host"]).code(), Some(0));

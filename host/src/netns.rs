@@ -16,6 +16,8 @@ pub struct NetworkNamespace {
     /// Open where the caller is not in it.
     entrance: Option<File>,
     inode: u64,
+    /// Seconds and nanoseconds since 1970, where a name keeps the namespace's inode as it was made.
+    made: Option<(i64, i64)>,
 }
 
 impl NetworkNamespace {
@@ -24,7 +26,7 @@ impl NetworkNamespace {
     /// # Errors
     /// The kernel's, where `/proc` is not there.
     pub fn own(root: &Root) -> io::Result<Self> {
-        Ok(Self { entrance: None, inode: inode_of(root, OWN)? })
+        Ok(Self { entrance: None, inode: inode_of(root, OWN)?, made: None })
     }
 
     /// The one that ip-netns(8) keeps as `name`.
@@ -35,7 +37,11 @@ impl NetworkNamespace {
         if name.is_empty() || name.contains('/') || name == "." || name == ".." {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "that is no name of a namespace"));
         }
-        Self::at(root, &format!("/run/netns/{name}"))
+        let mut namespace = Self::at(root, &format!("/run/netns/{name}"))?;
+        let metadata = fs::metadata(root.path(&format!("/run/netns/{name}")))?;
+        namespace.made =
+            (metadata.ino() == namespace.inode).then(|| (metadata.ctime(), metadata.ctime_nsec()));
+        Ok(namespace)
     }
 
     /// The one that the process `pid` is in.
@@ -50,13 +56,19 @@ impl NetworkNamespace {
         let file = File::open(root.path(path))?;
         let inode = file.metadata()?.ino();
         let is_own = inode == inode_of(root, OWN)?;
-        Ok(Self { entrance: (!is_own).then_some(file), inode })
+        Ok(Self { entrance: (!is_own).then_some(file), inode, made: None })
     }
 
     /// The number that tells it from every other namespace that exists now. The kernel gives the number of one that is
     /// gone to another.
     pub fn inode(&self) -> u64 {
         self.inode
+    }
+
+    /// When it was made (seconds and nanoseconds since 1970), which tells it from one that is gone and had its number. Only
+    /// for one that was opened by its name: of others the kernel makes the inode anew whenever somebody looks.
+    pub fn made(&self) -> Option<(i64, i64)> {
+        self.made
     }
 
     /// Whether the first process is in it: on a host the host's own, in a container the container's.

@@ -129,7 +129,7 @@ mod tests {
     use crate::tune::scratch::Scratch;
 
     fn identity() -> Identity {
-        Identity { boot_id: "boot".to_owned(), namespace_inode: 7 }
+        Identity { boot_id: "boot".to_owned(), namespace_inode: 7, namespace_made: None }
     }
 
     fn values(pairs: &[(&str, &str)]) -> Vec<(Target, String)> {

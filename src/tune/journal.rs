@@ -10,7 +10,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use host::Root;
+use host::{NetworkNamespace, Root};
 use serde::{Deserialize, Serialize};
 
 use crate::iso8601;
@@ -31,6 +31,21 @@ pub struct Identity {
     pub boot_id: String,
     /// The network namespace's.
     pub namespace_inode: u64,
+    /// When that was made, where it is known: seconds and nanoseconds since 1970.
+    pub namespace_made: Option<(i64, i64)>,
+}
+
+/// How the identity of a journal is to that of a place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kinship {
+    /// The same.
+    Same,
+    /// The kernel was started again since.
+    OtherBoot,
+    /// Its namespace is gone, and this one has its number.
+    Gone,
+    /// Its namespace is another one.
+    OtherNamespace,
 }
 
 /// What a journal says.
@@ -151,6 +166,7 @@ enum Line {
         version: u32,
         boot_id: String,
         namespace_inode: u64,
+        namespace_made: Option<(i64, i64)>,
         time: String,
     },
     Change {
@@ -184,12 +200,30 @@ const VERSION: u32 = 1;
 const JOURNAL_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 impl Identity {
-    /// This kernel's, with the namespace `namespace_inode`.
+    /// This kernel's, with `namespace`.
     ///
     /// # Errors
     /// Where `/proc` is not there.
-    pub fn of(root: &Root, namespace_inode: u64) -> io::Result<Self> {
-        Ok(Self { boot_id: root.read("/proc/sys/kernel/random/boot_id")?, namespace_inode })
+    pub fn of(root: &Root, namespace: &NetworkNamespace) -> io::Result<Self> {
+        Ok(Self {
+            boot_id: root.read("/proc/sys/kernel/random/boot_id")?,
+            namespace_inode: namespace.inode(),
+            namespace_made: namespace.made(),
+        })
+    }
+
+    /// How this one, a journal's, is to that of a place.
+    pub fn kinship(&self, place: &Self) -> Kinship {
+        let is_made_at_once = || match (self.namespace_made, place.namespace_made) {
+            (Some(ours), Some(theirs)) => ours == theirs,
+            _ => true,
+        };
+        match () {
+            () if self.boot_id != place.boot_id => Kinship::OtherBoot,
+            () if self.namespace_inode != place.namespace_inode => Kinship::OtherNamespace,
+            () if !is_made_at_once() => Kinship::Gone,
+            () => Kinship::Same,
+        }
     }
 }
 
@@ -228,9 +262,9 @@ impl Content {
     /// False for a line that doesn't fit what is before it. `numbers` are the places of the changes by their numbers.
     fn take(&mut self, line: Line, numbers: &mut BTreeMap<usize, usize>) -> bool {
         match line {
-            Line::Journal { version, boot_id, namespace_inode, .. } => {
+            Line::Journal { version, boot_id, namespace_inode, namespace_made, .. } => {
                 let is_first = self.identity.is_none() && self.changes.is_empty();
-                self.identity.get_or_insert(Identity { boot_id, namespace_inode });
+                self.identity.get_or_insert(Identity { boot_id, namespace_inode, namespace_made });
                 is_first && version == VERSION
             }
             Line::Change { number, by, target, old, new, time } => {
@@ -272,18 +306,19 @@ impl Journal {
         let mut options = OpenOptions::new();
         let file = options.read(true).write(true).create(true).truncate(false).open(path);
         let mut journal = Self::lock(path, file.map_err(fail("open"))?)?;
-        let theirs = journal.content.identity.clone();
-        let is_other_boot = theirs.as_ref().is_some_and(|theirs| theirs.boot_id != identity.boot_id);
-        if let Some(line) = journal.content.corrupted.first().filter(|_| !is_other_boot) {
+        let theirs = journal.content.identity.as_ref();
+        let kinship = theirs.map(|theirs| theirs.kinship(&identity));
+        let is_lost = matches!(kinship, Some(Kinship::OtherBoot | Kinship::Gone));
+        if let Some(line) = journal.content.corrupted.first().filter(|_| !is_lost) {
             return Err(JournalError::Corrupted { path: path.to_owned(), line: *line });
         }
-        let is_over = is_other_boot || journal.content.outstanding().next().is_none();
-        match theirs {
-            Some(theirs) if !is_over && theirs.namespace_inode != identity.namespace_inode => {
+        let is_over = is_lost || journal.content.outstanding().next().is_none();
+        match (kinship, theirs) {
+            (Some(Kinship::OtherNamespace), Some(theirs)) if !is_over => {
                 let (theirs, ours) = (theirs.namespace_inode, identity.namespace_inode);
                 return Err(JournalError::OtherNamespace { path: path.to_owned(), theirs, ours });
             }
-            Some(_) if !is_over => journal.cut(journal.content.whole_bytes)?,
+            (Some(_), _) if !is_over => journal.cut(journal.content.whole_bytes)?,
             _ => journal.start(identity)?,
         }
         Ok(journal)
@@ -403,9 +438,10 @@ impl Journal {
     fn start(&mut self, identity: Identity) -> Result<(), JournalError> {
         self.content = Content::default();
         self.cut(0)?;
-        let Identity { boot_id, namespace_inode } = identity.clone();
+        let Identity { boot_id, namespace_inode, namespace_made } = identity.clone();
         self.content.identity = Some(identity);
-        self.write(&Line::Journal { version: VERSION, boot_id, namespace_inode, time: now() })?;
+        let time = now();
+        self.write(&Line::Journal { version: VERSION, boot_id, namespace_inode, namespace_made, time })?;
         // A new file is on the disk when its folder is.
         let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
         let synced = File::open(folder.unwrap_or(Path::new("."))).and_then(|folder| folder.sync_all());

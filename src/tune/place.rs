@@ -68,7 +68,7 @@ impl Place {
     /// # Errors
     /// 69 where the kernel doesn't tell which start of it this is.
     pub fn identity(&self) -> Result<Identity, Failure> {
-        Identity::of(&self.root, self.namespace.inode()).map_err(|error| {
+        Identity::of(&self.root, &self.namespace).map_err(|error| {
             failure(&error, format!("can't tell which start of the kernel this is: {error}"))
         })
     }

@@ -10,7 +10,7 @@ use crate::output::{complain, print};
 use crate::tune::apply::{journal_failure, left_over};
 use crate::tune::columns::columns;
 use crate::tune::explain::document;
-use crate::tune::journal::{Change, Journal, JournalError, Outcome};
+use crate::tune::journal::{Change, Identity, Journal, JournalError, Kinship, Outcome};
 use crate::tune::place::Place;
 
 /// Undoes what the journal at `path` says of `place`.
@@ -24,20 +24,21 @@ pub fn run(place: &Place, path: &Path, is_forced: bool, is_json: bool) -> anyhow
     let content = journal.content();
     let ours = place.identity()?;
     if let Some(theirs) = &content.identity {
-        if theirs.boot_id != ours.boot_id {
-            let why = format!(
-                "the kernel was started again since (it was {}, it is {}), and so has its own values",
-                theirs.boot_id, ours.boot_id
-            );
-            return nothing(&why, is_json);
-        }
-        if theirs.namespace_inode != ours.namespace_inode && content.outstanding().next().is_some() {
-            let (path, theirs) = (path.display(), theirs.namespace_inode);
-            let sentence = format!(
-                "{path} holds changes of the network namespace {theirs}, found {place}: revert with --netns NAME or a \
-                 process in it. If that namespace is gone, its values are, and nothing is left to revert"
-            );
-            return Err(Failure::new(FAILED, sentence).into());
+        match theirs.kinship(&ours) {
+            Kinship::OtherBoot => {
+                let why = format!(
+                    "the kernel was started again since (it was {}, it is {}), and so has its own values",
+                    theirs.boot_id, ours.boot_id
+                );
+                return nothing(&why, is_json);
+            }
+            Kinship::Gone => {
+                return nothing("its network namespace is gone, and this one only has its number", is_json);
+            }
+            Kinship::OtherNamespace if content.outstanding().next().is_some() => {
+                return Err(other_namespace(path, theirs, place).into());
+            }
+            Kinship::Same | Kinship::OtherNamespace => {}
         }
     }
     if let Some(line) = content.corrupted.first().filter(|_| !is_forced) {
@@ -48,6 +49,17 @@ pub fn run(place: &Place, path: &Path, is_forced: bool, is_json: bool) -> anyhow
         true => nothing("everything has its old value", is_json),
         false => tell(&outcomes, is_json),
     }
+}
+
+fn other_namespace(path: &Path, theirs: &Identity, place: &Place) -> Failure {
+    let (path, theirs) = (path.display(), theirs.namespace_inode);
+    Failure::new(
+        FAILED,
+        format!(
+            "{path} holds changes of the network namespace {theirs}, found {place}: revert with --netns NAME or a process \
+             in it. If that namespace is gone, its values are, and nothing is left to revert"
+        ),
+    )
 }
 
 fn nothing(why: &str, is_json: bool) -> anyhow::Result<ExitCode> {

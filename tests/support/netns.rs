@@ -19,9 +19,21 @@ impl Netns {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let netns = Self(format!("corecast-{}-{number}", std::process::id()));
-        ip(&["netns", "add", &netns.0]);
-        ip(&["-n", &netns.0, "link", "set", "lo", "up"]);
+        netns.add();
         Some(netns)
+    }
+
+    #[track_caller]
+    fn add(&self) {
+        ip(&["netns", "add", &self.0]);
+        ip(&["-n", &self.0, "link", "set", "lo", "up"]);
+    }
+
+    /// Another one under the same name.
+    #[track_caller]
+    pub fn renew(&self) {
+        self.delete();
+        self.add();
     }
 
     pub fn name(&self) -> &str {
