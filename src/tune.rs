@@ -22,27 +22,24 @@ mod scratch;
 mod show;
 mod status;
 mod target;
+mod transaction;
 
 pub use args::{EXAMPLES, TuneArgs};
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use host::Root;
-use serde_json::json;
 
 use crate::exit::{Failure, UNAVAILABLE};
 use crate::output::print;
-use crate::signals;
-use crate::tune::apply::{Applied, apply};
+use crate::tune::apply::Apply;
 use crate::tune::args::{JournalFile, TuneCommand, Which};
-use crate::tune::explain::document;
 use crate::tune::facts::facts;
 use crate::tune::knob::Scope;
 use crate::tune::place::Place;
 use crate::tune::plan::{Plan, State};
 use crate::tune::profile::Profile;
-use crate::tune::target::Target;
 
 /// Does what `args` say.
 ///
@@ -67,8 +64,9 @@ pub fn run(args: TuneArgs) -> anyhow::Result<ExitCode> {
         }
         TuneCommand::Apply { which, netns, host, dry_run, journal, form } => {
             let place = Place::open(root, netns.as_deref())?;
+            let plan = make_plan(&place, &which)?;
             let how = Apply { is_of_host: host, is_dry: dry_run, is_json: form.is_json() };
-            how.run(&place, &which, &journal)
+            how.run(&place, &plan, &journal_path(&place, &journal))
         }
         TuneCommand::Revert { netns, journal, force, form } => {
             let place = Place::open(root, netns.as_deref())?;
@@ -140,119 +138,6 @@ fn profile(which: &Which) -> Result<Profile, Failure> {
     })
 }
 
-fn journal_path(place: &Place, journal: &JournalFile) -> std::path::PathBuf {
+fn journal_path(place: &Place, journal: &JournalFile) -> PathBuf {
     journal.file.clone().unwrap_or_else(|| place.journal())
-}
-
-/// What a shell runs to undo what the journal at `path` says.
-fn undo_command(place: &Place, path: &Path) -> String {
-    let netns = place.name().map_or(String::new(), |name| format!(" --netns {name}"));
-    let journal = match path == place.journal() {
-        true => String::new(),
-        false => format!(" --journal {}", path.display()),
-    };
-    format!("corecast tune revert{netns}{journal}")
-}
-
-/// How to apply a profile.
-struct Apply {
-    is_of_host: bool,
-    is_dry: bool,
-    is_json: bool,
-}
-
-impl Apply {
-    fn run(&self, place: &Place, which: &Which, journal: &JournalFile) -> anyhow::Result<ExitCode> {
-        let plan = make_plan(place, which)?;
-        self.allow(place)?;
-        let (values, left_out) = self.chosen(&plan);
-        if self.is_dry {
-            let would: Vec<_> = plan
-                .changes()
-                .filter(|(step, ..)| self.reaches(step.scope))
-                .map(|(_, target, now, due)| (target.to_string(), now.to_owned(), due.to_owned()))
-                .collect();
-            return self.tell(place, "would be set", &would, &left_out, None);
-        }
-        let unreadable = plan.steps.iter().find_map(|step| match &step.state {
-            State::Unreadable { why } if self.reaches(step.scope) => Some(why),
-            _ => None,
-        });
-        if let Some(why) = unreadable {
-            return Err(Failure::new(UNAVAILABLE, format!("{why}; nothing is changed")).into());
-        }
-        let path = journal_path(place, journal);
-        let identity = place.identity()?;
-        let stop = signals::stop_flag()?;
-        let by = &plan.profile.name;
-        let applied = match values.is_empty() {
-            true => Vec::new(),
-            false => place.run(|root| apply(root, &path, identity, by, &values, &stop))??,
-        };
-        let rows = |applied: Applied| (applied.target.to_string(), applied.old, applied.now);
-        let rows: Vec<_> = applied.into_iter().map(rows).collect();
-        self.tell(place, "set", &rows, &left_out, Some(&path))
-    }
-
-    /// Whether this may be done at all.
-    fn allow(&self, place: &Place) -> Result<(), Failure> {
-        if self.is_of_host || self.is_dry || !place.is_host() {
-            return Ok(());
-        }
-        Err(Failure::usage(format!(
-            "{place} would be changed, and with it every program of this host: say --host if that is meant (it changes \
-             what the whole host has once, too), or --netns NAME for another namespace (`ip netns add NAME`). --dry-run \
-             says what it would be"
-        )))
-    }
-
-    fn reaches(&self, scope: Scope) -> bool {
-        scope == Scope::Network || (scope == Scope::Host && self.is_of_host)
-    }
-
-    /// What is set, and the names of what differs and is not.
-    fn chosen(&self, plan: &Plan) -> (Vec<(Target, String)>, Vec<String>) {
-        let (chosen, others): (Vec<_>, Vec<_>) =
-            plan.changes().partition(|(step, ..)| self.reaches(step.scope));
-        let values = chosen.into_iter().map(|(_, target, _, due)| (target.clone(), due.to_owned())).collect();
-        (values, others.into_iter().map(|(step, ..)| step.name.clone()).collect())
-    }
-
-    fn tell(
-        &self,
-        place: &Place,
-        done: &str,
-        rows: &[(String, String, String)],
-        left_out: &[String],
-        journal: Option<&Path>,
-    ) -> anyhow::Result<ExitCode> {
-        if self.is_json {
-            let rows: Vec<_> =
-                rows.iter().map(|(knob, old, now)| json!({"knob": knob, "old": old, "now": now})).collect();
-            let journal = journal.map(|path| path.display().to_string());
-            print(&document(
-                &json!({"dry_run": self.is_dry, "set": rows, "left_out": left_out, "journal": journal}),
-            ))?;
-            return Ok(ExitCode::SUCCESS);
-        }
-        let cells =
-            |(knob, old, now): &(String, String, String)| vec![knob.clone(), format!("{old} -> {now}")];
-        let mut text = columns::columns(&rows.iter().map(cells).collect::<Vec<_>>());
-        text += &match rows.len() {
-            0 => format!("Nothing to do in {place}.\n"),
-            count => format!(
-                "{count} {done} in {place}, until the kernel restarts; corecast tune export is for good.\n"
-            ),
-        };
-        if !left_out.is_empty() {
-            text +=
-                &format!("Left out, because the whole host has it once (--host): {}.\n", left_out.join(", "));
-        }
-        if let Some(path) = journal.filter(|_| !rows.is_empty()) {
-            let undo = undo_command(place, path);
-            text += &format!("Noted down in {}. To undo it: {undo}\n", path.display());
-        }
-        print(&text)?;
-        Ok(ExitCode::SUCCESS)
-    }
 }

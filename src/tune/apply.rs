@@ -1,165 +1,146 @@
-//! Setting what a plan says, all of it or nothing.
+//! `corecast tune apply`: which values of a plan are set, and where that takes a word.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::process::ExitCode;
 
-use host::Root;
+use serde_json::json;
 
-use crate::exit::{FAILED, Failure, NO_PERMISSION};
-use crate::tune::journal::{Change, Identity, Journal, JournalError, Outcome, SetError};
+use crate::exit::{Failure, UNAVAILABLE};
+use crate::output::print;
+use crate::signals;
+use crate::tune::columns::columns;
+use crate::tune::explain::document;
+use crate::tune::knob::Scope;
+use crate::tune::place::Place;
+use crate::tune::plan::{Plan, State};
 use crate::tune::target::Target;
+use crate::tune::transaction::{Applied, transact};
 
-/// One value, set.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Applied {
-    /// Which.
-    pub target: Target,
-    /// Before.
-    pub old: String,
-    /// What it is now.
-    pub now: String,
+/// How to apply a profile.
+pub struct Apply {
+    /// The host was said.
+    pub is_of_host: bool,
+    /// Only say what would be set.
+    pub is_dry: bool,
+    /// As JSON.
+    pub is_json: bool,
 }
 
-/// Sets `values` on behalf of `by`, each noted down in the journal at `path` before.
-///
-/// Where one is refused, or `stop` becomes true, those before it are undone. Acts in the network namespace of the calling
-/// thread, which is to be `identity`'s.
-///
-/// # Errors
-/// A [`Failure`] that says what was undone and what could not be: 77 where this user may not set a value, else 1.
-pub fn apply(
-    root: &Root,
-    path: &Path,
-    identity: Identity,
-    by: &str,
-    values: &[(Target, String)],
-    stop: &AtomicBool,
-) -> Result<Vec<Applied>, Failure> {
-    let mut journal = Journal::begin(path, identity).map_err(journal_failure)?;
-    let kept = journal.content().changes.len();
-    for (target, value) in values {
-        let failure = match journal.set(root, by, target, value) {
-            Ok(_) if !stop.load(Ordering::Relaxed) => continue,
-            Ok(_) => Failure::new(INTERRUPTED, "interrupted"),
-            Err(error) => set_failure(&error),
+impl Apply {
+    /// Sets what `plan` would change in `place`, noted down in the journal at `path`.
+    ///
+    /// # Errors
+    /// 2 where the host's own namespace was meant and not said; 69 for a value that can't be read; those of [`transact`].
+    pub fn run(&self, place: &Place, plan: &Plan, path: &Path) -> anyhow::Result<ExitCode> {
+        self.allow(place)?;
+        let (values, left_out) = self.chosen(plan);
+        if self.is_dry {
+            return self.tell(place, "would be set", &self.differences(plan), &left_out, None);
+        }
+        self.require_readable(plan)?;
+        let identity = place.identity()?;
+        let stop = signals::stop_flag()?;
+        let by = &plan.profile.name;
+        let applied = match values.is_empty() {
+            true => Vec::new(),
+            false => place.run(|root| transact(root, path, identity, by, &values, &stop))??,
         };
-        return Err(rolled_back(failure, journal.revert_since(root, kept, false), path));
+        self.tell(place, "set", &applied, &left_out, Some(path))
     }
-    let applied = journal.content().changes[kept..].iter().map(|change| Applied {
-        target: change.target.clone(),
-        old: change.old.clone(),
-        now: change.found.clone().unwrap_or_else(|| change.new.clone()),
-    });
-    Ok(applied.collect())
-}
 
-/// As a shell tells of SIGINT.
-const INTERRUPTED: u8 = 130;
-
-fn set_failure(error: &SetError) -> Failure {
-    let kind = match error {
-        SetError::Target(error) => error.io().map(std::io::Error::kind),
-        SetError::Journal(_) => None,
-    };
-    match kind {
-        Some(std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem) => {
-            Failure::new(NO_PERMISSION, format!("{error}; it takes root, outside of a container"))
+    /// Whether this may be done at all.
+    fn allow(&self, place: &Place) -> Result<(), Failure> {
+        if self.is_of_host || self.is_dry || !place.is_host() {
+            return Ok(());
         }
-        _ => Failure::new(FAILED, error.to_string()),
+        Err(Failure::usage(format!(
+            "{place} would be changed, and with it every program of this host: say --host if that is meant (it changes \
+             what the whole host has once, too), or --netns NAME for another namespace (`ip netns add NAME`). --dry-run \
+             says what it would be"
+        )))
     }
-}
 
-/// `failure` with what became of the values before it.
-fn rolled_back(
-    mut failure: Failure,
-    undone: Result<Vec<(Change, Outcome)>, JournalError>,
-    path: &Path,
-) -> Failure {
-    let outcomes = match undone {
-        Ok(outcomes) => outcomes,
-        Err(error) => {
-            failure.sentence += &format!("\nundoing what was set before it failed: {error}");
-            return failure;
+    /// A value that can't be read may be one that its knob doesn't understand: then nothing is set.
+    fn require_readable(&self, plan: &Plan) -> Result<(), Failure> {
+        let unreadable = plan.steps.iter().find_map(|step| match &step.state {
+            State::Unreadable { why } if self.reaches(step.scope) => Some(why),
+            _ => None,
+        });
+        match unreadable {
+            Some(why) => Err(Failure::new(UNAVAILABLE, format!("{why}; nothing is changed"))),
+            None => Ok(()),
         }
-    };
-    let is_undone = |outcome: &Outcome| matches!(outcome, Outcome::Restored | Outcome::AlreadyRestored);
-    let (undone, left): (Vec<_>, Vec<_>) = outcomes.iter().partition(|(_, outcome)| is_undone(outcome));
-    failure.sentence += &match undone.len() {
-        0 => "\nnothing is changed".to_owned(),
-        1 => "\nwhat was set before has its old value again".to_owned(),
-        count => format!("\nthe {count} that were set have their old values again"),
-    };
-    for (change, outcome) in left {
-        failure.sentence += &format!("\nbut {}", left_over(change, outcome));
-    }
-    if !outcomes.iter().all(|(_, outcome)| is_undone(outcome)) {
-        failure.sentence += &format!("\nwhat is left is in {}: corecast tune revert", path.display());
-    }
-    failure
-}
-
-/// Why a change is not undone, and what it was.
-pub fn left_over(change: &Change, outcome: &Outcome) -> String {
-    let Change { target, old, new, .. } = change;
-    match outcome {
-        Outcome::Restored => format!("{target} is {old} again"),
-        Outcome::AlreadyRestored => format!("{target} is {old} already"),
-        Outcome::Alien { now } => format!(
-            "{target} is {now}, which somebody else made of it: {new} was set here, {old} was before; it stays, unless \
-             --force"
-        ),
-        Outcome::Failed { error } => format!("{target} is not {old} again: {error}"),
-    }
-}
-
-/// A journal that can't be used.
-pub fn journal_failure(error: JournalError) -> Failure {
-    let code = match &error {
-        JournalError::File { error, .. } if error.kind() == std::io::ErrorKind::PermissionDenied => {
-            NO_PERMISSION
-        }
-        _ => FAILED,
-    };
-    Failure::new(code, error.to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::tune::scratch::Scratch;
-
-    fn identity() -> Identity {
-        Identity { boot_id: "boot".to_owned(), namespace_inode: 7, namespace_made: None }
     }
 
-    fn values(pairs: &[(&str, &str)]) -> Vec<(Target, String)> {
-        pairs.iter().map(|(name, value)| (name.parse().expect("a name"), (*value).to_owned())).collect()
+    fn reaches(&self, scope: Scope) -> bool {
+        scope == Scope::Network || (scope == Scope::Host && self.is_of_host)
     }
 
-    #[test]
-    fn a_refusal_undoes_what_was_set_before_it_and_nothing_older() {
-        let scratch = Scratch::new("apply-refused");
-        scratch.sysctl("net/core/somaxconn", "4096");
-        scratch.sysctl("fs/nr_open", "1048576");
-        let path = scratch.path("journal");
-        let apply = |pairs: &[(&str, &str)], stop: bool| {
-            apply(scratch.root(), &path, identity(), "test", &values(pairs), &AtomicBool::new(stop))
+    /// What is set, and the names of what differs and is not.
+    fn chosen(&self, plan: &Plan) -> (Vec<(Target, String)>, Vec<String>) {
+        let (chosen, others): (Vec<_>, Vec<_>) =
+            plan.changes().partition(|(step, ..)| self.reaches(step.scope));
+        let values = chosen.into_iter().map(|(_, target, _, due)| (target.clone(), due.to_owned())).collect();
+        (values, others.into_iter().map(|(step, ..)| step.name.clone()).collect())
+    }
+
+    /// What would be set.
+    fn differences(&self, plan: &Plan) -> Vec<Applied> {
+        let reached = plan.changes().filter(|(step, ..)| self.reaches(step.scope));
+        let applied = |(_, target, now, due): (_, &Target, &str, &str)| Applied {
+            target: target.clone(),
+            old: now.to_owned(),
+            now: due.to_owned(),
         };
-        let applied = apply(&[("net.core.somaxconn", "5000")], false).expect("it is taken");
-        assert_eq!((applied[0].old.as_str(), applied[0].now.as_str()), ("4096", "5000"));
-
-        let both = [("net.core.somaxconn", "6000"), ("fs.nr_open", "2000000"), ("fs.absent", "1")];
-        let failure = apply(&both, false).expect_err("one is not there");
-        assert_eq!(failure.code, FAILED);
-        assert!(failure.sentence.ends_with("\nthe 2 that were set have their old values again"), "{failure}");
-        let read = |name: &str| values(&[(name, "")])[0].0.read(scratch.root()).expect("it is there");
-        assert_eq!([read("net.core.somaxconn"), read("fs.nr_open")], ["5000", "1048576"]);
-
-        let failure = apply(&both[..2], true).expect_err("it was stopped");
-        assert_eq!(failure.code, INTERRUPTED);
-        assert_eq!([read("net.core.somaxconn"), read("fs.nr_open")], ["5000", "1048576"]);
-        let mut journal = Journal::open(&path).expect("it opens").expect("it is there");
-        assert_eq!(journal.revert(scratch.root(), false).expect("it is written").len(), 1, "the older one");
-        assert_eq!(read("net.core.somaxconn"), "4096");
+        reached.map(applied).collect()
     }
+
+    fn tell(
+        &self,
+        place: &Place,
+        done: &str,
+        rows: &[Applied],
+        left_out: &[String],
+        journal: Option<&Path>,
+    ) -> anyhow::Result<ExitCode> {
+        if self.is_json {
+            let row =
+                |Applied { target, old, now }: &Applied| json!({"knob": target, "old": old, "now": now});
+            let rows: Vec<_> = rows.iter().map(row).collect();
+            let journal = journal.map(|path| path.display().to_string());
+            print(&document(
+                &json!({"dry_run": self.is_dry, "set": rows, "left_out": left_out, "journal": journal}),
+            ))?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        let cells =
+            |Applied { target, old, now }: &Applied| vec![target.to_string(), format!("{old} -> {now}")];
+        let mut text = columns(&rows.iter().map(cells).collect::<Vec<_>>());
+        text += &match rows.len() {
+            0 => format!("Nothing to do in {place}.\n"),
+            count => format!(
+                "{count} {done} in {place}, until the kernel restarts; corecast tune export is for good.\n"
+            ),
+        };
+        if !left_out.is_empty() {
+            text +=
+                &format!("Left out, because the whole host has it once (--host): {}.\n", left_out.join(", "));
+        }
+        if let Some(path) = journal.filter(|_| !rows.is_empty()) {
+            let undo = undo_command(place, path);
+            text += &format!("Noted down in {}. To undo it: {undo}\n", path.display());
+        }
+        print(&text)?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// What a shell runs to undo what the journal at `path` says.
+fn undo_command(place: &Place, path: &Path) -> String {
+    let netns = place.name().map_or(String::new(), |name| format!(" --netns {name}"));
+    let journal = match path == place.journal() {
+        true => String::new(),
+        false => format!(" --journal {}", path.display()),
+    };
+    format!("corecast tune revert{netns}{journal}")
 }

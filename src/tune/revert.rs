@@ -7,11 +7,11 @@ use serde_json::{Value, json};
 
 use crate::exit::{FAILED, Failure};
 use crate::output::{complain, print};
-use crate::tune::apply::{journal_failure, left_over};
 use crate::tune::columns::columns;
 use crate::tune::explain::document;
 use crate::tune::journal::{Change, Identity, Journal, JournalError, Kinship, Outcome};
 use crate::tune::place::Place;
+use crate::tune::transaction::{journal_failure, left_over};
 
 /// Undoes what the journal at `path` says of `place`.
 ///

@@ -8,11 +8,11 @@ use host::Root;
 use serde_json::{Value, json};
 
 use crate::output::print;
-use crate::tune::apply::journal_failure;
 use crate::tune::columns::columns;
 use crate::tune::explain::document;
 use crate::tune::journal::Content;
 use crate::tune::place::{Place, journal_folder};
+use crate::tune::transaction::journal_failure;
 
 /// Prints what the journal at `path`, or every journal in the usual place, holds.
 ///
