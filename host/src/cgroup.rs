@@ -16,7 +16,7 @@ pub struct Cgroup {
     pub memory_max: Option<u64>,
     /// Bytes at which it slows down (version 2 only).
     pub memory_high: Option<u64>,
-    /// Bytes in use in the group that `memory_max` binds.
+    /// Bytes in use in the group that `memory_max` binds, without the files that the kernel would give back.
     pub memory_used: u64,
     /// Threads and processes.
     pub pids_max: Option<u64>,
@@ -54,6 +54,8 @@ impl Cgroup {
         }
         for folder in folders(root, &paths, &mounts, Some("memory")) {
             let used = root.number(&format!("{folder}/memory.usage_in_bytes"));
+            let used = used
+                .map(|used| used.saturating_sub(stat(root, &folder, "memory.stat", "total_inactive_file")));
             let max = root.number(&format!("{folder}/memory.limit_in_bytes"));
             group.bind_memory(max.filter(|max| *max < UNLIMITED_OF_VERSION_1), used);
         }
@@ -68,10 +70,9 @@ impl Cgroup {
         {
             self.bind_cpu(share, throttled(root, folder));
         }
-        self.bind_memory(
-            root.number(&format!("{folder}/memory.max")),
-            root.number(&format!("{folder}/memory.current")),
-        );
+        let used = root.number(&format!("{folder}/memory.current"));
+        let used = used.map(|used| used.saturating_sub(stat(root, folder, "memory.stat", "inactive_file")));
+        self.bind_memory(root.number(&format!("{folder}/memory.max")), used);
         self.memory_high = tightest(self.memory_high, root.number(&format!("{folder}/memory.high")));
         self.take_pids(root, folder);
     }
@@ -125,9 +126,14 @@ fn parse_share(text: &str) -> Option<CpuShare> {
 }
 
 fn throttled(root: &Root, folder: &str) -> u64 {
-    let stat = root.read(&format!("{folder}/cpu.stat")).unwrap_or_default();
-    let value = |line: &str| line.strip_prefix("nr_throttled ")?.parse().ok();
-    stat.lines().find_map(value).unwrap_or(0)
+    stat(root, folder, "cpu.stat", "nr_throttled")
+}
+
+/// A value of a file of names and values; 0 where it is not told.
+fn stat(root: &Root, folder: &str, file: &str, name: &str) -> u64 {
+    let text = root.read(&format!("{folder}/{file}")).unwrap_or_default();
+    let value = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok();
+    text.lines().find_map(value).unwrap_or(0)
 }
 
 /// Folders of this process's group under `controller` (`None`: of version 2) and of its ancestors, as far as mounted.
@@ -220,6 +226,10 @@ mod tests {
                 ("/sys/fs/cgroup/system.slice/cpu.max", "400000 100000\n"),
                 ("/sys/fs/cgroup/system.slice/memory.max", "1000\n"),
                 ("/sys/fs/cgroup/system.slice/memory.current", "900\n"),
+                (
+                    "/sys/fs/cgroup/system.slice/memory.stat",
+                    "anon 500\ninactive_file_x 9\ninactive_file 300\n",
+                ),
                 ("/sys/fs/cgroup/system.slice/corecast.service/cpu.max", "150000 100000\n"),
                 ("/sys/fs/cgroup/system.slice/corecast.service/cpu.stat", "usage_usec 5\nnr_throttled 12\n"),
                 ("/sys/fs/cgroup/system.slice/corecast.service/memory.max", "max\n"),
@@ -231,7 +241,7 @@ mod tests {
         let group = story.group();
         assert_eq!(group.cpu, Some(CpuShare { quota: 150_000, period: 100_000 }));
         assert_eq!((group.throttled_periods, group.pids_max, group.pids_used), (12, Some(64), 3));
-        assert_eq!((group.memory_max, group.memory_used, group.memory_high), (Some(1000), 900, Some(800)));
+        assert_eq!((group.memory_max, group.memory_used, group.memory_high), (Some(1000), 600, Some(800)));
     }
 
     #[test]

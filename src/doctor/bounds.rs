@@ -24,15 +24,18 @@ pub fn judge(config: &Config, need: &Need) -> Vec<Finding> {
 fn judge_connections(config: &Config, need: &Need) -> Finding {
     let bound = config.bounds.connections_max as u64;
     let wanted = Count(need.connections);
-    let found = format!("connections_max {}", Count(bound));
+    let found = match need.processes.len() {
+        1 => format!("connections_max {}", Count(bound)),
+        processes => format!("connections_max {} in each of {processes} processes", Count(bound)),
+    };
     match need.wanted_by {
-        WantedBy::Flag if need.connections > bound => Finding::bad(CONNECTIONS, found)
-            .due(format!("{wanted}: above the bound newcomers wait in the kernel's queue"))
-            .cure(format!("corecast serve --connections-max {}", need.connections)),
+        WantedBy::Flag if need.connections_of_a_process() > bound => Finding::bad(CONNECTIONS, found)
+            .due(format!("{wanted}: above the bound of a process newcomers wait in the kernel's queue"))
+            .cure(format!("corecast serve --connections-max {}", need.connections_of_a_process())),
         WantedBy::Flag => {
             Finding::ok(CONNECTIONS, format!("{found}; all is judged for the {wanted} of --connections"))
         }
-        WantedBy::Bound => Finding::ok(CONNECTIONS, format!("{found}; all is judged for so many")),
+        WantedBy::Bound => Finding::ok(CONNECTIONS, format!("{found}; all is judged for {wanted}")),
         WantedBy::Descriptors => Finding::ok(
             CONNECTIONS,
             format!(

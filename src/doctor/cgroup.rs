@@ -8,7 +8,7 @@ use super::need::Need;
 const CPU: &str = "cgroup.cpu";
 const PIDS: &str = "cgroup.pids";
 const CPUSET: &str = "cgroup.cpuset";
-/// Threads beside shards and relay: main, signals, logs, and what the kernel starts for a ring.
+/// Threads of a process beside shards and relay: main, signals, logs, and what the kernel starts for a ring.
 const THREADS_BESIDE: u64 = 8;
 
 /// CPU time and threads of `cgroup`, and `usable` cores of those that are `online`.
@@ -20,7 +20,7 @@ fn judge_cpu(cgroup: &Cgroup, need: &Need) -> Finding {
     let Some(share) = cgroup.cpu else {
         return Finding::ok(CPU, "the control group has no limit of CPU time");
     };
-    let threads = need.shards() + u64::from(need.relay_core.is_some());
+    let threads = need.pinned_threads() as u64;
     let found = format!(
         "the control group may use {:.2} cores; it was held up in {} periods",
         share.cores(),
@@ -32,8 +32,9 @@ fn judge_cpu(cgroup: &Cgroup, need: &Need) -> Finding {
             _ => Finding::info(CPU, format!("{found}, which is enough for {threads} threads alone")),
         };
     }
-    let shards = (share.cores() as u64).max(1);
-    let cure = match need.shards() > shards {
+    // Of each process.
+    let shards = (share.cores() as u64 / need.processes.len() as u64).max(1);
+    let cure = match need.shards() > shards * need.processes.len() as u64 {
         true => format!(
             "corecast serve --shards {shards}  # or raise it: systemd CPUQuota=, Docker --cpus {threads}"
         ),
@@ -52,7 +53,7 @@ fn judge_pids(cgroup: &Cgroup, need: &Need) -> Finding {
     let Some(max) = cgroup.pids_max else {
         return Finding::ok(PIDS, "the control group has no limit of threads");
     };
-    let threads = need.shards() + 1 + THREADS_BESIDE;
+    let threads = need.shards() + need.processes.len() as u64 * (1 + THREADS_BESIDE);
     let found =
         format!("the control group may have {} threads, {} are there", Count(max), Count(cgroup.pids_used));
     if cgroup.pids_used.saturating_add(threads) <= max {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use host::{Core, Cpus, Interface, Root};
+use shards::net::Plan;
 
 use super::finding::{Finding, list};
 use super::need::Need;
@@ -63,15 +64,11 @@ impl Layout {
         }
         let found = format!("of the pinned cores {} share physical ones (SMT)", list(&sharing));
         let own = self.one_of_each_physical(need);
-        let threads = need.shard_cores.len() + usize::from(need.relay_core.is_some());
+        let threads = need.pinned_threads();
         if own.len() >= threads {
             return Finding::warn(SIBLINGS, found)
                 .due("one thread a physical core, as there are enough of them")
-                .cure(format!(
-                    "corecast serve --shards {} --cores {}",
-                    need.shards(),
-                    list(&own[..threads])
-                ));
+                .cure(format!("corecast serve{} --cores {}", sizes(need), list(&own[..threads])));
         }
         Finding::info(
             SIBLINGS,
@@ -80,24 +77,22 @@ impl Layout {
     }
 
     fn judge_nodes(&self, need: &Need) -> Finding {
-        let pinned = self.pinned(need);
-        let nodes: BTreeSet<usize> = pinned.iter().map(|core| core.node).collect();
-        let Some(first) = pinned.first().map(|core| core.node) else {
+        let nodes_of = |plan: &Plan| -> BTreeSet<usize> {
+            let cores = plan.shards.iter().copied().chain(plan.relay);
+            cores.filter_map(|core| Some(self.cpus.core(core)?.node)).collect()
+        };
+        let nodes: Vec<BTreeSet<usize>> = need.processes.iter().map(nodes_of).collect();
+        let Some(first) = nodes.first().and_then(|nodes| nodes.first()) else {
             return Finding::untold(NODES, "the topology of the cores");
         };
-        if nodes.len() == 1 {
-            return Finding::ok(NODES, format!("all pinned cores are on NUMA node {first}"));
-        }
-        let near: Vec<usize> = self
-            .usable(need)
-            .into_iter()
-            .filter_map(|core| (core.node == first).then_some(core.id))
-            .collect();
-        let found =
-            format!("the pinned cores are on NUMA nodes {}", list(&nodes.into_iter().collect::<Vec<_>>()));
-        Finding::warn(NODES, found)
-            .due("one node: every frame is written by the relay and read by all shards; with Redis, one process a node")
-            .cure(format!("corecast serve --cores {}", list(&near)))
+        let Some(spread) = nodes.iter().find(|nodes| nodes.len() > 1) else {
+            return Finding::ok(NODES, "all pinned cores of a process are on one NUMA node");
+        };
+        let near = self.usable(need).into_iter().filter(|core| core.node == *first).map(|core| core.id);
+        let nodes = list(&spread.iter().copied().collect::<Vec<_>>());
+        Finding::warn(NODES, format!("the pinned cores of a process are on NUMA nodes {nodes}"))
+            .due("one node a process: every frame is written by the relay and read by all its shards")
+            .cure(format!("corecast serve --cores {}", list(&near.collect::<Vec<_>>())))
     }
 
     fn judge_isolated(&self, need: &Need) -> Finding {
@@ -169,34 +164,59 @@ fn judge_pins(need: &Need) -> Finding {
         return Finding::bad(PINS, format!("the server would not start: {why}"))
             .cure(format!("corecast serve --cores {}", list(&need.usable_cores)));
     }
-    let relay = need.relay_core.map_or("with shard 0".to_owned(), |core| format!("on core {core}"));
-    let found = format!("{} shards on cores {}, the relay {relay}", need.shards(), list(&need.shard_cores));
-    let distinct = need.shard_cores.iter().collect::<BTreeSet<_>>().len();
-    if distinct < need.shard_cores.len() {
-        return Finding::warn(PINS, found)
-            .due("a core for each shard: two on one only take turns")
-            .cure(format!("corecast serve --shards {distinct}"));
+    let cores = need.shard_cores();
+    let found = match need.processes.as_slice() {
+        [Plan { relay: Some(relay), .. }] => {
+            format!("{} shards on cores {}, the relay on core {relay}", need.shards(), list(&cores))
+        }
+        [_] => format!("{} shards on cores {}, the relay with shard 0", need.shards(), list(&cores)),
+        processes => {
+            format!("{} processes, {} shards on cores {}", processes.len(), need.shards(), list(&cores))
+        }
+    };
+    let distinct = cores.iter().collect::<BTreeSet<_>>().len();
+    if distinct == cores.len() {
+        return Finding::ok(PINS, found);
     }
-    Finding::ok(PINS, found)
+    let cure = match need.processes.len() {
+        1 => format!("corecast serve --shards {distinct}"),
+        processes if processes <= distinct => {
+            format!("corecast serve --processes {processes} --shards {}", distinct / processes)
+        }
+        _ => format!("corecast serve --processes {distinct} --shards 1"),
+    };
+    Finding::warn(PINS, found).due("a core for each shard: two on one only take turns").cure(cure)
 }
 
 fn judge_relay(need: &Need) -> Finding {
-    let cores = need.usable_cores.len();
-    match need.relay_core {
-        Some(core) => Finding::ok(RELAY, format!("the relay has core {core} to itself")),
-        None if cores < CORES_FOR_RELAY => Finding::info(
+    let (cores, processes) = (need.usable_cores.len(), need.processes.len());
+    let without = need.processes.iter().filter(|plan| plan.relay.is_none()).count();
+    if without == 0 {
+        return Finding::ok(RELAY, "every relay has a core to itself");
+    }
+    if cores < CORES_FOR_RELAY * processes {
+        return Finding::info(
             RELAY,
-            format!("with {cores} cores the relay lives on shard 0's, whose clients wait for it under load"),
-        ),
-        None => {
-            Finding::warn(RELAY, format!("the relay lives on shard 0's core, though {cores} may be used"))
-                .due("a core of its own: what all rooms wait for would not wait for a shard's clients")
-                .cure(format!(
-                    "corecast serve --shards {} --cores {}",
-                    need.shards().min(cores as u64 - 1),
-                    list(&need.usable_cores)
-                ))
-        }
+            format!(
+                "with {cores} cores for {processes} process(es) a relay lives on its shard 0's, whose clients wait for it \
+                 under load"
+            ),
+        );
+    }
+    let most = cores / processes - 1;
+    let shards = need.processes.iter().map(|plan| plan.shards.len()).max().unwrap_or(1).min(most);
+    let several = if processes > 1 { format!(" --processes {processes}") } else { String::new() };
+    Finding::warn(RELAY, format!("a relay lives on its shard 0's core, though {cores} may be used"))
+        .due("a core of its own: what all rooms wait for would not wait for a shard's clients")
+        .cure(format!("corecast serve{several} --shards {shards} --cores {}", list(&need.usable_cores)))
+}
+
+/// The flags that keep shards and processes as many as they are.
+fn sizes(need: &Need) -> String {
+    let shards = need.processes.iter().map(|plan| plan.shards.len()).max().unwrap_or(1);
+    match need.processes.len() {
+        1 => format!(" --shards {shards}"),
+        processes => format!(" --processes {processes} --shards {shards}"),
     }
 }
 
@@ -243,12 +263,23 @@ mod tests {
         let spread = layout().judge_nodes(&need(2, &[0, 2]));
         assert_eq!(spread.level, Level::Warn);
         assert_eq!(spread.cure.as_deref(), Some("corecast serve --cores 0,1,4,5"));
+        let several = Need {
+            processes: vec![
+                Plan { shards: vec![0, 1], relay: None },
+                Plan { shards: vec![2, 3], relay: None },
+            ],
+            ..need(2, &[0, 1])
+        };
+        assert_eq!(layout().judge_nodes(&several).level, Level::Ok, "each process is on one");
     }
 
     #[test]
     fn cores_are_there_and_each_is_taken_once() {
         assert_eq!(judge_pins(&need(2, &[0, 1])).level, Level::Ok);
         assert_eq!(judge_pins(&need(3, &[0, 1])).level, Level::Warn);
+        let turns = Config { processes: 3, ..Config::default() };
+        let turns = judge_pins(&Need::of(&turns, Some(1), &[0, 1], None));
+        assert_eq!(turns.cure.as_deref(), Some("corecast serve --processes 2 --shards 1"));
         let refused = judge_pins(&need(1, &[9]));
         assert_eq!(refused.level, Level::Bad);
         assert_eq!(refused.cure.as_deref(), Some("corecast serve --cores 0,1,2,3,4,5,6,7"));
@@ -262,6 +293,14 @@ mod tests {
         assert_eq!(without.cure.as_deref(), Some("corecast serve --shards 7 --cores 0,1,2,3,4,5,6,7"));
         let two = Need::of(&Config::default(), Some(1), &[0, 1], None);
         assert_eq!(judge_relay(&two).level, Level::Info);
+        let several = |shards| {
+            let shards = ShardCount::Count(shards);
+            let config = Config { processes: 2, shards, ..Config::default() };
+            judge_relay(&Need::of(&config, Some(1), &[0, 1, 2, 3, 4, 5, 6, 7], None))
+        };
+        assert_eq!(several(3).level, Level::Ok);
+        let cure = several(4).cure;
+        assert_eq!(cure.as_deref(), Some("corecast serve --processes 2 --shards 3 --cores 0,1,2,3,4,5,6,7"));
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use host::{OpenFiles, Root, SystemFiles};
 
+use shards::limits::PROCESSES_MAX;
+
 use super::finding::{Count, Finding};
 use super::need::{Need, WantedBy};
 
@@ -54,15 +56,17 @@ fn judge_limit(limits: &OpenFiles, need: &Need) -> Finding {
         )
     };
     if need.descriptors() > hard {
-        let processes = match need.has_redis {
-            true if fit > 0 => {
-                format!(", or {} processes on one port", Count(need.connections.div_ceil(fit)))
+        let processes = match need.connections.checked_div(fit) {
+            Some(more) if need.has_redis && more < PROCESSES_MAX as u64 => {
+                format!(", or --processes {}", need.connections.div_ceil(fit))
             }
             _ => String::new(),
         };
-        let (all, connections) = (Count(need.descriptors()), Count(need.connections));
+        let (all, connections) = (Count(need.descriptors()), Count(need.connections_of_a_process()));
         return Finding::bad(LIMIT, found)
-            .due(format!("{all} for {connections} connections and {reserved} of the server's own{processes}"))
+            .due(format!(
+                "{all} a process for {connections} connections and {reserved} of its own{processes}"
+            ))
             .cure(cure(need.descriptors()));
     }
     if need.wanted_by == WantedBy::Descriptors && fit < FEW_CONNECTIONS {
@@ -70,7 +74,7 @@ fn judge_limit(limits: &OpenFiles, need: &Need) -> Finding {
             .due("some more; 1,048,576 is usual for servers")
             .cure(cure(1_048_576));
     }
-    Finding::ok(LIMIT, format!("{found}: {} connections fit", Count(fit)))
+    Finding::ok(LIMIT, format!("{found}: {} connections fit into a process", Count(fit)))
 }
 
 fn judge_nr_open(files: &SystemFiles, need: &Need) -> Finding {
@@ -84,13 +88,17 @@ fn judge_nr_open(files: &SystemFiles, need: &Need) -> Finding {
 }
 
 fn judge_file_max(files: &SystemFiles, need: &Need) -> Finding {
-    let due = files.open.saturating_add(need.descriptors());
+    let due = files.open.saturating_add(need.descriptors_of_all());
     // The kernel's own default is so large that it prints as nothing anybody reads.
     let max = if files.max >= i64::MAX as u64 { "no limit".to_owned() } else { Count(files.max).to_string() };
     let found = format!("fs.file-max {max}, {} files open on this host", Count(files.open));
     if due > files.max {
         return Finding::bad(FILE_MAX, found)
-            .due(format!("{}: the files that are open and {} more", Count(due), Count(need.descriptors())))
+            .due(format!(
+                "{}: the files that are open and {} more",
+                Count(due),
+                Count(need.descriptors_of_all())
+            ))
             .cure(format!("sysctl -w fs.file-max={}", due.next_power_of_two()));
     }
     Finding::ok(FILE_MAX, found)
@@ -129,9 +137,11 @@ mod tests {
         let judged = |need: &Need| judge_limit(&OpenFiles { soft: Some(20_000), hard: Some(20_072) }, need);
         let alone = judged(&need);
         assert!(alone.cure.is_some_and(|cure| cure.starts_with("ulimit -Hn 1000072 ")));
-        assert!(!alone.due.is_some_and(|due| due.contains("processes")), "without Redis they can't share");
+        assert!(!alone.due.is_some_and(|due| due.contains("--processes")), "without Redis they can't share");
         need.has_redis = true;
-        assert!(judged(&need).due.is_some_and(|due| due.contains("or 50 processes on one port")));
+        assert!(judged(&need).due.is_some_and(|due| due.contains("or --processes 50")));
+        need.connections *= 2;
+        assert!(judged(&need).due.is_some_and(|due| !due.contains("--processes")), "so many are not allowed");
     }
 
     #[test]

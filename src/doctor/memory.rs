@@ -1,10 +1,10 @@
 //! Memory: of the host, of the control group, and what TCP may use of it.
 
 use host::{Cgroup, Memory, Root, TcpSockets};
-use shards::limits::{NOTSENT_LOWAT_BYTES, TURN_BYTES_MAX};
+use shards::limits::TURN_BYTES_MAX;
 
 use super::finding::{Bytes, Count, Finding};
-use super::need::{KERNEL_BYTES, Need, PAGE_BYTES, STUCK_KERNEL_BYTES, STUCK_ONE_IN, USER_BYTES};
+use super::need::{KERNEL_BYTES, Need, PAGE_BYTES, STUCK_ONE_IN, STUCK_PAGES, USER_BYTES};
 
 const CONNECTIONS: &str = "memory.connections";
 const BUDGETS: &str = "memory.budgets";
@@ -77,7 +77,7 @@ impl MemoryFacts {
             Count(need.connections)
         );
         let fit = memory.available / 5 * 4 / (KERNEL_BYTES + USER_BYTES);
-        let cure = format!("corecast serve --connections-max {fit}  # or more memory");
+        let cure = fewer(fit);
         if need.idle_bytes() > memory.available {
             return Finding::bad(CONNECTIONS, found).due(due).cure(cure);
         }
@@ -132,40 +132,34 @@ impl MemoryFacts {
             );
         };
         let used = self.sockets.map_or(0, |sockets| sockets.buffer_pages);
-        let stuck_pages = STUCK_KERNEL_BYTES / PAGE_BYTES;
         let found = format!(
-            "tcp_mem: pressure from {} pages on, {} at most ({}), {} in use",
+            "pressure from {} pages on, {} at most ({}), {} in use",
             Count(pressure),
             Count(max),
             Bytes(max.saturating_mul(PAGE_BYTES)),
             Count(used)
         );
         // Idle sockets hold none. A message to everybody holds a page of each until it is acknowledged.
-        let due = need.connections.saturating_add(need.stuck_connections().saturating_mul(stuck_pages));
+        let due = need.connections.saturating_add(need.stuck_connections().saturating_mul(STUCK_PAGES));
         let text = format!(
-            "{} pages: 1 for a message on its way to each of {}, {stuck_pages} for each of {} that stopped reading ({} unsent)",
+            "{} pages: 1 for a message on its way to each of {}, {STUCK_PAGES} for each of {} whose network went away",
             Count(due),
             Count(need.connections),
-            Count(need.stuck_connections()),
-            Bytes(NOTSENT_LOWAT_BYTES.into())
+            Count(need.stuck_connections())
         );
         if due <= pressure {
             return Finding::ok(TCP_MEM, found).due(text);
         }
-        let limit = due.saturating_mul(3) / 2;
         let finding = Finding::warn(TCP_MEM, found);
         // A limit that TCP could reach only by taking most of the machine would protect nothing.
-        match self.memory {
-            Some(memory) if limit.saturating_mul(PAGE_BYTES) > memory.total / 2 => {
-                finding.due(format!("{text}; the host has not twice the memory for that")).cure(format!(
-                    "corecast serve --connections-max {}  # or more memory",
-                    connections_within(memory.total / 2)
-                ))
-            }
-            _ => finding
-                .due(text)
-                .cure(format!("sysctl -w net.ipv4.tcp_mem=\"{} {due} {limit}\"", due / 4 * 3)),
+        let half = self.memory.map_or(u64::MAX, |memory| memory.total / 2 / PAGE_BYTES);
+        if due > half {
+            return finding
+                .due(format!("{text}; that is more than half of the host's memory"))
+                .cure(fewer(half * STUCK_ONE_IN / (STUCK_ONE_IN + STUCK_PAGES)));
         }
+        let limit = half.min(due.saturating_mul(3) / 2);
+        finding.due(text).cure(format!("sysctl -w net.ipv4.tcp_mem=\"{} {due} {limit}\"", due / 4 * 3))
     }
 
     fn judge_tcp_buffers(&self) -> Finding {
@@ -232,31 +226,33 @@ impl MemoryFacts {
 
 /// Idle connections, stuck ones, and every budget used up.
 fn worst_bytes(need: &Need) -> u64 {
-    let stuck = need.stuck_connections().saturating_mul(STUCK_KERNEL_BYTES);
+    let stuck = stuck_bytes(need);
     need.idle_bytes().saturating_add(stuck).saturating_add(need.budget_bytes())
+}
+
+fn stuck_bytes(need: &Need) -> u64 {
+    need.stuck_connections().saturating_mul(STUCK_PAGES * PAGE_BYTES)
 }
 
 fn worst_text(need: &Need) -> String {
     format!(
-        "{} at worst: {} idle, {} pinned by {} stuck readers, {} of budgets of {} shards (windows, messages, rings, logs)",
+        "{} at worst: {} idle, {} pinned by {} whose network went away, {} of budgets of {} shards (windows, messages, rings, logs)",
         Bytes(worst_bytes(need)),
         Bytes(need.idle_bytes()),
-        Bytes(need.stuck_connections().saturating_mul(STUCK_KERNEL_BYTES)),
+        Bytes(stuck_bytes(need)),
         Count(need.stuck_connections()),
         Bytes(need.budget_bytes()),
         need.shards()
     )
 }
 
-/// The connections whose buffers, as `tcp_mem` is judged, with half as much again, fit into so many bytes.
-fn connections_within(bytes: u64) -> u64 {
-    let pages_of_ten = STUCK_ONE_IN + STUCK_KERNEL_BYTES / PAGE_BYTES;
-    bytes / PAGE_BYTES * 2 / 3 * STUCK_ONE_IN / pages_of_ten
+fn fewer(connections: u64) -> String {
+    format!("corecast serve --connections-max {connections}  # or more memory")
 }
 
 fn fewer_shards(need: &Need) -> String {
     match need.shards() {
-        1 => format!("corecast serve --connections-max {}  # or more memory", need.connections / 2),
+        1 => fewer(need.connections / 2),
         shards => format!("corecast serve --shards {}  # or fewer connections, or more memory", shards / 2),
     }
 }
@@ -320,24 +316,29 @@ mod tests {
         assert_eq!(judged(Some(GIB), GIB / 2, 1000).level, Level::Warn);
         let bad = judged(Some(GIB), 0, 1_000_000);
         assert_eq!(bad.level, Level::Bad);
-        assert!(bad.cure.is_some_and(|cure| cure.contains("MemoryMax=7")), "about 7.5 GB");
+        assert!(
+            bad.cure.is_some_and(|cure| cure.contains("MemoryMax=10541M")),
+            "idle 4.9 GB, lost 5.3 GB, budgets"
+        );
         let high = Cgroup { memory_high: Some(GIB / 2), ..Cgroup::default() };
         assert_eq!(MemoryFacts { cgroup: high, ..facts(24 * GIB) }.judge_cgroup(&need(1)).level, Level::Warn);
     }
 
     #[test]
     fn tcp_mem_is_worked_out_and_never_beyond_half_of_the_memory() {
-        // A page for each of 255,912 and five for a tenth of them are 383,867.
-        assert_eq!(facts(GIB).judge_tcp_mem(&need(255_912)).level, Level::Ok);
-        let above = facts(GIB).judge_tcp_mem(&need(300_000));
-        assert_eq!(above.level, Level::Warn);
-        assert_eq!(above.cure.as_deref(), Some("sysctl -w net.ipv4.tcp_mem=\"337500 450000 675000\""));
-        let too_many = facts(GIB).judge_tcp_mem(&need(2_000_000));
-        assert!(too_many.cure.is_some_and(|cure| cure.contains("--connections-max 1398101")));
-        assert_eq!(
-            facts(GIB).judge_tcp_mem(&need(1_398_101)).cure.map(|cure| cure.starts_with("sysctl")),
-            Some(true)
+        // A page for each of 166,900 and 13 for a tenth of them are 383,870.
+        assert_eq!(facts(GIB).judge_tcp_mem(&need(166_890)).level, Level::Ok);
+        assert_eq!(facts(GIB).judge_tcp_mem(&need(166_900)).level, Level::Warn);
+        let cure = |connections| facts(GIB).judge_tcp_mem(&need(connections)).cure.expect("it warns");
+        assert_eq!(cure(300_000), "sysctl -w net.ipv4.tcp_mem=\"517500 690000 1035000\"");
+        // Half of 24 GiB are 3,145,728 pages.
+        assert_eq!(cure(1_000_000), "sysctl -w net.ipv4.tcp_mem=\"1725000 2300000 3145728\"");
+        assert!(
+            cure(1_400_000).starts_with("corecast serve --connections-max 1367707 "),
+            "{}",
+            cure(1_400_000)
         );
+        assert!(cure(1_367_700).starts_with("sysctl -w "));
         let nested = MemoryFacts { tcp_mem: None, ..facts(GIB) };
         assert_eq!(nested.judge_tcp_mem(&need(2_000_000)).level, Level::Info);
     }

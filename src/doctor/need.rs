@@ -1,22 +1,24 @@
 //! What a configuration asks of its host, worked out as the server itself would.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use shards::config::{BrokerChoice, Config, ShardCount};
+use shards::config::{BrokerChoice, Config};
 use shards::limits::{
     LAST_VALUE_BYTES_MAX, NODE_LOG_BYTES_MAX, PUBLISH_INFLIGHT_BYTES_MAX, SHARD_BACKLOG_BYTES_MAX,
     SHARD_INPUT_BYTES_MAX, SHARD_WINDOW_BYTES_MAX, descriptors_reserved,
 };
-use shards::net::{Plan, chosen_cores};
+use shards::net::{Plan, chosen_cores, split};
 
 /// What the kernel holds for an idle connection: socket, inode, descriptor, epoll or poll entry (measured, Linux 6.18).
 pub const KERNEL_BYTES: u64 = 4200;
 /// What corecast holds for one: 706 B where each is in a room of its own, less where rooms are shared (README, measured).
 pub const USER_BYTES: u64 = 706;
-/// What one connection pins in the kernel whose client stopped reading: 16 KiB of TCP_NOTSENT_LOWAT and the message that
-/// crossed it (`limits.rs`, measured).
-pub const STUCK_KERNEL_BYTES: u64 = 20 * 1024;
-/// One in so many connections is taken to be stuck at once, when room is worked out: a network that failed for a tenth.
+/// Pages that a connection pins whose client acknowledges nothing: ten segments under way, 16 KiB of TCP_NOTSENT_LOWAT, and
+/// the buffer that crossed it (45 KiB in 13 pages, measured over an MTU of 1,500 that went away). One that acknowledges
+/// and does not read pins five (`limits.rs`).
+pub const STUCK_PAGES: u64 = 13;
+/// One in so many connections is taken to be stuck at once, when room is worked out: a network that went away for a tenth.
 pub const STUCK_ONE_IN: u64 = 10;
 /// The unit of `tcp_mem` (page of the machines this runs on).
 pub const PAGE_BYTES: u64 = 4096;
@@ -24,19 +26,17 @@ pub const PAGE_BYTES: u64 = 4096;
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Need {
-    /// Connections that are wanted.
+    /// Connections that are wanted, of all processes together.
     pub connections: u64,
     /// Where that number comes from.
     pub wanted_by: WantedBy,
-    /// Core of each shard.
-    pub shard_cores: Vec<usize>,
-    /// Core of the relay; `None` where it lives on shard 0's.
-    pub relay_core: Option<usize>,
+    /// Cores of each process, at least one.
+    pub processes: Vec<Plan>,
     /// Why the server would refuse the cores it is given.
     pub refused_cores: Option<String>,
     /// Cores that may be used.
     pub usable_cores: Vec<usize>,
-    /// Descriptors beside those of connections.
+    /// Descriptors of a process beside those of its connections.
     pub descriptors_reserved: u64,
     /// Public addresses, then the admin address.
     pub addresses: Vec<SocketAddr>,
@@ -58,24 +58,26 @@ pub enum WantedBy {
 impl Need {
     /// Of `config` on a host that gives this process `usable` cores and `descriptors` at most (`None`: no limit).
     pub fn of(config: &Config, wanted: Option<u64>, usable: &[usize], descriptors: Option<u64>) -> Self {
-        let planned = chosen_cores(config, usable).map(|cores| Plan::new(&cores, config.shards));
-        let (shard_cores, relay_core, refused_cores) = match planned {
-            Ok(Plan { shards, relay }) => (shards, relay, None),
-            Err(error) => (asked_cores(config), None, Some(error.to_string())),
+        let (cores, refused_cores) = match chosen_cores(config, usable) {
+            Ok(cores) => (cores, None),
+            Err(error) => (config.cores.clone().unwrap_or_else(|| vec![0]), Some(error.to_string())),
         };
-        let reserved = descriptors_reserved(shard_cores.len(), config.admin.is_some()) as u64;
+        let count = config.processes.max(1);
+        let processes: Vec<Plan> =
+            split(&cores, count).iter().map(|own| Plan::new(own, config.shards)).collect();
+        let shards_most = processes.iter().map(|plan| plan.shards.len()).max().unwrap_or(1);
+        let reserved = descriptors_reserved(shards_most, config.admin.is_some()) as u64;
         let bound = config.bounds.connections_max as u64;
         let fit = descriptors.map(|limit| limit.saturating_sub(reserved).max(1));
         let (connections, wanted_by) = match (wanted, fit) {
             (Some(wanted), _) => (wanted, WantedBy::Flag),
-            (None, Some(fit)) if fit < bound => (fit, WantedBy::Descriptors),
-            (None, _) => (bound, WantedBy::Bound),
+            (None, Some(fit)) if fit < bound => (fit.saturating_mul(count as u64), WantedBy::Descriptors),
+            (None, _) => (bound.saturating_mul(count as u64), WantedBy::Bound),
         };
         Self {
             connections,
             wanted_by,
-            shard_cores,
-            relay_core,
+            processes,
             refused_cores,
             usable_cores: usable.to_vec(),
             descriptors_reserved: reserved,
@@ -84,22 +86,40 @@ impl Need {
         }
     }
 
-    /// Shards.
+    /// Shards of all processes.
     pub fn shards(&self) -> u64 {
-        self.shard_cores.len() as u64
+        self.shard_cores().len() as u64
     }
 
-    /// Descriptors in all.
+    /// Core of each shard of all processes.
+    pub fn shard_cores(&self) -> Vec<usize> {
+        self.processes.iter().flat_map(|plan| plan.shards.iter().copied()).collect()
+    }
+
+    /// Threads with a core of their own: shards, and relays that don't live with one.
+    pub fn pinned_threads(&self) -> usize {
+        self.processes.iter().map(|plan| plan.shards.len() + usize::from(plan.relay.is_some())).sum()
+    }
+
+    /// Connections of the process that has most, where they spread evenly.
+    pub fn connections_of_a_process(&self) -> u64 {
+        self.connections.div_ceil(self.processes.len() as u64)
+    }
+
+    /// Descriptors of that process.
     pub fn descriptors(&self) -> u64 {
-        self.connections.saturating_add(self.descriptors_reserved)
+        self.connections_of_a_process().saturating_add(self.descriptors_reserved)
+    }
+
+    /// Descriptors of all processes.
+    pub fn descriptors_of_all(&self) -> u64 {
+        self.connections.saturating_add(self.descriptors_reserved * self.processes.len() as u64)
     }
 
     /// Every core that is pinned to, ascending, each once.
     pub fn pinned_cores(&self) -> Vec<usize> {
-        let mut cores: Vec<usize> = self.shard_cores.iter().copied().chain(self.relay_core).collect();
-        cores.sort_unstable();
-        cores.dedup();
-        cores
+        let cores = self.processes.iter().flat_map(|plan| plan.shards.iter().copied().chain(plan.relay));
+        cores.collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     /// Memory of so many idle connections, the kernel's and ours.
@@ -107,28 +127,18 @@ impl Need {
         self.connections.saturating_mul(KERNEL_BYTES + USER_BYTES)
     }
 
-    /// The most that the bounds inside the engine let it hold beside that: windows of slow readers, halves of messages and
-    /// rings of each shard, the logs, and what is on its way to Redis.
+    /// The most that the bounds inside the engine let all processes hold beside that: windows of slow readers, halves of messages and
+    /// rings of each shard; of each process the logs, and what is on its way to Redis.
     pub fn budget_bytes(&self) -> u64 {
         let shard = SHARD_WINDOW_BYTES_MAX + SHARD_INPUT_BYTES_MAX + SHARD_BACKLOG_BYTES_MAX;
         let node = NODE_LOG_BYTES_MAX + PUBLISH_INFLIGHT_BYTES_MAX + LAST_VALUE_BYTES_MAX;
-        self.shards() * shard as u64 + node as u64
+        self.shards() * shard as u64 + self.processes.len() as u64 * node as u64
     }
 
     /// Connections that are taken to be stuck at once.
     pub fn stuck_connections(&self) -> u64 {
         self.connections / STUCK_ONE_IN
     }
-}
-
-/// What the configuration would have, where its cores are refused.
-fn asked_cores(config: &Config) -> Vec<usize> {
-    let cores = config.cores.clone().unwrap_or_else(|| vec![0]);
-    let shards = match config.shards {
-        ShardCount::Count(shards) => shards,
-        ShardCount::Auto => cores.len(),
-    };
-    (0..shards.max(1)).map(|shard| cores[shard % cores.len().max(1)]).collect()
 }
 
 #[cfg(test)]
@@ -156,11 +166,23 @@ pub mod tests {
 
     #[test]
     fn cores_are_those_that_the_server_would_take() {
-        let four = need(1);
-        assert_eq!((four.shard_cores.as_slice(), four.relay_core), ([0, 1, 2].as_slice(), Some(3)));
+        assert_eq!(need(1).processes, [Plan { shards: vec![0, 1, 2], relay: Some(3) }]);
         let config = Config { cores: Some(vec![9, 10]), ..Config::default() };
         let refused = Need::of(&config, Some(1), &[0, 1], None);
         assert!(refused.refused_cores.is_some_and(|why| why.contains("core 9")));
-        assert_eq!(refused.shard_cores, [9, 10]);
+        assert_eq!(refused.processes, [Plan { shards: vec![9, 10], relay: None }]);
+    }
+
+    #[test]
+    fn several_processes_divide_cores_and_connections_and_each_has_its_own_reserve() {
+        let config = Config { processes: 2, ..Config::default() };
+        let need = Need::of(&config, Some(9999), &[0, 1, 2, 3], Some(1024));
+        assert_eq!((need.shard_cores(), need.pinned_threads()), (vec![0, 1, 2, 3], 4));
+        // 24 of a process and 16 of each of its two shards.
+        assert_eq!((need.connections_of_a_process(), need.descriptors()), (5000, 5056));
+        assert_eq!(need.descriptors_of_all(), 9999 + 2 * 56);
+        assert_eq!(need.budget_bytes(), (4 * 160 + 2 * 304) << 20);
+        let unasked = Need::of(&config, None, &[0, 1, 2, 3], Some(1056));
+        assert_eq!((unasked.connections, unasked.wanted_by), (2000, WantedBy::Descriptors));
     }
 }

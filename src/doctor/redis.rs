@@ -79,7 +79,7 @@ fn judge_asked(asked: &Asked, target: &RedisTarget, config: &Config) -> Vec<Find
         judge_role(asked),
         judge_rights(asked, user, target),
         judge_output(asked.output_limit, config.bounds.message_bytes_max as u64, &cli),
-        judge_clients(asked.clients, &cli),
+        judge_clients(asked.clients, config.processes as u64, &cli),
         judge_timeout(asked.timeout, &cli),
         match asked.backlog {
             Some(backlog) => Finding::info(
@@ -188,7 +188,7 @@ fn stands(limit: OutputLimit) -> String {
     }
 }
 
-fn judge_clients(clients: Option<(u64, u64)>, cli: &str) -> Finding {
+fn judge_clients(clients: Option<(u64, u64)>, processes: u64, cli: &str) -> Finding {
     let Some((clients, max)) = clients else {
         return Finding::untold(CLIENTS, "connected_clients and maxclients");
     };
@@ -197,7 +197,7 @@ fn judge_clients(clients: Option<(u64, u64)>, cli: &str) -> Finding {
         Count(clients),
         Count(max)
     );
-    let due = clients.saturating_add(CONNECTIONS);
+    let due = clients.saturating_add(CONNECTIONS * processes);
     let cure = format!("{cli} CONFIG SET maxclients {}", max.saturating_mul(2).max(1000));
     if due > max {
         return Finding::bad(CLIENTS, found).due(Count(due).to_string()).cure(cure);
@@ -285,7 +285,7 @@ mod tests {
 
     #[test]
     fn clients_time_out_and_round_trips_have_room() {
-        let clients = |clients, max| judge_clients(Some((clients, max)), "redis-cli").level;
+        let clients = |clients, max| judge_clients(Some((clients, max)), 1, "redis-cli").level;
         assert_eq!(
             (clients(0, 10_000), clients(8, 10), clients(9, 10)),
             (Level::Ok, Level::Warn, Level::Bad)

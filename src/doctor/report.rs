@@ -29,7 +29,7 @@ pub fn text(findings: &[Finding]) -> String {
     {
         text.push_str(
             "sysctl -w holds until the next boot: to keep a line, write it without \"sysctl -w\" to \
-             /etc/sysctl.d/90-corecast.conf\n",
+             /etc/sysctl.d/90-corecast.conf; what begins with net. is set for a container with docker run --sysctl\n",
         );
     }
     text
