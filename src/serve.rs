@@ -13,6 +13,7 @@ use anyhow::Context;
 use domains::{Registry, SchemaDomain};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use shards::config::{BrokerChoice, Config, Loaded};
+use shards::limits::BROKER_PATIENCE;
 use shards::metrics::Metrics;
 use shards::net::{Leave, LostThread, Passed, Server, StartError};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
@@ -30,6 +31,8 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 const LOOK_INTERVAL_MIN: Duration = Duration::from_millis(10);
 /// A server that has space for fewer than this was hardly meant to.
 const FEW_CONNECTIONS: usize = 1000;
+/// How often a server that waits for its broker looks for it.
+const BROKER_POLL: Duration = Duration::from_millis(10);
 /// The first drains.
 const SIGNALS_TO_STOP: u32 = 2;
 /// How often a draining server is asked whether it has ended.
@@ -64,13 +67,22 @@ pub fn run(loaded: &Loaded, passed: Passed, process: Option<&Process>) -> anyhow
         write_ports_file(path, &server)?;
     }
     announce(config, &server);
-    manager.ready(&status(&server));
     if let Some(process) = process {
         process.listen(sender)?;
+        wait_for_broker(&server);
     }
+    manager.ready(&status(&server));
     let ended = serve(server, config, &said, &mut manager);
     remove_ports_file(config);
     ended.map(|()| ExitCode::SUCCESS)
+}
+
+/// As its shards do before they take clients: who is told that this process serves lets another one go for it.
+fn wait_for_broker(server: &Server) {
+    let began = Instant::now();
+    while began.elapsed() < BROKER_PATIENCE && !server.setup.broker_is_up() {
+        std::thread::sleep(BROKER_POLL);
+    }
 }
 
 /// What ends a server.
@@ -148,11 +160,9 @@ pub fn start_failure(error: StartError, loaded: &Loaded) -> anyhow::Error {
 
 /// One thread turns the signals that end the server into messages. SIGPIPE is ignored by Rust's runtime; SIGHUP asks other
 /// servers to read their configuration again, and must not be the end of one that doesn't. SIGUSR2 may be sent to a parent
-/// and its children alike.
+/// and its children alike, and a unit's `ExecReload=` sends it whether there are several processes or one.
 fn listen_for_signals(sender: mpsc::Sender<Said>, has_parent: bool) -> anyhow::Result<()> {
-    let of_parent = has_parent.then_some(SIGUSR2);
-    let listened = [SIGTERM, SIGINT, SIGHUP].into_iter().chain(of_parent);
-    let mut signals = Signals::new(listened).context("can't listen for signals")?;
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR2]).context("can't listen for signals")?;
     let listen = move || {
         let _server_is_gone = signals.forever().try_for_each(|signal| match signal {
             SIGHUP => {
@@ -160,7 +170,11 @@ fn listen_for_signals(sender: mpsc::Sender<Said>, has_parent: bool) -> anyhow::R
                 Ok(())
             }
             SIGUSR2 => {
-                tracing::info!("SIGUSR2: a rolling restart is the parent's: send it there");
+                let answer = match has_parent {
+                    true => "a rolling restart is the parent's: send it there",
+                    false => "nothing is rolled without --processes; restart instead",
+                };
+                tracing::info!("SIGUSR2: {answer}");
                 Ok(())
             }
             _ => sender.send(Said::Signal).map_err(drop),

@@ -104,6 +104,16 @@ fn sighup_is_answered_in_the_log_and_ends_nothing() {
     assert_eq!(server.wait_exit(SOON).code(), Some(0));
 }
 
+#[test]
+fn sigusr2_to_a_single_process_is_answered_in_the_log_and_ends_nothing() {
+    let mut server = Server::builder().start();
+    server.signal(Signal::USR2);
+    server.wait_log("it says so", |line| line.contains("nothing is rolled without --processes"));
+    assert_eq!(server.get("/readyz").status, 200);
+    server.signal(Signal::TERM);
+    assert_eq!(server.wait_exit(SOON).code(), Some(0));
+}
+
 fn a_second_signal_stops_at_once(driver: Driver) {
     let hour = Duration::from_secs(3600);
     let mut server = Server::builder().preset("event-fanout").driver(driver).drain(hour).start();

@@ -172,6 +172,18 @@ fn a_signal_to_one_process_replaces_that_one() {
 }
 
 #[test]
+fn processes_serve_without_redis_once_they_have_waited_for_it() {
+    let mut redis = Redis::start();
+    redis.kill9();
+    let server = Server::builder().processes(2).redis_url(&redis.url()).shards(1).admin().start();
+    let mut client = Client::join(&server, "lobby");
+    redis.restart();
+    server.wait_brokers(2);
+    server.publish("lobby", b"now it is there");
+    assert_eq!(client.next_text(), "now it is there");
+}
+
+#[test]
 fn several_processes_without_redis_are_refused_with_78() {
     for server in [Server::builder(), Server::builder().preset("event-fanout")] {
         let finished = server.processes(2).start_in_vain();

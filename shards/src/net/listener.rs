@@ -27,6 +27,8 @@ use crate::shard::{ADMIN, Micros};
 const ACCEPT_BATCH_MAX: usize = 64;
 /// How long accepting pauses when there are no descriptors: long enough not to spin, short enough not to be noticed.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How often a shard that waits for its broker looks for it.
+const BROKER_POLL: Duration = Duration::from_millis(10);
 /// Accepting goes on, for the log, once it has not paused for this long: who leaves a full server lets one in, and the next
 /// finds it full.
 const STEADY: Duration = Duration::from_secs(1);
@@ -326,8 +328,13 @@ impl Pauses {
     }
 }
 
-/// Accepts until the listener is closed.
-pub async fn accept_all(core: SharedCore, listener: Rc<Listener>) {
+/// Accepts until the listener is closed. Clients are not taken before the broker answers, or `broker_patience` is over: with
+/// the broker away a room admits at once, and what is published until it comes would be missed. Until then they wait in a
+/// queue that another process may serve meanwhile.
+pub async fn accept_all(core: SharedCore, listener: Rc<Listener>, broker_patience: Duration) {
+    if !listener.is_of_admin() {
+        wait_for_broker(&core, broker_patience).await;
+    }
     let mut pauses = Pauses::default();
     loop {
         // On epoll more of a queue that a batch did not empty is there at once: everybody else has a turn first.
@@ -361,6 +368,14 @@ pub async fn accept_all(core: SharedCore, listener: Rc<Listener>) {
                 }
             }
         }
+    }
+}
+
+async fn wait_for_broker(core: &SharedCore, patience: Duration) {
+    let mut waited = Duration::ZERO;
+    while waited < patience && !core.borrow().shard.setup().broker_is_up() {
+        monoio::time::sleep(BROKER_POLL).await;
+        waited += BROKER_POLL;
     }
 }
 

@@ -3,6 +3,7 @@
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use monoio::time::TimeDriver;
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
@@ -118,6 +119,8 @@ pub struct ShardParts {
     pub listeners: Vec<Place>,
     pub options: SocketOptions,
     pub drain: Arc<Drain>,
+    /// See [`accept_all`].
+    pub broker_patience: Duration,
 }
 
 /// A shard from its first connection to the end of its drain.
@@ -148,7 +151,7 @@ pub async fn run_shard(parts: ShardParts, may_serve: impl FnOnce() -> bool) -> i
         return Ok(());
     }
     for listener in &listeners {
-        monoio::spawn(accept_all(core.clone(), listener.clone()));
+        monoio::spawn(accept_all(core.clone(), listener.clone(), parts.broker_patience));
     }
     monoio::spawn(turns(core.clone(), sleeper, yielder));
     sweep_and_drain(core, listeners, &parts.drain).await;
