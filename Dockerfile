@@ -14,6 +14,7 @@ COPY shards shards
 COPY domains domains
 COPY host host
 COPY tuning tuning
+COPY charts charts
 COPY bench bench
 COPY consumer consumer
 COPY examples examples
