@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::{Deserialize, Serialize};
 
 use crate::orders::{PathTemplate, Receiving};
+use crate::peer::{Access, PeerArguments};
 use crate::process::resolve;
 use crate::scenario::{ScalePlan, SoakPlan, StormPlan};
 use crate::sys;
@@ -36,6 +38,7 @@ Examples:
   corecast-bench fanout --clients 1000 --rate 100
   corecast-bench saturate --windows 1,8,64
   corecast-bench fanout --server 'node server.js {port} {redis}' --path '/ws?room={room}'
+  corecast-bench burst --peer 'node=node server.js {port} {redis}' --peer-set 'node.path=/?room={room}'
   corecast-bench ingest --rooms 100 --members 1
   corecast-bench idle --preset workflow --path '/ws?username={room}' --clients 5000 --rooms 5000
   corecast-bench storm --clients 10000 --cut server --pace 2s
@@ -275,7 +278,7 @@ pub struct Crowd {
 #[command(next_help_heading = "The server and the generator")]
 pub struct Common {
     /// Command that runs the server, split at blanks, without a shell. Places: {listen} {port} {ports_file} {redis}
-    /// {shards} {cores} {config}, the last a file of corecast's with the route of --multi-room-path. With {ports_file} it must write JSON with its "listen" there; without, it must accept on {port}.
+    /// {shards} {cores} {scratch} {config}, the last a file of corecast's with the route of --multi-room-path. With {ports_file} it must write JSON with its "listen" there; without, it must accept on {port}.
     /// Default: corecast from this program's folder.
     #[arg(long, value_name = "COMMAND")]
     pub server: Option<String>,
@@ -344,15 +347,21 @@ pub struct Common {
     /// Folder for the raw results. Default: bench/runs/DATE-KERNEL.
     #[arg(long)]
     pub out: Option<PathBuf>,
+    /// See PeerArguments.
+    #[command(flatten)]
+    pub peers: PeerArguments,
 }
 
 /// See [`Common::publish`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum PublishVia {
     /// PUBLISH, pipelined on one connection.
     Redis,
     /// POST, one after the other.
     Http,
+    /// POST, pipelined on one connection.
+    PipelinedHttp,
     /// As a client of each room.
     Ws,
 }
@@ -418,6 +427,19 @@ impl Common {
         let (Some(pid), Some(url)) = (self.pid, &self.url) else { return Ok(None) };
         let (authority, _) = split_url(url)?;
         Ok(Some((pid, resolve(authority)?)))
+    }
+
+    /// The way into our server.
+    pub fn access(&self) -> Access {
+        Access {
+            path: self.path(false),
+            multi_room_path: Some(self.path(true)),
+            echo_path: Some(self.echo_path.clone()),
+            publish: self.publish,
+            publish_path: PathTemplate(self.publish_path.clone()),
+            channel_prefix: self.channel_prefix.clone(),
+            envelope: self.envelope.clone(),
+        }
     }
 
     /// The path of connections in one room, or in several.

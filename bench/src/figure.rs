@@ -13,9 +13,22 @@ pub struct Figure {
     pub samples: Vec<f64>,
     /// The floor's, one per run, where it was measured.
     pub floor: Vec<f64>,
+    /// Those of the peers that were measured in the same run.
+    pub peers: Vec<PeerSamples>,
     /// What is due, if anything is.
     pub target: Option<Target>,
     /// The runs lost or damaged something: a server that delivers less is cheaper, so nothing is reached then.
+    pub is_flawed: bool,
+}
+
+/// What another server made of the same.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PeerSamples {
+    /// As on the command line.
+    pub name: String,
+    /// One per run.
+    pub samples: Vec<f64>,
+    /// It lost or damaged something, or failed: nothing is proved by it, and nothing against it.
     pub is_flawed: bool,
 }
 
@@ -27,6 +40,13 @@ pub enum Target {
     AtMost(f64),
     /// The median is below that of the floor.
     BelowFloor,
+    /// The median is at most this share of a peer's; without that peer nothing is due.
+    AtMostOfPeer {
+        /// As on the command line.
+        peer: &'static str,
+        /// Ours over theirs.
+        ratio: f64,
+    },
 }
 
 /// Whether a figure reached its target.
@@ -48,7 +68,8 @@ pub enum Verdict {
 impl Figure {
     /// Without a floor and a target.
     pub fn new(name: impl Into<String>, unit: &'static str, samples: Vec<f64>) -> Self {
-        Self { name: name.into(), unit, samples, floor: Vec::new(), target: None, is_flawed: false }
+        let (floor, peers) = (Vec::new(), Vec::new());
+        Self { name: name.into(), unit, samples, floor, peers, target: None, is_flawed: false }
     }
 
     /// Beside the floor's samples.
@@ -59,19 +80,35 @@ impl Figure {
 
     /// The median over the floor's median.
     pub fn ratio(&self) -> Option<f64> {
-        let floor = median(&self.floor).filter(|floor| *floor > 0.0)?;
-        median(&self.samples).map(|median| median / floor)
+        self.ratio_to(&self.floor)
+    }
+
+    /// The median over that of other samples.
+    pub fn ratio_to(&self, others: &[f64]) -> Option<f64> {
+        let theirs = median(others).filter(|theirs| *theirs > 0.0)?;
+        median(&self.samples).map(|median| median / theirs)
+    }
+
+    /// What the peer called `name` made of it, if there is one.
+    pub fn peer(&self, name: &str) -> Option<&PeerSamples> {
+        self.peers.iter().find(|peer| peer.name == name)
     }
 
     /// Whether the target was reached.
     pub fn verdict(&self) -> Verdict {
+        let mut is_flawed = self.is_flawed;
         let reached = match self.target {
             None => return Verdict::Informative,
             Some(Target::AtMost(bound)) => median(&self.samples).map(|median| median <= bound),
             Some(Target::BelowFloor) => self.ratio().map(|ratio| ratio < 1.0),
+            Some(Target::AtMostOfPeer { peer, ratio: bound }) => {
+                let Some(peer) = self.peer(peer) else { return Verdict::Informative };
+                is_flawed |= peer.is_flawed;
+                self.ratio_to(&peer.samples).map(|ratio| ratio <= bound)
+            }
         };
         match reached {
-            Some(_) if self.is_flawed => Verdict::Flawed,
+            Some(_) if is_flawed => Verdict::Flawed,
             Some(true) => Verdict::Ok,
             Some(false) => Verdict::Missed,
             None => Verdict::Unmeasured,
@@ -131,5 +168,20 @@ mod tests {
         let flawed = Figure { is_flawed: true, ..figure.clone() };
         assert_eq!(due(&flawed, Target::AtMost(2.0)), Verdict::Flawed);
         assert_eq!(due(&figure.beside(vec![2.0]), Target::BelowFloor), Verdict::Missed);
+    }
+
+    #[test]
+    fn a_share_of_a_peer_is_due_only_beside_that_peer() {
+        let target = Target::AtMostOfPeer { peer: "them", ratio: 0.5 };
+        let mut figure = Figure::new("x", "us", vec![1.0, 2.0]);
+        assert_eq!(due(&figure, target), Verdict::Informative);
+        figure.peers = vec![PeerSamples { name: "them".to_owned(), samples: vec![3.0], is_flawed: false }];
+        assert_eq!(due(&figure, target), Verdict::Ok);
+        figure.peers[0].samples = vec![2.9];
+        assert_eq!(due(&figure, target), Verdict::Missed);
+        figure.peers[0].is_flawed = true;
+        assert_eq!(due(&figure, target), Verdict::Flawed);
+        figure.peers[0].samples.clear();
+        assert_eq!(due(&figure, target), Verdict::Unmeasured);
     }
 }

@@ -15,6 +15,7 @@ mod comeback;
 mod dial;
 mod echo;
 mod figure;
+mod figure_table;
 mod floor;
 mod growth;
 mod ingest;
@@ -23,6 +24,7 @@ mod measure;
 mod metronome;
 mod netstat;
 mod orders;
+mod peer;
 mod process;
 mod progress;
 mod publisher;
@@ -33,6 +35,7 @@ mod report;
 mod rhythm;
 mod scenario;
 mod schedule;
+mod sheet;
 mod slab;
 mod stage;
 mod stamp;
@@ -44,7 +47,7 @@ mod wire;
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Parser;
 
 use crate::cli::{Cli, Command, Common};
@@ -53,6 +56,7 @@ use crate::ingest::Plan;
 use crate::orders::Receiving;
 use crate::scenario::Outcome;
 use crate::stage::Bench;
+use crate::table::Measured;
 
 fn main() -> ExitCode {
     match run(Cli::parse().command) {
@@ -77,13 +81,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::FloorProcess => floor::run().map(|()| ExitCode::SUCCESS),
         Command::Table(common) => {
             let bench = prepare(common)?;
-            let (outcomes, rows, failures) = table::run(&bench);
-            for outcome in &outcomes {
-                report::print_outcome(outcome);
-            }
-            println!();
-            report::print_figures(&rows);
-            finish("table", &bench, &outcomes, &rows, &failures)
+            finish_table("table", &bench, table::run(&bench))
         }
         Command::Fanout { crowd, rate, group, common } => {
             one("fanout", common, |bench| scenario::fanout(bench, &crowd, rate, group))
@@ -107,16 +105,19 @@ fn run(command: Command) -> Result<ExitCode> {
             one("slow", common, |bench| scenario::slow(bench, clients, stalled_every, rate, bytes))
         }
         Command::Ingest { rooms, members, bytes, publications, source, common } => {
+            refuse_peers(&common, "ingest looks at corecast's relay alone")?;
             let plan = Plan { rooms, members, bytes, publications, source };
             one("ingest", common, |bench| ingest::run(bench, &plan))
         }
         Command::PresetCost { crowd, rate, group, common } => {
+            refuse_peers(&common, "preset-cost compares corecast with itself")?;
             one("preset-cost", common, |bench| ingest::preset_cost(bench, &crowd, rate, group))
         }
         Command::Storm { plan, common } => one("storm", common, |bench| scenario::storm(bench, &plan)),
         Command::Soak { plan, common } => one("soak", common, |bench| scenario::soak(bench, &plan)),
         Command::Scale { plan, common } => one("scale", common, |bench| scenario::scale(bench, &plan)),
         Command::Floor { clients, rate, bytes, gather, common } => {
+            refuse_peers(&common, "floor measures no server")?;
             one("floor", common, |bench| scenario::floor(bench, clients, rate, bytes, &gather))
         }
     }
@@ -130,6 +131,10 @@ fn prepare(mut common: Common) -> Result<Bench> {
     sys::pin_to(cores).with_context(|| format!("pinning to the cores {cores:?}"))?;
     sys::sharpen_timers();
     Bench::new(common)
+}
+
+fn refuse_peers(common: &Common, why: &str) -> Result<()> {
+    if common.peers.is_empty() { Ok(()) } else { bail!("{why}: leave out --peer and --peers") }
 }
 
 fn one(name: &str, common: Common, measure: impl FnOnce(&Bench) -> Result<Outcome>) -> Result<ExitCode> {
@@ -147,6 +152,16 @@ fn one(name: &str, common: Common, measure: impl FnOnce(&Bench) -> Result<Outcom
     finish(name, &bench, &[outcome], &[], &[])
 }
 
+fn finish_table(name: &str, bench: &Bench, measured: Measured) -> Result<ExitCode> {
+    let Measured { outcomes, figures, failures } = measured;
+    for outcome in &outcomes {
+        report::print_outcome(outcome);
+    }
+    println!();
+    print!("{}", figure_table::text(&figures));
+    finish(name, bench, &outcomes, &figures, &failures)
+}
+
 /// Exit code 0 if everything due was reached and nothing was lost, 1 if not, 130 if somebody interrupted the run.
 fn finish(
     name: &str,
@@ -155,7 +170,7 @@ fn finish(
     table: &[Figure],
     failures: &[String],
 ) -> Result<ExitCode> {
-    let path = report::write(name, &bench.common, outcomes, table, failures)?;
+    let path = report::write(name, bench, outcomes, table, failures)?;
     println!("\nraw results: {}", path.display());
     let missed = table.iter().any(|row| !matches!(row.verdict(), Verdict::Ok | Verdict::Informative))
         || outcomes.iter().any(|outcome| !outcome.flaws().is_empty());

@@ -1,5 +1,6 @@
 //! Processes that the generator starts: pinned, watched, and ended with it.
 
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, SocketAddrV4, TcpListener, TcpStream};
@@ -50,18 +51,27 @@ impl Drop for Owned {
 /// A folder for ports files and output, gone at the end.
 pub struct Scratch {
     folder: PathBuf,
+    made: Cell<u32>,
 }
 
 impl Scratch {
     /// A new one.
     pub fn create() -> Result<Self> {
         let folder = std::env::temp_dir().join(format!("corecast-bench-{}", std::process::id()));
+        if folder.exists() {
+            // Of a generator that was killed and had this process id.
+            fs::remove_dir_all(&folder).with_context(|| format!("emptying {}", folder.display()))?;
+        }
         fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
-        Ok(Self { folder })
+        Ok(Self { folder, made: Cell::new(0) })
     }
 
-    fn file(&self, name: &str) -> PathBuf {
-        self.folder.join(name)
+    /// A new empty folder in it: servers that run at the same time share no file.
+    fn fresh(&self) -> Result<PathBuf> {
+        self.made.set(self.made.get() + 1);
+        let folder = self.folder.join(self.made.get().to_string());
+        fs::create_dir(&folder).with_context(|| format!("creating {}", folder.display()))?;
+        Ok(folder)
     }
 }
 
@@ -82,7 +92,7 @@ pub struct Places {
     pub shards: usize,
     /// `{cores}`, in this order, and where the server is pinned.
     pub cores: Vec<usize>,
-    /// What the file at `{config}` holds.
+    /// What the file at `{config}` holds; places in it are filled too.
     pub config: String,
 }
 
@@ -105,7 +115,6 @@ pub struct Server {
 struct Recipe {
     template: String,
     places: Places,
-    name: String,
 }
 
 impl Server {
@@ -127,24 +136,20 @@ impl Server {
     /// With `{ports_file}` in the template the server chooses its port and writes the file when it is ready; without, it
     /// is ready when it accepts on `{port}` (or `{listen}`).
     pub fn start(template: &str, places: &Places, scratch: &Scratch) -> Result<Self> {
-        Self::start_at(template, places, scratch, "server", None)
+        Self::start_at(template, places, scratch, None)
     }
 
-    /// The same under a name of its own in `scratch`, and on `listen` (one port) instead of a port that is free.
+    /// The same on `listen` (one port) instead of a port that is free.
     pub fn start_at(
         template: &str,
         places: &Places,
         scratch: &Scratch,
-        name: &str,
         listen: Option<&[SocketAddrV4]>,
     ) -> Result<Self> {
-        let ports_file = scratch.file(&format!("{name}-ports.json"));
-        let config = scratch.file(&format!("{name}-config.toml"));
+        let folder = scratch.fresh()?;
+        let (ports_file, config) = (folder.join("ports.json"), folder.join("config.toml"));
+        let output_path = folder.join("server.log");
         fs::write(&config, &places.config)?;
-        let output_path = scratch.file(&format!("{name}.log"));
-        if ports_file.exists() {
-            fs::remove_file(&ports_file)?;
-        }
         let has_ports_file = template.contains("{ports_file}");
         let port = match listen.and_then(<[_]>::first) {
             Some(address) => address.port(),
@@ -166,7 +171,9 @@ impl Server {
                 .replace("{redis}", &places.redis)
                 .replace("{shards}", &places.shards.to_string())
                 .replace("{cores}", &cores.join(","))
+                .replace("{scratch}", &folder.to_string_lossy())
         };
+        fs::write(&config, fill(&places.config))?;
         let words: Vec<String> = template.split_whitespace().map(fill).collect();
         let (program, arguments) = words.split_first().context("the server's command is empty")?;
         let output = File::create(&output_path)?;
@@ -188,11 +195,7 @@ impl Server {
                 address,
                 command: words.join(" "),
                 output_path: output_path.clone(),
-                recipe: Some(Recipe {
-                    template: template.to_owned(),
-                    places: places.clone(),
-                    name: name.to_owned(),
-                }),
+                recipe: Some(Recipe { template: template.to_owned(), places: places.clone() }),
             }),
             Ok(address) => bail!("the server listens on {address}; the generator speaks IPv4 only"),
             Err(error) => Err(error.context(format!("{}\n{}", words.join(" "), tail(&output_path)))),
@@ -204,12 +207,12 @@ impl Server {
     /// # Errors
     /// It was attached to, or doesn't start again.
     pub fn kill_and_restart(&mut self, scratch: &Scratch) -> Result<()> {
-        let Some(Recipe { template, places, name }) = self.recipe.take() else {
+        let Some(Recipe { template, places }) = self.recipe.take() else {
             bail!("a server that was attached to can't be started again: leave out --pid");
         };
         // Dropping kills, and waits for the end.
         self.owned = None;
-        *self = Self::start_at(&template, &places, scratch, &name, Some(&[self.address]))?;
+        *self = Self::start_at(&template, &places, scratch, Some(&[self.address]))?;
         Ok(())
     }
 
@@ -245,11 +248,12 @@ impl Redis {
     /// Starts one without persistence on a free port.
     pub fn start(cores: &[usize], scratch: &Scratch) -> Result<Self> {
         let port = free_port()?;
-        let output_path = scratch.file("redis.log");
+        let folder = scratch.fresh()?;
+        let output_path = folder.join("redis.log");
         let mut command = Command::new("redis-server");
         command
             .args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", "", "--appendonly", "no"])
-            .current_dir(&scratch.folder)
+            .current_dir(&folder)
             .stdin(Stdio::null())
             .stdout(File::create(&output_path)?)
             .stderr(Stdio::null());

@@ -40,6 +40,7 @@ pub fn run(index: usize, processes: usize, counters_path: &str, receiving: Recei
         dialing: None,
         connecting_since_ns: None,
         comeback: None,
+        is_counting: false,
         buffer: vec![0; BUFFER_BYTES],
         orders: Vec::new(),
     };
@@ -58,6 +59,8 @@ struct Receiver {
     /// The order to connect has no answer yet; when a connection last made progress.
     connecting_since_ns: Option<u64>,
     comeback: Option<Comeback>,
+    /// Between `Begin` and `End`. Who is not being measured sleeps, and takes no time of the generator's cores.
+    is_counting: bool,
     buffer: Vec<u8>,
     /// The beginning of an order.
     orders: Vec<u8>,
@@ -79,10 +82,11 @@ impl Receiver {
         loop {
             ready.clear();
             let is_dialing = self.dialing.as_ref().is_some_and(|dialing| !dialing.is_idle());
-            let (wait_ms, dial_ms) = match receiving {
-                Receiving::Epoll if is_dialing => (0, DIAL_LOOK_MS),
-                Receiving::Epoll => (-1, 0),
-                Receiving::Poll { .. } => (0, 0),
+            let polls = self.is_counting && matches!(receiving, Receiving::Poll { .. });
+            let (wait_ms, dial_ms) = match (polls, is_dialing) {
+                (true, _) => (0, 0),
+                (false, true) => (0, DIAL_LOOK_MS),
+                (false, false) => (-1, 0),
             };
             self.epoll.wait(wait_ms, &mut ready)?;
             for news in &ready {
@@ -97,6 +101,7 @@ impl Receiver {
             let has_dialed = self.dial(dial_ms)?;
             self.show_progress();
             if let Receiving::Poll { interval_ns } = receiving
+                && polls
                 && ready.len() < EVENTS_MAX
                 && !has_dialed
             {
@@ -248,10 +253,12 @@ impl Receiver {
             }
             Order::Begin { number, track } => {
                 self.tally_mut()?.begin(number, track);
+                self.is_counting = true;
                 self.show_progress();
                 Reply::Done
             }
             Order::End => {
+                self.is_counting = false;
                 let tally = self.tally_mut()?;
                 Reply::Counted { counts: tally.counts.clone(), latencies: tally.latencies.pairs() }
             }

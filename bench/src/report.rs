@@ -10,19 +10,22 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use crate::cli::Common;
-use crate::figure::{Figure, Target, Verdict, median, spread};
+use crate::figure::{Figure, median, spread};
+use crate::figure_table;
+use crate::peer::{FLOOR, OURS, Peer};
 use crate::scenario::Outcome;
-use crate::stage::Phase;
+use crate::stage::{Bench, Phase};
 use crate::sys;
 
 /// Writes `NAME.json` into the folder for raw results and returns its path.
 pub fn write(
     name: &str,
-    common: &Common,
+    bench: &Bench,
     outcomes: &[Outcome],
     table: &[Figure],
     failures: &[String],
 ) -> Result<PathBuf> {
+    let common = &bench.common;
     let (date, time) = utc_now();
     let folder = match &common.out {
         Some(folder) => folder.clone(),
@@ -40,6 +43,11 @@ pub fn write(
                 "figures": with_verdicts(&outcome.figures),
                 "notes": outcome.notes,
                 "flaws": outcome.flaws(),
+                "peers": outcome.peers.iter().map(|peer| (peer.name.clone(), json!({
+                    "command": peer.command,
+                    "is_out": peer.is_out,
+                    "flaws": outcome.flaws_of(&peer.name),
+                }))).collect::<serde_json::Map<_, _>>(),
                 "phases": outcome.phases,
                 "details": outcome.details,
             })
@@ -51,6 +59,7 @@ pub fn write(
         "interrupted": sys::interrupted(),
         "machine": machine(),
         "versions": versions(common),
+        "peers": bench.peers.iter().map(peer_json).collect::<Vec<_>>(),
         "settings": {
             "receivers": common.receiving_text(),
             "server_cores": common.server_cores,
@@ -81,27 +90,52 @@ fn figure_json(figure: &Figure) -> Value {
         "floor_median": median(&figure.floor),
         "floor_samples": figure.floor,
         "ratio_to_floor": figure.ratio(),
+        "peers": figure.peers.iter().map(|peer| (peer.name.clone(), json!({
+            "samples": peer.samples,
+            "median": median(&peer.samples),
+            "spread": spread(&peer.samples),
+            "ratio": figure.ratio_to(&peer.samples),
+            "is_flawed": peer.is_flawed,
+        }))).collect::<serde_json::Map<_, _>>(),
         "target": figure.target,
         "verdict": figure.verdict(),
     })
 }
 
+/// How a peer was set up, for whoever wants to repeat it.
+fn peer_json(peer: &Peer) -> Value {
+    let version = peer.version.as_deref().and_then(|command| {
+        let (program, arguments) = command.split_once(' ').unwrap_or((command, ""));
+        first_line(Command::new(program).args(arguments.split_whitespace()))
+    });
+    let mut value = json!(peer);
+    value["version"] = json!(version);
+    value["version_command"] = json!(peer.version);
+    value
+}
+
 /// Prints one scenario: its figures, then what is to be known about them.
 pub fn print_outcome(outcome: &Outcome) {
     println!("\n{}", outcome.title);
-    print_figures(&outcome.figures);
+    print!("{}", figure_table::text(&outcome.figures));
     for line in remarks(outcome) {
         println!("  {line}");
     }
     for flaw in outcome.flaws() {
         println!("  FLAW: {flaw}");
     }
+    for peer in &outcome.peers {
+        for flaw in outcome.flaws_of(&peer.name) {
+            println!("  FLAWED {}: {flaw}", peer.name);
+        }
+    }
 }
 
 /// What is to be known about a scenario's figures.
 pub fn remarks(outcome: &Outcome) -> Vec<String> {
     let mut remarks = outcome.notes.clone();
-    for (side, phases) in ["server", "floor"].map(|side| (side, of_side(outcome, side))) {
+    let peers = outcome.peers.iter().map(|peer| peer.name.as_str());
+    for (side, phases) in [OURS, FLOOR].into_iter().chain(peers).map(|side| (side, of_side(outcome, side))) {
         if phases.is_empty() {
             continue;
         }
@@ -154,73 +188,6 @@ fn of_side<'a>(outcome: &'a Outcome, side: &str) -> Vec<&'a Phase> {
     outcome.phases.iter().filter(|phase| phase.side == side).collect()
 }
 
-/// Prints figures with their floor, target and verdict, each column only where a figure has it.
-pub fn print_figures(figures: &[Figure]) {
-    let has_floor = figures.iter().any(|figure| !figure.floor.is_empty());
-    let has_target = figures.iter().any(|figure| figure.target.is_some());
-    let mut head = vec!["figure", "median", "spread"];
-    if has_floor {
-        head.extend(["floor", "ratio"]);
-    }
-    if has_target {
-        head.extend(["target", ""]);
-    }
-    let mut rows = vec![head.into_iter().map(str::to_owned).collect::<Vec<_>>()];
-    for figure in figures {
-        let with_unit = |value: Option<f64>| match value {
-            Some(value) => format!("{} {}", number(value), figure.unit),
-            None => "-".to_owned(),
-        };
-        let spread = (!figure.samples.is_empty()).then(|| spread(&figure.samples));
-        let mut row = vec![
-            figure.name.clone(),
-            with_unit(median(&figure.samples)),
-            spread.map_or("-".to_owned(), number),
-        ];
-        if has_floor {
-            row.push(with_unit(median(&figure.floor)));
-            row.push(figure.ratio().map_or("-".to_owned(), |ratio| format!("{ratio:.2}")));
-        }
-        if has_target {
-            row.push(match figure.target {
-                None => "-".to_owned(),
-                Some(Target::AtMost(bound)) => format!("<= {} {}", number(bound), figure.unit),
-                Some(Target::BelowFloor) => "< floor".to_owned(),
-            });
-            row.push(
-                match figure.verdict() {
-                    Verdict::Ok => "ok",
-                    Verdict::Missed => "MISSED",
-                    Verdict::Informative => "",
-                    Verdict::Unmeasured => "NOT MEASURED",
-                    Verdict::Flawed => "FLAWED",
-                }
-                .to_owned(),
-            );
-        }
-        rows.push(row);
-    }
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..rows[0].len()).map(width).collect();
-    for row in &rows {
-        let mut line = format!("  {:<width$}", row[0], width = widths[0]);
-        for (cell, width) in row.iter().zip(&widths).skip(1) {
-            line.push_str(&format!("  {cell:>width$}"));
-        }
-        println!("{}", line.trim_end());
-    }
-}
-
-/// Three digits that count.
-fn number(value: f64) -> String {
-    match value.abs() {
-        large if large >= 100.0 => format!("{value:.0}"),
-        large if large >= 10.0 => format!("{value:.1}"),
-        large if large >= 1.0 => format!("{value:.2}"),
-        _ => format!("{value:.3}"),
-    }
-}
-
 fn machine() -> Value {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpuinfo
@@ -271,7 +238,9 @@ fn read_trimmed(path: &str) -> Option<String> {
 
 fn first_line(command: &mut Command) -> Option<String> {
     let output = command.output().ok().filter(|output| output.status.success())?;
-    String::from_utf8_lossy(&output.stdout).lines().next().map(str::to_owned)
+    // Some programs, nginx among them, tell their version on standard error.
+    let said = if output.stdout.is_empty() { output.stderr } else { output.stdout };
+    String::from_utf8_lossy(&said).lines().next().map(str::to_owned)
 }
 
 /// Date and time of day in UTC, as ISO 8601 writes them.
@@ -307,12 +276,5 @@ mod tests {
         assert_eq!(civil(11_016), (2000, 2, 29));
         assert_eq!(civil(11_017), (2000, 3, 1));
         assert_eq!(civil(20_453), (2025, 12, 31));
-    }
-
-    #[test]
-    fn numbers_keep_three_digits() {
-        assert_eq!(number(2.71649), "2.72");
-        assert_eq!(number(0.04219), "0.042");
-        assert_eq!(number(1234.5), "1234");
     }
 }

@@ -3,7 +3,7 @@
 mod account;
 mod burst;
 mod churn;
-mod duel;
+mod contest;
 mod echo;
 mod fanout;
 mod floor;
@@ -15,7 +15,7 @@ mod slow;
 mod soak;
 mod storm;
 
-use anyhow::{Result, bail};
+use anyhow::{Error, Result, bail};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -34,6 +34,8 @@ pub use self::storm::{StormPlan, storm};
 
 use crate::cli::Crowd;
 use crate::figure::Figure;
+use crate::peer::{Contender, OURS};
+use crate::sheet::Sheet;
 use crate::stage::Phase;
 use crate::sys;
 use crate::tally::Seating;
@@ -55,8 +57,24 @@ pub struct Outcome {
     pub details: Vec<Value>,
     /// What a reader must know.
     pub notes: Vec<String>,
+    /// The other servers that took part.
+    pub peers: Vec<PeerOutcome>,
     /// Flaws that no phase knows of.
     pub(crate) other_flaws: Vec<String>,
+}
+
+/// How a peer got through a scenario.
+#[derive(Debug, Serialize)]
+pub struct PeerOutcome {
+    /// As on the command line.
+    pub name: String,
+    /// As run; empty if it never got ready.
+    pub command: String,
+    /// It failed, and was measured no further.
+    pub is_out: bool,
+    /// Flaws that no phase knows of.
+    #[serde(skip)]
+    other_flaws: Vec<String>,
 }
 
 impl Outcome {
@@ -70,6 +88,7 @@ impl Outcome {
             phases: Vec::new(),
             details: Vec::new(),
             notes: Vec::new(),
+            peers: Vec::new(),
             other_flaws: Vec::new(),
         }
     }
@@ -81,8 +100,17 @@ impl Outcome {
 
     /// What was lost or damaged: a server that delivers less is cheaper.
     pub fn flaws(&self) -> Vec<String> {
-        let mut flaws = self.other_flaws.clone();
-        for phase in self.phases.iter().filter(|phase| phase.side == "server") {
+        self.flaws_of(OURS)
+    }
+
+    /// The same for a side: ours, or a peer.
+    pub fn flaws_of(&self, side: &str) -> Vec<String> {
+        let peer = self.peers.iter().find(|peer| peer.name == side);
+        let mut flaws = match peer {
+            Some(peer) => peer.other_flaws.clone(),
+            None => self.other_flaws.clone(),
+        };
+        for phase in self.phases.iter().filter(|phase| phase.side == side) {
             if phase.missing > 0 || phase.sent.stuck || !phase.counts.is_clean() {
                 flaws.push(format!("deliveries were lost or damaged: {}", phase.load));
             }
@@ -91,25 +119,85 @@ impl Outcome {
         flaws
     }
 
-    fn samples(&self, side: &str, value: impl Fn(&Phase) -> f64) -> Vec<f64> {
-        self.phases.iter().filter(|phase| phase.side == side).map(value).collect()
+    /// Takes note of a contender that is about to start.
+    pub(crate) fn meet(&mut self, contender: Contender) {
+        let name = contender.name();
+        if name != OURS && self.peer(name).is_none() {
+            let (name, command, other_flaws) = (name.to_owned(), String::new(), Vec::new());
+            self.peers.push(PeerOutcome { name, command, is_out: false, other_flaws });
+        }
+    }
+
+    /// Takes note of the command by which a side runs.
+    pub(crate) fn started(&mut self, side: &str, command: &str) {
+        match self.peer(side) {
+            Some(peer) => peer.command = command.to_owned(),
+            None => self.server = command.to_owned(),
+        }
+    }
+
+    /// Takes note of a flaw of a side's.
+    pub(crate) fn add_flaw(&mut self, side: &str, flaw: String) {
+        match self.peer(side) {
+            Some(peer) => peer.other_flaws.push(flaw),
+            None => self.other_flaws.push(flaw),
+        }
+    }
+
+    /// A side can't go on. A peer's end is a flaw of that peer's and costs nobody else anything; ours, and the floor's,
+    /// end the scenario, unless somebody interrupted it.
+    pub(crate) fn fail(&mut self, side: &str, error: Error) -> Result<()> {
+        if sys::interrupted() {
+            return Ok(());
+        }
+        let Some(peer) = self.peer(side) else { return Err(error) };
+        eprintln!("{side} is out: {error:#}");
+        peer.is_out = true;
+        peer.other_flaws.push(format!("{error:#}"));
+        Ok(())
+    }
+
+    /// Whether a peer has failed before.
+    pub(crate) fn is_out(&self, side: &str) -> bool {
+        self.peers.iter().any(|peer| peer.name == side && peer.is_out)
+    }
+
+    fn peer(&mut self, name: &str) -> Option<&mut PeerOutcome> {
+        self.peers.iter_mut().find(|peer| peer.name == name)
+    }
+
+    /// Says that the run ended early.
+    pub(crate) fn note_interrupt(&mut self, run: usize, runs: usize) {
+        self.notes.push(format!("interrupted in run {run} of {runs}"));
+    }
+
+    /// The figures of a sheet, each side's beside the others'.
+    pub(crate) fn add_figures(&mut self, sheet: &Sheet) {
+        let of = |peer: &PeerOutcome| (peer.name.clone(), !self.flaws_of(&peer.name).is_empty());
+        let peers: Vec<_> = self.peers.iter().map(of).collect();
+        self.figures.extend(sheet.figures(&peers));
     }
 
     /// The figures that every load has.
-    fn add_load_figures(&mut self) {
-        let beside_floor = |name: &str, unit, value: fn(&Phase) -> f64| {
-            Figure::new(name, unit, self.samples("server", value)).beside(self.samples("floor", value))
-        };
-        let figures = [
-            beside_floor(CPU_PER_DELIVERY, "us", |phase| phase.cpu_us_per_delivery),
-            beside_floor("deliveries", "/s", |phase| phase.deliveries_per_second),
-            beside_floor("latency p50", "us", |phase| phase.latency.p50_us),
-            beside_floor("latency p90", "us", |phase| phase.latency.p90_us),
-            beside_floor("latency p99", "us", |phase| phase.latency.p99_us),
-            beside_floor("latency p99.9", "us", |phase| phase.latency.p999_us),
-            beside_floor("latency max", "us", |phase| phase.latency.max_us),
+    pub(crate) fn add_load_figures(&mut self) {
+        type Column = (&'static str, &'static str, fn(&Phase) -> f64);
+        let columns: [Column; 7] = [
+            (CPU_PER_DELIVERY, "us", |phase| phase.cpu_us_per_delivery),
+            (DELIVERIES, "/s", |phase| phase.deliveries_per_second),
+            (LATENCY_P50, "us", |phase| phase.latency.p50_us),
+            ("latency p90", "us", |phase| phase.latency.p90_us),
+            (LATENCY_P99, "us", |phase| phase.latency.p99_us),
+            ("latency p99.9", "us", |phase| phase.latency.p999_us),
+            ("latency max", "us", |phase| phase.latency.max_us),
         ];
-        self.figures.extend(figures);
+        let mut sheet = Sheet::default();
+        for (name, unit, value) in columns {
+            sheet.declare(name, unit);
+            for phase in &self.phases {
+                sheet.note(name, unit, &phase.side, value(phase));
+            }
+        }
+        self.add_figures(&sheet);
     }
 }
 
@@ -123,7 +211,17 @@ pub const CPU_PER_HANDSHAKE: &str = "CPU per handshake and close";
 pub const ECHO_BUSY_P50: &str = "echo p50 while the room is being sent to";
 /// Of [`saturate`].
 pub const WORST_RISE: &str = "worst rise of CPU per delivery from a smaller window";
-/// Of [`saturate`] and [`second_shard`].
+/// Of all loads.
+pub const LATENCY_P50: &str = "latency p50";
+/// Of all loads.
+pub const LATENCY_P99: &str = "latency p99";
+/// Of [`slow`].
+pub const P99_ALL_READING: &str = "p99 of the healthy, all reading";
+/// Of [`slow`].
+pub const P99_SOME_STALLED: &str = "p99 of the healthy, some stalled";
+/// Of [`slow`].
+pub const GROWN_BY_STALLED: &str = "user memory grown by the stalled";
+/// Of [`saturate`] and [`second_shard`], and of all loads.
 pub const DELIVERIES: &str = "deliveries";
 
 /// Name of the figure of one window.
@@ -170,6 +268,42 @@ pub(crate) fn cut_short<T>(found: Result<T>, outcome: &mut Outcome) -> Result<Op
     }
 }
 
+/// Who is measured when in run `run` (from 1): each side comes first in its turn, so that what a first one meets, an idle
+/// core or a busy one, meets all.
+pub(crate) fn turns(sides: usize, run: usize) -> impl Iterator<Item = usize> {
+    (0..sides).map(move |place| (place + run - 1) % sides)
+}
+
 pub(crate) fn progress(title: &str, run: usize, runs: usize) {
     eprintln!("{title}: run {run} of {runs}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::peer::FLOOR;
+
+    #[test]
+    fn every_side_comes_first_in_its_turn_and_once_a_run() {
+        let order = |run| turns(3, run).collect::<Vec<_>>();
+        assert_eq!([order(1), order(2), order(3), order(4)], [[0, 1, 2], [1, 2, 0], [2, 0, 1], [0, 1, 2]]);
+        assert_eq!(turns(0, 1).count(), 0);
+    }
+
+    #[test]
+    fn a_peer_that_fails_is_out_and_ours_ends_the_scenario() {
+        let mut outcome = Outcome::new(String::new(), Value::Null, "");
+        let peer = toml::from_str("name = \"them\"\ncommand = \"x\"").unwrap();
+        outcome.meet(Contender::Peer(&peer));
+        outcome.fail("them", Error::msg("gone")).unwrap();
+        assert!(outcome.is_out("them"));
+        assert_eq!(outcome.flaws_of("them"), ["gone"]);
+        assert!(outcome.flaws().is_empty(), "a peer's flaw is not ours");
+        assert!(outcome.fail(OURS, Error::msg("gone")).is_err());
+        assert!(outcome.fail(FLOOR, Error::msg("gone")).is_err());
+        let mut sheet = Sheet::default();
+        sheet.note("cost", "us", OURS, 1.0);
+        outcome.add_figures(&sheet);
+        assert!(outcome.figures[0].peer("them").unwrap().is_flawed);
+    }
 }

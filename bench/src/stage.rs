@@ -12,8 +12,11 @@ use crate::floor::{Floor, FloorLoad};
 use crate::latency::Percentiles;
 use crate::measure::{BUSY_MAX, Memory, Meter, Used};
 use crate::orders::{PathTemplate, Receiving};
+use crate::peer::{Access, Contender, FLOOR, OURS, Peer};
 use crate::process::{Places, Redis, Scratch, Server, resolve};
-use crate::publisher::{Author, HttpPublisher, Publish, RedisPublisher, Sent, WebSocketPublisher};
+use crate::publisher::{
+    Author, HttpPipeline, HttpPublisher, Publish, RedisPublisher, Sent, WebSocketPublisher,
+};
 use crate::receivers::{Audience, Crewing, Receivers};
 use crate::schedule::Load;
 use crate::sys;
@@ -32,6 +35,8 @@ const SETTLE_LOOKS_MAX: usize = 50;
 pub struct Bench {
     /// As told on the command line.
     pub common: Common,
+    /// Other servers to measure.
+    pub peers: Rc<[Peer]>,
     scratch: Rc<Scratch>,
 }
 
@@ -39,6 +44,9 @@ pub struct Bench {
 pub struct Stage {
     /// Under measurement.
     pub server: Server,
+    /// How to get in.
+    pub access: Access,
+    name: String,
     redis: Option<Redis>,
     cores: Vec<usize>,
 }
@@ -46,7 +54,7 @@ pub struct Stage {
 /// Receivers and what sends to them.
 pub struct Side {
     /// In results.
-    pub name: &'static str,
+    pub name: String,
     /// Connected.
     pub receivers: Receivers,
     /// For readings outside of [`measure`](Self::measure).
@@ -64,8 +72,8 @@ enum Source {
 /// The figures of one measured window.
 #[derive(Debug, Clone, Serialize)]
 pub struct Phase {
-    /// `server` or `floor`.
-    pub side: &'static str,
+    /// `server`, `floor`, or a peer's name.
+    pub side: String,
     /// The load, in words.
     pub load: String,
     /// What left.
@@ -91,14 +99,20 @@ pub struct Phase {
 }
 
 impl Bench {
-    /// Makes its scratch folder.
+    /// Makes its scratch folder, and reads who the peers are.
     pub fn new(common: Common) -> Result<Self> {
-        Ok(Self { common, scratch: Rc::new(Scratch::create()?) })
+        let peers = common.peers.resolve()?.into();
+        Ok(Self { common, peers, scratch: Rc::new(Scratch::create()?) })
+    }
+
+    /// The servers to measure: ours first.
+    pub fn contenders(&self) -> Vec<Contender<'_>> {
+        std::iter::once(Contender::Ours).chain(self.peers.iter().map(Contender::Peer)).collect()
     }
 
     /// The same with other settings.
     pub fn with(&self, common: Common) -> Self {
-        Self { common, scratch: Rc::clone(&self.scratch) }
+        Self { common, peers: Rc::clone(&self.peers), scratch: Rc::clone(&self.scratch) }
     }
 
     /// Starts (or attaches to) a server with `shards` shards on `cores`.
@@ -122,7 +136,26 @@ impl Bench {
                 Server::start(&common.server_command()?, &places, &self.scratch)?
             }
         };
-        Ok(Stage { server, redis, cores: cores.to_vec() })
+        Ok(Stage { server, access: common.access(), name: OURS.to_owned(), redis, cores: cores.to_vec() })
+    }
+
+    /// Starts one of [`contenders`](Self::contenders) with the shards and cores of the command line. A peer has a Redis of
+    /// its own: what is published for one server wakes no other.
+    pub fn stage_of(&self, contender: Contender) -> Result<Stage> {
+        let Contender::Peer(peer) = contender else { return self.default_stage() };
+        let cores = self.common.server_cores.clone();
+        let redis = match peer.needs_redis() {
+            true => Some(Redis::start(&self.common.generator_cores, &self.scratch)?),
+            false => None,
+        };
+        let places = Places {
+            redis: redis.as_ref().map(|redis| redis.address.to_string()).unwrap_or_default(),
+            shards: self.common.shards,
+            cores: cores.clone(),
+            config: peer.config.clone(),
+        };
+        let server = Server::start(&peer.command, &places, &self.scratch)?;
+        Ok(Stage { server, access: peer.access(), name: peer.name.clone(), redis, cores })
     }
 
     /// A Redis of its own, or that of the command line.
@@ -148,15 +181,9 @@ impl Bench {
         stage.server.kill_and_restart(&self.scratch)
     }
 
-    /// Starts a server by a command of the caller's, under a name of its own and on these addresses.
-    pub fn start_server_at(
-        &self,
-        command: &str,
-        places: &Places,
-        name: &str,
-        listen: &[SocketAddrV4],
-    ) -> Result<Server> {
-        Server::start_at(command, places, &self.scratch, name, Some(listen))
+    /// Starts a server by a command of the caller's on these addresses.
+    pub fn start_server_at(&self, command: &str, places: &Places, listen: &[SocketAddrV4]) -> Result<Server> {
+        Server::start_at(command, places, &self.scratch, Some(listen))
     }
 
     /// What computes CPU and memory of a stage's server as it is now, and of the generator.
@@ -180,17 +207,18 @@ impl Bench {
 
     /// Receivers connected to a stage, and a publisher to it.
     pub fn server_side(&self, stage: &Stage, seating: Seating, clients: usize, bytes: usize) -> Result<Side> {
-        let audience = self.audience(stage, seating, clients);
+        let audience = stage.audience(seating, clients)?;
         let mut receivers = Receivers::start(&self.crewing(), audience)?;
         let meter = self.meter(stage, &receivers);
         receivers.connect().context("connecting to the server")?;
-        let publisher = self.publisher(stage, seating)?;
-        Ok(self.side_of(receivers, meter, publisher, seating, bytes))
+        let publisher = stage.publisher(seating)?;
+        Ok(self.side_of(&stage.name, receivers, meter, publisher, seating, bytes))
     }
 
     /// A side of receivers that are connected, and what publishes to the server before them.
     pub fn side_of(
         &self,
+        name: &str,
         receivers: Receivers,
         meter: Meter,
         publisher: Box<dyn Publish>,
@@ -199,7 +227,7 @@ impl Bench {
     ) -> Side {
         let clients = receivers.connections_by_process().iter().sum();
         Side {
-            name: "server",
+            name: name.to_owned(),
             members: seating.members(0..clients),
             receivers,
             meter,
@@ -219,7 +247,7 @@ impl Bench {
             Meter::new(floor.pid(), receiver_names(&receivers), &cores[..1], &self.common.generator_cores);
         receivers.connect().context("connecting to the floor")?;
         Ok(Side {
-            name: "floor",
+            name: FLOOR.to_owned(),
             members: seating.members(0..clients),
             receivers,
             meter,
@@ -234,15 +262,10 @@ impl Bench {
         seating: Seating,
         clients: usize,
     ) -> Result<(Receivers, Meter)> {
-        let receivers = Receivers::start(&self.crewing(), self.audience(stage, seating, clients))?;
+        let receivers = Receivers::start(&self.crewing(), stage.audience(seating, clients)?)?;
         let names = receiver_names(&receivers);
         let meter = Meter::new(stage.server.pid, names, &stage.cores, &self.common.generator_cores);
         Ok((receivers, meter))
-    }
-
-    fn audience(&self, stage: &Stage, seating: Seating, connections: usize) -> Audience {
-        let path = self.common.path(seating.rooms_per_connection > 1);
-        Audience { address: stage.server.address, path, seating, connections }
     }
 
     pub(crate) fn crewing(&self) -> Crewing {
@@ -252,24 +275,31 @@ impl Bench {
             processes: self.common.receiver_processes,
         }
     }
+}
 
-    /// What sends messages to a stage, as the command line says.
-    pub fn publisher(&self, stage: &Stage, seating: Seating) -> Result<Box<dyn Publish>> {
-        let common = &self.common;
-        Ok(match common.publish {
+impl Stage {
+    fn audience(&self, seating: Seating, connections: usize) -> Result<Audience> {
+        let path = match seating.rooms_per_connection {
+            1 => self.access.path.clone(),
+            _ => {
+                self.access.multi_room_path.clone().context("no path puts a connection into several rooms")?
+            }
+        };
+        Ok(Audience { address: self.server.address, path, seating, connections })
+    }
+
+    /// What sends messages to it.
+    pub fn publisher(&self, seating: Seating) -> Result<Box<dyn Publish>> {
+        let Access { path, publish, publish_path, channel_prefix, envelope, .. } = &self.access;
+        let address = self.server.address;
+        Ok(match publish {
             PublishVia::Redis => {
-                let redis = stage.redis.as_ref().context("--publish redis needs --redis")?;
-                let envelope = common.envelope.as_deref();
-                Box::new(RedisPublisher::connect(redis.address, &common.channel_prefix, envelope)?)
+                let redis = self.redis.as_ref().context("--publish redis needs --redis")?;
+                Box::new(RedisPublisher::connect(redis.address, channel_prefix, envelope.as_deref())?)
             }
-            PublishVia::Http => {
-                let path = PathTemplate(common.publish_path.clone());
-                Box::new(HttpPublisher::new(stage.server.address, path))
-            }
-            PublishVia::Ws => {
-                let path = common.path(false);
-                Box::new(WebSocketPublisher::connect(stage.server.address, &path, seating.rooms)?)
-            }
+            PublishVia::Http => Box::new(HttpPublisher::new(address, publish_path.clone())),
+            PublishVia::PipelinedHttp => Box::new(HttpPipeline::connect(address, publish_path.clone())?),
+            PublishVia::Ws => Box::new(WebSocketPublisher::connect(address, path, seating.rooms)?),
         })
     }
 }
@@ -319,7 +349,7 @@ impl Side {
         let delivered = counts.delivered.max(1) as f64;
         let missing = expected.saturating_sub(counts.delivered);
         Ok(Phase {
-            side: self.name,
+            side: self.name.clone(),
             load: load.to_string(),
             sent,
             expected,
@@ -328,7 +358,7 @@ impl Side {
             cpu_us_per_delivery: used.server_cpu_seconds * 1e6 / delivered,
             deliveries_per_second: counts.delivered as f64 / used.seconds,
             memory,
-            doubts: doubts(&used, &counts, &sent, missing, self.name),
+            doubts: doubts(&used, &counts, &sent, missing, &self.name),
             counts,
             used,
         })

@@ -11,12 +11,13 @@ use crate::scenario::{self, Outcome};
 use crate::stage::Bench;
 use crate::sys;
 
-const CROWD: Crowd = Crowd { clients: 1_000, rooms: 1, rooms_per_client: 1, bytes: 128 };
+/// The crowd of most rows.
+pub const CROWD: Crowd = Crowd { clients: 1_000, rooms: 1, rooms_per_client: 1, bytes: 128 };
 const WINDOWS: [u64; 11] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024];
 
 /// A cost may rise by a quarter from a smaller window before it is called a cliff: twice the spread between windows of
 /// one size on a shared machine.
-const RISE_MAX: f64 = 1.25;
+pub const RISE_MAX: f64 = 1.25;
 
 /// 200,000 publications a second on one core.
 const RELAY_US_MAX: f64 = 5.0;
@@ -25,8 +26,8 @@ const INGEST_MEMBERS: u32 = 1;
 /// No preset may cost the hot path anything: less than the spread between two windows.
 const COST_OF_FIELD_MAX: f64 = 1.03;
 
-/// One row: a scenario and the figures of it that are promised.
-type Row =
+/// One row: a scenario by its name, and the figures of it that are shown, each with its title and what is due.
+pub type Row =
     (&'static str, fn(&Bench) -> Result<Outcome>, &'static [(&'static str, &'static str, Option<Target>)]);
 
 const ROWS: &[Row] = &[
@@ -152,22 +153,40 @@ const ROWS: &[Row] = &[
     ),
 ];
 
-/// Runs all rows. A row that fails is an unmeasured figure with a note, and the others go on.
-pub fn run(bench: &Bench) -> (Vec<Outcome>, Vec<Figure>, Vec<String>) {
-    let (mut outcomes, mut rows, mut failures) = (Vec::new(), Vec::new(), Vec::new());
-    for (name, measure, promised) in ROWS {
+/// What a set of rows came to.
+pub struct Measured {
+    /// Of the rows that could be measured.
+    pub outcomes: Vec<Outcome>,
+    /// The table.
+    pub figures: Vec<Figure>,
+    /// Why rows could not be measured.
+    pub failures: Vec<String>,
+}
+
+/// Runs all rows of the table.
+pub fn run(bench: &Bench) -> Measured {
+    measure(bench, ROWS.iter())
+}
+
+/// Runs rows. One that fails is an unmeasured figure with a note, and the others go on; an interrupt leaves out the rest.
+pub fn measure<'a>(bench: &Bench, rows: impl ExactSizeIterator<Item = &'a Row>) -> Measured {
+    let (mut outcomes, mut figures, mut failures) = (Vec::new(), Vec::new(), Vec::new());
+    let count = rows.len();
+    for (place, (name, measure, shown)) in rows.enumerate() {
         if sys::interrupted() {
-            break;
+            failures.push(format!("{name}: left out, the run was interrupted"));
+            continue;
         }
+        eprintln!("-- row {} of {count}: {name}", place + 1);
         let outcome = measure(bench);
-        for (figure, title, target) in *promised {
+        for (figure, title, target) in *shown {
             let found = outcome.as_ref().ok().and_then(|outcome| outcome.figure(figure));
             let empty = || Figure::new("", "", Vec::new());
             let mut row = found.cloned().unwrap_or_else(empty);
             row.name = (*title).to_owned();
             row.target = *target;
             row.is_flawed = outcome.as_ref().is_ok_and(|outcome| !outcome.flaws().is_empty());
-            rows.push(row);
+            figures.push(row);
         }
         match outcome {
             Ok(outcome) => outcomes.push(outcome),
@@ -177,7 +196,7 @@ pub fn run(bench: &Bench) -> (Vec<Outcome>, Vec<Figure>, Vec<String>) {
             }
         }
     }
-    (outcomes, rows, failures)
+    Measured { outcomes, figures, failures }
 }
 
 impl Bench {

@@ -2,44 +2,115 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use serde_json::json;
 
-use super::{ECHO_BUSY_P50, Outcome, progress};
+use super::{ECHO_BUSY_P50, Outcome, progress, turns};
 use crate::echo;
-use crate::figure::Figure;
 use crate::latency::Latencies;
-use crate::stage::Bench;
+use crate::peer::Contender;
+use crate::sheet::Sheet;
+use crate::stage::{Bench, Side, Stage};
 use crate::sys;
 use crate::tally::Seating;
 
 /// Round trips of one connection by an open loop, while a room is sent to; those that began while deliveries of a
 /// message were under way count apart, or a mostly idle server would look quick.
 pub fn echo(bench: &Bench, clients: usize, rate: f64, bytes: usize, echo_rate: f64) -> Result<Outcome> {
-    let seating = Seating { rooms: 1, rooms_per_connection: 1 };
-    let mut stage = bench.default_stage()?;
-    let mut side = bench.server_side(&stage, seating, clients, bytes)?;
     let title = format!("echo, beside 1 room x {clients} clients x {bytes} B, {rate}/s");
     let parameters = json!({"clients": clients, "rate": rate, "bytes": bytes, "echo_rate": echo_rate});
-    let mut outcome = Outcome::new(title, parameters, &stage.server.command);
-    side.measure_busy(rate, bench.common.warm_up_ns())?;
-    let interval_ns = (1e9 / echo_rate.max(1e-3)) as u64;
-    let path = bench.common.echo_path.replace("{room}", "bench-echo");
-    let (mut busy_p50, mut busy_p99, mut all_p50, mut all_p99) = (vec![], vec![], vec![], vec![]);
-    for run in 1..=bench.common.runs {
-        if sys::interrupted() {
-            outcome.notes.push(format!("interrupted after {} of {} runs", run - 1, bench.common.runs));
-            break;
+    let mut outcome = Outcome::new(title, parameters, "");
+    let mut beds = Vec::new();
+    for contender in bench.contenders() {
+        if let Contender::Peer(peer) = contender
+            && peer.access().echo_path.is_none()
+        {
+            outcome.notes.push(format!("{} is left out: it has no path that echoes", peer.name));
+            continue;
         }
-        progress(&outcome.title, run, bench.common.runs);
+        outcome.meet(contender);
+        match Bed::make(bench, contender, clients, bytes, &mut outcome) {
+            Ok(bed) => beds.push(bed),
+            Err(error) => outcome.fail(contender.name(), error)?,
+        }
+    }
+    for bed in &mut beds {
+        if let Err(error) = bed.side.measure_busy(rate, bench.common.warm_up_ns()) {
+            outcome.fail(&bed.side.name, error)?;
+        }
+    }
+    let mut sheet = Sheet::default();
+    for name in [ECHO_BUSY_P50, BUSY_P99, ALL_P50, ALL_P99] {
+        sheet.declare(name, "ms");
+    }
+    let interval_ns = (1e9 / echo_rate.max(1e-3)) as u64;
+    let (runs, duration_ns) = (bench.common.runs, bench.common.duration_ns());
+    'runs: for run in 1..=runs {
+        progress(&outcome.title, run, runs);
+        for at in turns(beds.len(), run) {
+            if sys::interrupted() {
+                outcome.note_interrupt(run, runs);
+                break 'runs;
+            }
+            let bed = &mut beds[at];
+            if !outcome.is_out(&bed.side.name)
+                && let Err(error) = bed.listen(rate, duration_ns, interval_ns, &mut sheet, &mut outcome)
+            {
+                outcome.fail(&bed.side.name, error)?;
+            }
+        }
+    }
+    outcome.add_figures(&sheet);
+    outcome.add_load_figures();
+    Ok(outcome)
+}
+
+const BUSY_P99: &str = "echo p99 while the room is being sent to";
+const ALL_P50: &str = "echo p50";
+const ALL_P99: &str = "echo p99";
+
+/// A server with a large room.
+struct Bed {
+    // Receivers hang up before the server goes.
+    side: Side,
+    stage: Stage,
+    path: String,
+}
+
+impl Bed {
+    fn make(
+        bench: &Bench,
+        contender: Contender,
+        clients: usize,
+        bytes: usize,
+        outcome: &mut Outcome,
+    ) -> Result<Self> {
+        let stage = bench.stage_of(contender)?;
+        outcome.started(contender.name(), &stage.server.command);
+        let seating = Seating { rooms: 1, rooms_per_connection: 1 };
+        let side = bench.server_side(&stage, seating, clients, bytes)?;
+        let path = stage.access.echo_path.clone().context("no path echoes")?;
+        Ok(Self { side, stage, path: path.replace("{room}", "bench-echo") })
+    }
+
+    /// One window: messages to the room, and round trips beside them.
+    fn listen(
+        &mut self,
+        rate: f64,
+        duration_ns: u64,
+        interval_ns: u64,
+        sheet: &mut Sheet,
+        outcome: &mut Outcome,
+    ) -> Result<()> {
         let stop = AtomicBool::new(false);
+        let (side, address, path) = (&mut self.side, self.stage.server.address, &self.path);
         let (measured, echoes) = std::thread::scope(|scope| {
-            let echo = scope.spawn(|| echo::run(stage.server.address, &path, interval_ns, &stop));
-            let measured = side.measure_busy(rate, bench.common.duration_ns());
+            let echo = scope.spawn(|| echo::run(address, path, interval_ns, &stop));
+            let measured = side.measure_busy(rate, duration_ns);
             stop.store(true, Ordering::Relaxed);
             (measured, echo.join())
         });
-        stage.server.check_alive()?;
+        self.stage.server.check_alive()?;
         let (phase, busy) = measured?;
         let Ok(echoes) = echoes else { bail!("the echo thread panicked") };
         let echoes = echoes?;
@@ -52,32 +123,28 @@ pub fn echo(bench: &Bench, clients: usize, rate: f64, bytes: usize, echo_rate: f
         }
         let (during, all) = (during.percentiles(), all.percentiles());
         let busy_ns: u64 = busy.iter().map(|(since, until)| until - since).sum();
-        let busy_share = busy_ns as f64 / bench.common.duration_ns() as f64;
+        let busy_share = busy_ns as f64 / duration_ns as f64;
+        let name = &self.side.name;
         if during.count > 0 {
-            busy_p50.push(during.p50_us / 1e3);
-            busy_p99.push(during.p99_us / 1e3);
+            sheet.note(ECHO_BUSY_P50, "ms", name, during.p50_us / 1e3);
+            sheet.note(BUSY_P99, "ms", name, during.p99_us / 1e3);
         }
-        all_p50.push(all.p50_us / 1e3);
-        all_p99.push(all.p99_us / 1e3);
+        sheet.note(ALL_P50, "ms", name, all.p50_us / 1e3);
+        sheet.note(ALL_P99, "ms", name, all.p99_us / 1e3);
         if echoes.lost > 0 {
-            outcome.other_flaws.push(format!("run {run}: {} echoes never came back", echoes.lost));
+            outcome.add_flaw(name, format!("{} echoes never came back", echoes.lost));
         }
         if !echoes.ran_first {
-            outcome
-                .notes
-                .push("the echo thread may not preempt the receivers: its figures include them".to_owned());
+            let note = "the echo thread may not preempt the receivers: its figures include them";
+            outcome.notes.push(note.to_owned());
         }
         outcome.details.push(json!({
-            "during": during, "all": all, "lost": echoes.lost, "busy_share": busy_share, "ran_first": echoes.ran_first,
+            "side": name, "during": during, "all": all, "lost": echoes.lost, "busy_share": busy_share,
+            "ran_first": echoes.ran_first,
         }));
         outcome.phases.push(phase);
+        Ok(())
     }
-    outcome.figures.push(Figure::new(ECHO_BUSY_P50, "ms", busy_p50));
-    outcome.figures.push(Figure::new("echo p99 while the room is being sent to", "ms", busy_p99));
-    outcome.figures.push(Figure::new("echo p50", "ms", all_p50));
-    outcome.figures.push(Figure::new("echo p99", "ms", all_p99));
-    outcome.add_load_figures();
-    Ok(outcome)
 }
 
 /// Whether `at_ns` lies in one of the intervals, which are in order and don't overlap.

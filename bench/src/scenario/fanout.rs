@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 use serde_json::json;
 
-use super::duel::Duel;
+use super::contest::{Contest, Loads};
 use super::{Outcome, crowd_json, crowd_text};
 use crate::cli::Crowd;
 use crate::schedule::Load;
@@ -14,16 +14,16 @@ pub fn fanout(bench: &Bench, crowd: &Crowd, rate: f64, group: u64) -> Result<Out
     if rate <= 0.0 || group == 0 {
         bail!("{rate} messages a second in groups of {group} never leave");
     }
-    let mut duel = Duel::connect(bench, crowd)?;
     let title = format!("fanout, {}, {rate}/s in groups of {group}", crowd_text(crowd));
     let parameters = json!({"crowd": crowd_json(crowd), "rate": rate, "group": group});
-    let mut outcome = Outcome::new(title, parameters, &duel.stage.server.command);
+    let mut outcome = Outcome::new(title, parameters, "");
+    let mut contest = Contest::connect(bench, crowd, &mut outcome)?;
     let load = |duration_ns| Load::Open { rate, burst: group, duration_ns };
-    duel.warm_up(bench, load(bench.common.warm_up_ns()))?;
+    contest.warm_up(bench, load(bench.common.warm_up_ns()), &mut outcome)?;
     let duration_ns = bench.common.duration_ns();
     let members_share = f64::from(crowd.rooms_per_client) / f64::from(crowd.rooms);
     let floor = Load::Open { rate: rate * members_share, burst: group, duration_ns };
-    duel.alternate(bench, load(duration_ns), floor, &mut outcome)?;
+    contest.alternate(bench, Loads { server: load(duration_ns), floor: Some(floor) }, &mut outcome)?;
     outcome.add_load_figures();
     Ok(outcome)
 }

@@ -3,58 +3,71 @@
 use anyhow::{Result, bail};
 use serde_json::json;
 
-use super::duel::{Duel, FLOOR_GATHER, floor_gathered};
+use super::contest::{Contest, FLOOR_GATHER, Loads, floor_gathered};
 use super::{DELIVERIES, Outcome, WORST_RISE, crowd_json, crowd_text, progress, window_figure};
 use crate::cli::Crowd;
-use crate::figure::{Figure, median};
+use crate::figure::median;
+use crate::peer::{FLOOR, OURS};
 use crate::schedule::Load;
+use crate::sheet::Sheet;
 use crate::stage::Bench;
-use crate::sys;
 
 /// A closed loop at each window. The floor gathers ten a send.
 pub fn saturate(bench: &Bench, crowd: &Crowd, windows: &[u64]) -> Result<Outcome> {
     if windows.is_empty() || windows.contains(&0) {
         bail!("a window of at least one message is needed");
     }
-    let mut duel = Duel::connect(bench, crowd)?;
     let title = format!("saturate, {}", crowd_text(crowd));
     let parameters = json!({"crowd": crowd_json(crowd), "windows": windows, "floor_gather": FLOOR_GATHER});
-    let mut outcome = Outcome::new(title, parameters, &duel.stage.server.command);
+    let mut outcome = Outcome::new(title, parameters, "");
+    let mut contest = Contest::connect(bench, crowd, &mut outcome)?;
     let closed = |window, duration_ns| Load::Closed { window, duration_ns };
-    duel.warm_up(bench, closed(windows[windows.len() / 2], bench.common.warm_up_ns()))?;
-    let mut by_window = vec![(Vec::new(), Vec::new()); windows.len()];
-    'runs: for run in 1..=bench.common.runs {
-        progress(&outcome.title, run, bench.common.runs);
-        if let Some(floor) = &mut duel.floor {
-            outcome.phases.push(floor.measure(floor_gathered(bench))?);
-        }
-        for (window, samples) in windows.iter().zip(&mut by_window) {
-            if sys::interrupted() {
-                outcome.notes.push(format!("interrupted in run {run} of {}", bench.common.runs));
-                break 'runs;
-            }
-            let phase = duel.server.measure(closed(*window, bench.common.duration_ns()))?;
-            let is_stuck = phase.sent.stuck;
-            samples.0.push(phase.cpu_us_per_delivery);
-            samples.1.push(phase.deliveries_per_second);
-            outcome.phases.push(phase);
-            duel.stage.server.check_alive()?;
-            if is_stuck {
-                outcome.notes.push(format!("gave up at {window} under way: messages were lost"));
+    contest.warm_up(bench, closed(windows[windows.len() / 2], bench.common.warm_up_ns()), &mut outcome)?;
+    let runs = bench.common.runs;
+    'runs: for run in 1..=runs {
+        progress(&outcome.title, run, runs);
+        for (place, window) in windows.iter().enumerate() {
+            let server = closed(*window, bench.common.duration_ns());
+            // The floor knows no window: once a run is as often as the others are measured at each.
+            let floor = (place == 0).then(|| floor_gathered(bench));
+            if !contest.round(run + place, Loads { server, floor }, &mut outcome)? {
+                outcome.note_interrupt(run, runs);
                 break 'runs;
             }
         }
     }
-    let floor = outcome.samples("floor", |phase| phase.cpu_us_per_delivery);
-    let floor_rate = outcome.samples("floor", |phase| phase.deliveries_per_second);
-    let medians: Vec<_> = by_window.iter().filter_map(|(cpu, _)| median(cpu)).collect();
-    for (window, (cpu, rate)) in windows.iter().zip(by_window) {
-        outcome.figures.push(Figure::new(window_figure(*window), "us", cpu).beside(floor.clone()));
-        let name = format!("{DELIVERIES}, {window} under way");
-        outcome.figures.push(Figure::new(name, "/s", rate).beside(floor_rate.clone()));
-    }
-    outcome.figures.push(Figure::new(WORST_RISE, "x", worst_rise(&medians).into_iter().collect()));
+    let loads: Vec<_> = windows.iter().map(|window| closed(*window, bench.common.duration_ns())).collect();
+    add_window_figures(&mut outcome, windows, &loads);
     Ok(outcome)
+}
+
+/// Each window's figures, then how much the worst of them costs beside a smaller one.
+fn add_window_figures(outcome: &mut Outcome, windows: &[u64], loads: &[Load]) {
+    let mut sheet = Sheet::default();
+    let sides: Vec<&str> =
+        std::iter::once(OURS).chain(outcome.peers.iter().map(|peer| peer.name.as_str())).collect();
+    let mut medians = vec![Vec::new(); sides.len()];
+    for (window, load) in windows.iter().zip(loads) {
+        let (cost, rate, load) =
+            (window_figure(*window), format!("{DELIVERIES}, {window} under way"), load.to_string());
+        sheet.declare(&cost, "us");
+        sheet.declare(&rate, "/s");
+        for phase in outcome.phases.iter().filter(|phase| phase.side == FLOOR || phase.load == load) {
+            sheet.note(&cost, "us", &phase.side, phase.cpu_us_per_delivery);
+            sheet.note(&rate, "/s", &phase.side, phase.deliveries_per_second);
+        }
+        for (side, medians) in sides.iter().zip(&mut medians) {
+            let of_side = outcome.phases.iter().filter(|phase| phase.side == **side && phase.load == load);
+            medians.extend(median(&of_side.map(|phase| phase.cpu_us_per_delivery).collect::<Vec<_>>()));
+        }
+    }
+    sheet.declare(WORST_RISE, "x");
+    for (side, medians) in sides.iter().zip(&medians) {
+        if let Some(rise) = worst_rise(medians) {
+            sheet.note(WORST_RISE, "x", side, rise);
+        }
+    }
+    outcome.add_figures(&sheet);
 }
 
 /// The largest ratio of a cost to the cheapest one before it: more messages under way may never cost more per delivery.

@@ -16,6 +16,7 @@ use crate::figure::Figure;
 use crate::latency::Latencies;
 use crate::measure::{Memory, Meter, descriptors};
 use crate::netstat::Netstat;
+use crate::peer::OURS;
 use crate::process::{Places, Redis, Server, free_port};
 use crate::publisher::RedisPublisher;
 use crate::receivers::{Audience, Receivers};
@@ -155,7 +156,7 @@ fn one_scale(bench: &Bench, plan: &ScalePlan, rooms: u32, outcome: &mut Outcome)
     let common = &bench.common;
     let publisher =
         RedisPublisher::connect(redis.address, &common.channel_prefix, common.envelope.as_deref())?;
-    let mut side = bench.side_of(receivers, meter, Box::new(publisher), seating, plan.bytes);
+    let mut side = bench.side_of(OURS, receivers, meter, Box::new(publisher), seating, plan.bytes);
     // The first message to a connection makes the kernel and the server touch what idle ones never did: once to each.
     let load = |messages: u64| {
         let rate = plan.rate * f64::from(rooms);
@@ -193,8 +194,7 @@ impl Fleet {
             let cores = if plan.processes > 1 { common.server_cores.clone() } else { vec![core] };
             let (redis, config) = (redis.address.to_string(), crate::stage::ROOMS.to_owned());
             let places = Places { redis, shards: common.shards, cores, config };
-            let name = format!("server{index}");
-            servers.push(bench.start_server_at(&command, &places, &name, &addresses)?);
+            servers.push(bench.start_server_at(&command, &places, &addresses)?);
         }
         let path = common.path(false);
         let seating = seating(crowd)?;

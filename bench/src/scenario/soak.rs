@@ -122,7 +122,7 @@ pub fn soak(bench: &Bench, plan: &SoakPlan) -> Result<Outcome> {
     let descriptors_before: usize = meter.descriptors()?.iter().sum();
     receivers.connect().context("connecting to the server")?;
     receivers.begin(0, false)?;
-    let publisher = bench.publisher(&stage, seating)?;
+    let publisher = stage.publisher(seating)?;
     let rhythm = Rhythm::with_bursts(rate, plan.burst_every.as_nanos() as u64, burst);
     let metronome = Metronome::start(rhythm, rooms, bytes, publisher)?;
     let (pace_ns, retry_ns) = (RETURN_PACE.as_nanos() as u64, RETRY.as_nanos() as u64);

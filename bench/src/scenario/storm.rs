@@ -127,7 +127,7 @@ fn one_storm(
     let (mut receivers, _) = bench.idle_receivers(&stage, seating, plan.clients)?;
     receivers.connect().context("connecting to the server")?;
     receivers.begin(0, false)?;
-    let publisher = bench.publisher(&stage, seating)?;
+    let publisher = stage.publisher(seating)?;
     let metronome = Metronome::start(Rhythm::steady(plan.rate), plan.rooms, plan.bytes, publisher)?;
     let (pace_ns, retry_ns) = (plan.pace.as_nanos() as u64, plan.retry.as_nanos() as u64);
     receivers.expect_returns(Return { pace_ns, retry_ns, timetable: metronome.timetable })?;
