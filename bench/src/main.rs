@@ -43,6 +43,7 @@ mod sys;
 mod table;
 mod tally;
 mod units;
+mod versus;
 mod wire;
 
 use std::process::ExitCode;
@@ -82,6 +83,11 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Table(common) => {
             let bench = prepare(common)?;
             finish_table("table", &bench, table::run(&bench))
+        }
+        Command::Versus { rows, common } => {
+            let bench = prepare(common)?;
+            let measured = versus::run(&bench, &rows)?;
+            finish_table("versus", &bench, measured)
         }
         Command::Fanout { crowd, rate, group, common } => {
             one("fanout", common, |bench| scenario::fanout(bench, &crowd, rate, group))
