@@ -1,5 +1,6 @@
 //! What the kernel knows about a measured window: CPU time of processes and cores, memory of a process and its sockets.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
@@ -14,7 +15,7 @@ pub const BUSY_MAX: f64 = 0.95;
 
 /// Reads the same processes and cores before and after a window.
 pub struct Meter {
-    server: Vec<u32>,
+    server: RefCell<Vec<u32>>,
     generator: Vec<(String, u32)>,
     server_cores: Vec<usize>,
     generator_cores: Vec<usize>,
@@ -127,7 +128,7 @@ pub struct Used {
 }
 
 impl Meter {
-    /// For a server (with its descendants as of now) and the generator's named processes.
+    /// For a server (with its descendants as of now, and of later [looks](Self::look_again)) and the generator's named processes.
     pub fn new(
         server_pid: u32,
         generator: Vec<(String, u32)>,
@@ -145,10 +146,20 @@ impl Meter {
         generator_cores: &[usize],
     ) -> Self {
         Self {
-            server: server_pids.iter().flat_map(|pid| family(*pid)).collect(),
+            server: RefCell::new(server_pids.iter().flat_map(|pid| family(*pid)).collect()),
             generator,
             server_cores: server_cores.to_vec(),
             generator_cores: generator_cores.to_vec(),
+        }
+    }
+
+    /// Counts descendants that have come since: a server may accept before it has started those that work. One that has
+    /// gone stays counted, so that the next reading fails.
+    pub fn look_again(&self) {
+        let mut known = self.server.borrow_mut();
+        for pid in known.clone() {
+            let come: Vec<_> = family(pid).into_iter().filter(|pid| !known.contains(pid)).collect();
+            known.extend(come);
         }
     }
 
@@ -156,7 +167,7 @@ impl Meter {
     pub fn read(&self) -> Result<Reading> {
         let stat = fs::read_to_string("/proc/stat")?;
         let (mut server_ns, mut user, mut system) = (0, 0, 0);
-        for pid in &self.server {
+        for pid in self.server.borrow().iter() {
             server_ns +=
                 sys::process_cpu_ns(*pid).with_context(|| format!("the server's process {pid} is gone"))?;
             let ticks = fs::read_to_string(format!("/proc/{pid}/stat"))?;
@@ -230,20 +241,20 @@ impl Meter {
         used.collect()
     }
 
-    /// The server's processes, with the descendants that they had when the meter was made.
-    pub fn server_pids(&self) -> &[u32] {
-        &self.server
+    /// The server's processes, with the descendants that they had when the meter last looked.
+    pub fn server_pids(&self) -> Vec<u32> {
+        self.server.borrow().clone()
     }
 
     /// Open descriptors of each of the server's processes, descendants and all.
     pub fn descriptors(&self) -> Result<Vec<usize>> {
-        self.server.iter().map(|pid| descriptors(*pid)).collect()
+        self.server.borrow().iter().map(|pid| descriptors(*pid)).collect()
     }
 
     /// Memory of the server's processes.
     pub fn memory(&self) -> Result<Memory> {
         let mut all = Memory::default();
-        for pid in &self.server {
+        for pid in self.server.borrow().iter() {
             let status = fs::read_to_string(format!("/proc/{pid}/status"))
                 .with_context(|| format!("the server's process {pid} is gone"))?;
             all.resident_bytes += kibibytes(&status, "VmRSS:") * 1024;
@@ -390,7 +401,7 @@ mod tests {
     #[test]
     fn each_core_is_told_with_whose_it_is_and_where_its_time_went() {
         let meter = Meter {
-            server: vec![],
+            server: RefCell::default(),
             generator: vec![],
             server_cores: vec![0, 1],
             generator_cores: vec![1, 2],
@@ -424,6 +435,30 @@ mod tests {
         let found = descriptors(std::process::id()).unwrap();
         assert!(found >= 3 + open.len(), "{found}");
         assert!(descriptors((1 << 22) + 1).is_err());
+    }
+
+    #[test]
+    fn a_child_that_comes_later_is_counted_from_the_next_look_on() {
+        let mut mother = std::process::Command::new("sh");
+        // Waits for a line before it has its child.
+        mother.args(["-c", "read line; sleep 60 & wait"]).stdin(std::process::Stdio::piped());
+        let mut mother = mother.spawn().unwrap();
+        let meter = Meter::new(mother.id(), Vec::new(), &[], &[]);
+        assert_eq!(*meter.server.borrow(), [mother.id()]);
+        std::io::Write::write_all(&mut mother.stdin.take().unwrap(), b"go\n").unwrap();
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while meter.server.borrow().len() < 2 && std::time::Instant::now() < deadline {
+            meter.look_again();
+        }
+        let known = meter.server.borrow().clone();
+        if let Some(child) = known.get(1) {
+            // Not by name, and before its mother: nobody else ends it.
+            std::process::Command::new("kill").arg(child.to_string()).status().unwrap();
+        }
+        mother.kill().unwrap();
+        mother.wait().unwrap();
+        assert_eq!(known.len(), 2, "{known:?}");
+        assert!(meter.read().is_err(), "a part of the server is gone");
     }
 
     #[test]

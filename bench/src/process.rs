@@ -305,7 +305,11 @@ pub fn free_port() -> Result<u16> {
 
 fn tail(path: &Path) -> String {
     let output = fs::read(path).unwrap_or_default();
-    String::from_utf8_lossy(&output[output.len().saturating_sub(OUTPUT_SHOWN_BYTES)..]).into_owned()
+    let end = &output[output.len().saturating_sub(OUTPUT_SHOWN_BYTES)..];
+    match String::from_utf8_lossy(end).trim_end() {
+        "" => "it said nothing".to_owned(),
+        said => said.to_owned(),
+    }
 }
 
 /// Host and port of `text`, resolved to an IPv4 address.

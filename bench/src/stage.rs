@@ -318,6 +318,7 @@ impl Side {
             bail!("at most {TRACKED_MAX} messages can be under way, {messages} were asked for");
         }
         let first = self.sent();
+        self.meter.look_again();
         self.receivers.begin(first, tracked)?;
         let before = self.meter.read()?;
         let receivers = &self.receivers;
@@ -378,6 +379,7 @@ impl Side {
         /// Between two looks at the receivers: the error of an interval's end.
         const LOOK_NS: u64 = 250_000;
         let first = self.sent();
+        self.meter.look_again();
         self.receivers.begin(first, true)?;
         let before = self.meter.read()?;
         let Source::Server { author, publisher } = &mut self.source else {
@@ -437,6 +439,7 @@ pub fn settled_memory(meter: &Meter) -> Result<Memory> {
     let mut same = 0;
     for _ in 0..SETTLE_LOOKS_MAX {
         std::thread::sleep(SETTLE_LOOK);
+        meter.look_again();
         let now = meter.memory()?;
         same = if now.anonymous_bytes == last.anonymous_bytes { same + 1 } else { 0 };
         last = now;

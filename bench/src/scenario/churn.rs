@@ -81,6 +81,7 @@ impl Visited {
         sheet: &mut Sheet,
         outcome: &mut Outcome,
     ) -> Result<()> {
+        self.meter.look_again();
         let before = self.meter.read()?;
         let dialed = self.receivers.churn(handshakes, parallel)?;
         self.stage.server.check_alive()?;
