@@ -1,6 +1,6 @@
 # `make help` says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help run build test deploy-check bench image
+.PHONY: help run build test deploy-check bench bench-peers image
 
 PRESET ?=
 ARGS ?=
@@ -31,6 +31,9 @@ deploy-check: ## Check what is in deploy/, the Dockerfile, the workflow and the 
 bench: build ## Measure what README promises, in about two minutes (ARGS="another command of corecast-bench")
 	cargo build --locked --release -p corecast-bench
 	@exec $${CARGO_TARGET_DIR:-target}/release/corecast-bench $(or $(ARGS),table)
+
+bench-peers: ## The same beside other servers in one run, some ten minutes (ARGS="flags of corecast-bench versus")
+	@scripts/bench_peers.sh $(ARGS)
 
 image: ## Build the Docker image corecast
 	docker build -t corecast .
