@@ -20,7 +20,11 @@ const DASHBOARD: &str = "deploy/grafana/dashboards/corecast.json";
 #[test]
 fn every_query_of_the_dashboard_and_of_the_alerts_has_an_answer() {
     let redis = Redis::start();
-    let servers = [Driver::IoUring, Driver::Epoll].map(|driver| Server::event_fanout(&redis, driver).start());
+    // One process, and several with their label and their alerts.
+    let servers = [
+        Server::event_fanout(&redis, Driver::IoUring).start(),
+        Server::event_fanout(&redis, Driver::Epoll).processes(2).admin().start(),
+    ];
     let swarm = Swarm::new();
     for server in &servers {
         swarm.add_many(server.address(), "/ws?room=lobby", 10);
@@ -114,7 +118,7 @@ fn grafana_finds_the_dashboard_and_prometheus_where_compose_puts_them() {
 #[track_caller]
 fn prometheus(servers: &[Server; 2]) -> Tool {
     let read = |path: &str| std::fs::read_to_string(tool::repository(path)).expect("our file");
-    let targets = servers.each_ref().map(|server| format!("\"{}\"", server.address())).join(", ");
+    let targets = servers.each_ref().map(|server| format!("\"{}\"", server.admin_address())).join(", ");
     Tool::start("install Debian's package prometheus", |port, scratch| {
         let mut config = read("deploy/prometheus/prometheus.yml");
         for (from, to) in [
