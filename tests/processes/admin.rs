@@ -78,6 +78,16 @@ fn a_page_of_a_process_that_there_is_not_is_refused_with_a_word() {
 }
 
 #[test]
+fn without_an_admin_address_a_page_says_whose_it_is() {
+    let redis = Redis::start();
+    let server = Server::event_fanout(&redis, Driver::Epoll).processes(2).start();
+    let page = server.metrics();
+    let of = |process| page.labelled("corecast_process_info", "index", process);
+    assert_eq!(of("0") + of("1"), 1.0, "{}", page.show("corecast_process_info"));
+    assert!(matches!(server.stats()["process"].as_u64(), Some(0 | 1)));
+}
+
+#[test]
 fn publishing_on_the_admin_address_reaches_the_clients_of_all_processes() {
     let redis = Redis::start();
     let server = start(&redis, Driver::IoUring);

@@ -184,6 +184,17 @@ fn processes_serve_without_redis_once_they_have_waited_for_it() {
 }
 
 #[test]
+fn sighup_to_a_parent_is_answered_in_the_log_and_ends_nothing() {
+    let redis = Redis::start();
+    let server = start(&redis, Driver::Epoll);
+    let processes = server.processes();
+    server.signal(Signal::HUP);
+    server.wait_log("it says so", |line| line.contains("nothing is reloaded yet"));
+    assert_eq!(server.get("/readyz").status, 200);
+    assert_eq!(server.processes(), processes);
+}
+
+#[test]
 fn several_processes_without_redis_are_refused_with_78() {
     for server in [Server::builder(), Server::builder().preset("event-fanout")] {
         let finished = server.processes(2).start_in_vain();

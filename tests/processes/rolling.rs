@@ -1,5 +1,6 @@
 //! SIGUSR2: one process after the other is replaced, and nobody is lost.
 
+use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -10,8 +11,10 @@ use crate::support::deadline::{LONG, SOON, eventually};
 use crate::support::http;
 use crate::support::kernel::{is_running, signal};
 use crate::support::on_both_drivers;
+use crate::support::program;
 use crate::support::publisher::Publisher;
 use crate::support::redis::Redis;
+use crate::support::scratch::Scratch;
 use crate::support::server::Driver;
 use crate::support::swarm::{Member, Phase, Swarm};
 
@@ -106,6 +109,37 @@ fn a_successor_reads_the_configuration_anew() {
 
     eventually(LONG, "all are replaced", || server.log().contains("all processes have been replaced"));
     assert!(!metrics().contains("\nrooms{process="), "the new file says so");
+}
+
+#[test]
+fn a_successor_runs_the_program_that_stands_there_now_or_else_the_parents() {
+    let redis = Redis::start();
+    let scratch = Scratch::new();
+    let installed = scratch.path("corecast");
+    let install = || {
+        let beside = scratch.path("corecast.new");
+        std::fs::copy(program::path(), &beside).expect("there is space");
+        std::fs::rename(&beside, &installed).expect("it is on the same file system");
+    };
+    install();
+    let server = builder(&redis, Driver::Epoll).program(installed.clone()).start();
+    server.wait_brokers(2);
+    let files = || -> Vec<u64> {
+        let file = |pid: &i32| std::fs::metadata(format!("/proc/{pid}/exe")).expect("it runs").ino();
+        server.processes().iter().map(file).collect()
+    };
+    let roll = |times: usize| {
+        server.signal(Signal::USR2);
+        eventually(LONG, "all are replaced", || server.log().matches("have been replaced").count() == times);
+        files()
+    };
+    let first = files();
+    install();
+    let second = roll(1);
+    assert!(first[0] == first[1] && second[0] == second[1] && first[0] != second[0], "{first:?} {second:?}");
+    std::fs::remove_file(&installed).expect("it is there");
+
+    assert_eq!(roll(2), first, "the parent's own file is all that is left");
 }
 
 #[test]

@@ -20,6 +20,11 @@ pub fn command() -> Command {
     clean(Command::new(path()))
 }
 
+/// The same for a copy of the binary.
+pub fn command_at(path: &Path) -> Command {
+    clean(Command::new(path))
+}
+
 fn clean(mut command: Command) -> Command {
     command.env_clear().env("RUST_BACKTRACE", "1").stdin(Stdio::null());
     for kept in ["PATH", "HOME", "TMPDIR", "LLVM_PROFILE_FILE"] {

@@ -42,6 +42,7 @@ pub struct ServerBuilder {
     broker_due: bool,
     confinement: Confinement,
     config: Option<String>,
+    program: Option<PathBuf>,
     /// Names of the sockets in `confinement.passed`.
     passed: Vec<String>,
 }
@@ -125,6 +126,12 @@ impl ServerBuilder {
         self.arg("--processes").arg(&processes.to_string())
     }
 
+    /// From this copy of the binary.
+    pub fn program(mut self, path: PathBuf) -> Self {
+        self.program = Some(path);
+        self
+    }
+
     /// With this config file.
     pub fn config(mut self, toml: &str) -> Self {
         self.config = Some(toml.to_owned());
@@ -205,8 +212,11 @@ impl ServerBuilder {
 
     fn into_command(self, scratch: &Scratch) -> (Command, Confinement) {
         let names: Vec<&str> = self.passed.iter().map(String::as_str).collect();
-        let mut command =
-            if names.is_empty() { program::command() } else { program::activated_command(&names) };
+        let mut command = match (&self.program, names.is_empty()) {
+            (Some(path), _) => program::command_at(path),
+            (None, true) => program::command(),
+            (None, false) => program::activated_command(&names),
+        };
         command.arg("serve").args(&self.args).envs(self.env);
         if let Some(shards) = self.shards {
             command.arg("--shards").arg(shards.to_string());
@@ -251,6 +261,7 @@ impl Server {
             broker_due: false,
             confinement: Confinement::default(),
             config: None,
+            program: None,
             passed: Vec::new(),
         }
     }
