@@ -1,12 +1,13 @@
 //! `corecast tune`: what the running kernel should be for corecast, why, and back again.
 //!
-//! Profiles and knobs are the files of `tuning/`. Only `apply` and `revert` change anything, and only the running kernel;
-//! what outlives a restart is printed by `export`. A network namespace is entered on a thread of its own, so that nothing
+//! Profiles and knobs are the files of `tuning/`. Only `apply`, `revert` and `experiment` (for the length of a sample) change
+//! anything, and only the running kernel; what outlives a restart is printed by `export`. A network namespace is entered on a thread of its own, so that nothing
 //! else of this process is in it.
 
 mod apply;
 mod args;
 mod columns;
+mod experiment;
 mod explain;
 mod export;
 mod facts;
@@ -73,6 +74,7 @@ pub fn run(args: TuneArgs) -> anyhow::Result<ExitCode> {
             revert::run(&place, &journal_path(&place, &journal), force, form.is_json())
         }
         TuneCommand::Status { journal, form } => status::run(&root, journal.file.as_deref(), form.is_json()),
+        TuneCommand::Experiment(args) => experiment::run(&args, &root),
         TuneCommand::Export { which, form } => {
             let plan = make_plan(&Place::open(root, None)?, &which)?;
             print(&export::exported(&plan, form))?;

@@ -20,6 +20,7 @@ mod doctor;
 mod drain;
 mod drivers;
 mod event_fanout;
+mod experiment;
 mod expert;
 mod fanout;
 mod http;

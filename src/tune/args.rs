@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
+use crate::tune::experiment::{self, ExperimentArgs};
 use crate::tune::export::Form;
 
 /// What to do.
@@ -90,6 +91,9 @@ pub enum TuneCommand {
         #[command(flatten)]
         form: OutputForm,
     },
+    /// Measure two arms in turn until it is known which is better, or that there is no difference
+    #[command(after_help = experiment::EXAMPLES)]
+    Experiment(ExperimentArgs),
     /// Print a profile as a file that outlives a restart, computed for this machine
     #[command(after_help = EXPORT_EXAMPLES)]
     Export {
