@@ -151,7 +151,7 @@ mod tests {
             Ok(done) => Some(done),
             Err(error) => {
                 assert_eq!(error.error.kind(), io::ErrorKind::PermissionDenied, "{error}");
-                println!("no namespaces here ({error}): this was not tested");
+                crate::output::complain!("no namespaces here ({error}): this was not tested");
                 None
             }
         }

@@ -37,16 +37,16 @@ pub enum Verdict {
     },
 }
 
-/// How an effect that is certain compares with the smallest one that matters.
+/// How an effect that is certain compares with the margin, the smallest one that matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Size {
     /// The whole interval lies beyond the margin.
-    BeyondMargin,
+    Beyond,
     /// Whether it matters is open.
-    AcrossMargin,
+    Across,
     /// The whole interval lies within the margin: it is there, and it doesn't matter.
-    BelowMargin,
+    Below,
 }
 
 /// More pairs than anybody will run.
@@ -71,9 +71,9 @@ impl Verdict {
         }
         let (nearest, farthest) = if low > 0.0 { (low, high) } else { (-high, -low) };
         let size = match () {
-            () if nearest >= margin => Size::BeyondMargin,
-            () if farthest <= margin => Size::BelowMargin,
-            () => Size::AcrossMargin,
+            () if nearest >= margin => Size::Beyond,
+            () if farthest <= margin => Size::Below,
+            () => Size::Across,
         };
         match (low > 0.0) == (better == Better::Higher) {
             true => Self::Better { size },
@@ -106,9 +106,9 @@ impl fmt::Display for Words<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let margin = percent(self.margin);
         let size = |size: Size| match size {
-            Size::BeyondMargin => format!("by more than the margin of {margin}"),
-            Size::AcrossMargin => format!("but perhaps by less than the margin of {margin}"),
-            Size::BelowMargin => format!("but below the margin of {margin}"),
+            Size::Beyond => format!("by more than the margin of {margin}"),
+            Size::Across => format!("but perhaps by less than the margin of {margin}"),
+            Size::Below => format!("but below the margin of {margin}"),
         };
         match *self.verdict {
             Verdict::Better { size: found } => write!(f, "better, {}", size(found)),
@@ -190,7 +190,7 @@ mod tests {
     #[test]
     fn what_is_better_depends_on_the_figure() {
         let interval = Interval { estimate: 1.2, low: 1.1, high: 1.3, confidence: 0.95 };
-        let size = Size::BeyondMargin;
+        let size = Size::Beyond;
         assert_eq!(Verdict::of(&interval, 10, Better::Higher, 0.02), Verdict::Better { size });
         assert_eq!(Verdict::of(&interval, 10, Better::Lower, 0.02), Verdict::Worse { size });
     }
