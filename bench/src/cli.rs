@@ -46,8 +46,9 @@ Examples:
   corecast-bench soak --for 10m --growth-max 8MiB
   corecast-bench scale --servers 6 --clients 100000
   corecast-bench burst --pid 1234 --url 'ws://127.0.0.1:8080/ws?room={room}' --redis 127.0.0.1:6379
+  corecast-bench page bench/runs/2026-11-21-6.18/table-061036.json --out report.html
 
-Raw results go to --out as JSON, with the machine, the kernel and the command.";
+Raw results go to --out as JSON, with the machine, the kernel and the command; table and versus put a page beside them.";
 
 /// See [`Cli::command`].
 #[derive(Debug, Subcommand)]
@@ -245,6 +246,15 @@ pub enum Command {
         /// See Common.
         #[command(flatten)]
         common: Common,
+    },
+    /// A page of raw results: tables and charts in one HTML file that needs nothing else.
+    Page {
+        /// What runs wrote to --out.
+        #[arg(required = true, value_name = "FILE.json")]
+        files: Vec<PathBuf>,
+        /// Where the page goes. Default: beside the first file, as .html.
+        #[arg(long, value_name = "FILE.html")]
+        out: Option<PathBuf>,
     },
     /// One receiver process (started by the others).
     #[command(hide = true)]

@@ -4,7 +4,7 @@
 //! schedule that never waits for the server (`publisher`, `schedule`), reads CPU and memory from the kernel (`measure`),
 //! and measures a plain `send()` loop in the same run (`floor`). Where connections end and come back, receivers dial while
 //! they receive (`comeback`), and messages leave by a timetable that they know (`metronome`, `rhythm`). A `scenario` is made of `stage`s and ends in `figure`s;
-//! `table` is the set that corecast promises, `report` writes raw results. `ingest` looks at the relay alone, pushed to by
+//! `table` is the set that corecast promises, `report` writes raw results, `page` makes pages of them. `ingest` looks at the relay alone, pushed to by
 //! `replay`. Nothing that a server says about itself becomes a figure: its counters are read only to see that nothing was
 //! lost before it was sent, and are told as its own word.
 
@@ -24,6 +24,7 @@ mod measure;
 mod metronome;
 mod netstat;
 mod orders;
+mod page;
 mod peer;
 mod process;
 mod progress;
@@ -77,6 +78,10 @@ fn run(command: Command) -> Result<ExitCode> {
                 interval_ns => Receiving::Poll { interval_ns },
             };
             receiver::run(index, processes, &counters, receiving)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Page { files, out } => {
+            println!("{}", page::write(&files, out.as_deref())?.display());
             Ok(ExitCode::SUCCESS)
         }
         Command::FloorProcess => floor::run().map(|()| ExitCode::SUCCESS),

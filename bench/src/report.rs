@@ -12,12 +12,14 @@ use serde_json::{Value, json};
 use crate::cli::Common;
 use crate::figure::{Figure, median, spread};
 use crate::figure_table;
+use crate::page;
 use crate::peer::{FLOOR, OURS, Peer};
 use crate::scenario::Outcome;
 use crate::stage::{Bench, Phase};
 use crate::sys;
 
-/// Writes `NAME.json` into the folder for raw results and returns its path.
+/// Writes `NAME-TIME.json` into the folder for raw results, and a page beside it where a table was due. Returns the path of
+/// the raw results.
 pub fn write(
     name: &str,
     bench: &Bench,
@@ -77,6 +79,9 @@ pub fn write(
     let path = folder.join(format!("{name}-{}.json", time.replace(':', "")));
     fs::write(&path, serde_json::to_vec_pretty(&report)?)
         .with_context(|| format!("writing {}", path.display()))?;
+    if !table.is_empty() {
+        page::write(std::slice::from_ref(&path), None)?;
+    }
     Ok(path)
 }
 
