@@ -2,9 +2,20 @@
 //!
 //! Plain lines, on a terminal and in a file alike.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 const BETWEEN: Duration = Duration::from_secs(1);
+
+/// Says which window of a scenario begins, unless the last line of this kind is younger than a second.
+pub fn window(title: &str, run: usize, runs: usize) {
+    static TICKER: Mutex<Option<Ticker>> = Mutex::new(None);
+    let mut ticker = TICKER.lock().unwrap_or_else(PoisonError::into_inner);
+    let now = Instant::now();
+    if ticker.get_or_insert(Ticker { due: now }).is_due(now) {
+        eprintln!("{title}: run {run} of {runs}");
+    }
+}
 
 /// Says something now and then.
 #[derive(Debug)]

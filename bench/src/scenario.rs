@@ -35,6 +35,7 @@ pub use self::storm::{StormPlan, storm};
 use crate::cli::Crowd;
 use crate::figure::Figure;
 use crate::peer::{Contender, OURS};
+pub(crate) use crate::progress::window as progress;
 use crate::sheet::Sheet;
 use crate::stage::Phase;
 use crate::sys;
@@ -272,10 +273,6 @@ pub(crate) fn cut_short<T>(found: Result<T>, outcome: &mut Outcome) -> Result<Op
 /// core or a busy one, meets all.
 pub(crate) fn turns(sides: usize, run: usize) -> impl Iterator<Item = usize> {
     (0..sides).map(move |place| (place + run - 1) % sides)
-}
-
-pub(crate) fn progress(title: &str, run: usize, runs: usize) {
-    eprintln!("{title}: run {run} of {runs}");
 }
 
 #[cfg(test)]
