@@ -12,7 +12,6 @@ mod fleet;
 mod page;
 
 use std::collections::HashMap;
-use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitCode, ExitStatus};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -87,6 +86,7 @@ pub fn run(loaded: &Loaded, passed: Passed) -> anyhow::Result<ExitCode> {
         random: Random::new()?,
         is_announced: false,
         failure: None,
+        last_end: String::new(),
     };
     let ended = supervisor.supervise(&happens);
     serve::remove_ports_file(config);
@@ -113,6 +113,8 @@ struct Supervisor<'a> {
     is_announced: bool,
     /// Why it ends before it has served.
     failure: Option<u8>,
+    /// How the process ended that is being told of, or did not begin.
+    last_end: String,
 }
 
 impl Supervisor<'_> {
@@ -125,7 +127,10 @@ impl Supervisor<'_> {
             let interval = self.manager.watchdog_interval().map_or(LOOK_INTERVAL, |told| told / 2);
             let steps = match happens.recv_timeout(due.min(interval)) {
                 Ok(happening) => self.handle(happening),
-                Err(RecvTimeoutError::Timeout) => self.fleet.tick(Instant::now()),
+                Err(RecvTimeoutError::Timeout) => {
+                    self.last_end = "it took too long".to_owned();
+                    self.fleet.tick(Instant::now())
+                }
                 // It holds a sender itself.
                 Err(RecvTimeoutError::Disconnected) => unreachable!("the supervisor holds a sender"),
             };
@@ -188,14 +193,10 @@ impl Supervisor<'_> {
         self.statuses.remove(&generation);
         let pid = self.children.remove(&generation).map(|child| child.pid);
         let code = status.as_ref().ok().and_then(ExitStatus::code);
+        let how = status.map_or_else(|error| error.to_string(), |status| status.to_string());
+        tracing::debug!(pid, how, "a process ended");
+        self.last_end = pid.map_or_else(|| how.clone(), |pid| format!("pid {pid}, {how}"));
         let place = self.fleet.place_of(generation);
-        let unexpected =
-            place.is_some_and(|place| self.fleet.leaving(place).all(|leaver| leaver != generation));
-        if unexpected {
-            let signal = status.as_ref().ok().and_then(ExitStatus::signal);
-            let error = status.err().map(tracing::field::display);
-            tracing::debug!(process = place, pid, code, signal, error, "a process ended");
-        }
         // Another try ends the same way, and nobody has been served yet.
         let is_final = code.and_then(|code| u8::try_from(code).ok()).filter(|code| FINAL.contains(code));
         if let Some(code) = is_final
@@ -274,6 +275,7 @@ impl Supervisor<'_> {
                 let seconds = restarts_in.as_secs_f64();
                 tracing::error!(
                     process = place,
+                    how = self.last_end,
                     seconds,
                     "a process died; its successor starts in so many seconds"
                 );
@@ -293,6 +295,7 @@ impl Supervisor<'_> {
             News::Rolled => tracing::info!("rolling restart: all processes have been replaced"),
             News::RollFailed { place } => tracing::error!(
                 process = place,
+                how = self.last_end,
                 "rolling restart ended: the successor did not come to serve; the running processes serve on"
             ),
             News::Hangs { place, generation } => {

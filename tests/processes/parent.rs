@@ -73,6 +73,8 @@ fn a_process_that_is_killed_under_load_costs_only_its_own_clients(driver: Driver
         let tally = member.tally('P');
         tally.holes.is_empty() && tally.backwards == 0 && tally.first <= member.joined_at + 1
     });
+    let how = format!("pid {killed}, signal: 9");
+    server.wait_log("how it ended is told", |line| line.contains("a process died") && line.contains(&how));
     server.wait_metrics("the restart is counted", |page| {
         page.labelled("corecast_process_restarts_total", "process", "1") == 1.0
             && page.sum("corecast_processes") == 2.0

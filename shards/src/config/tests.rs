@@ -876,3 +876,26 @@ proptest! {
         let _ = given().file(&text).load();
     }
 }
+
+#[test]
+fn several_processes_need_redis_and_a_core_for_each_of_their_shards() {
+    let several = || given().flag("processes", "3");
+    let alone = several().load().expect_err("they would not hear each other");
+    assert!(alone.to_string().contains("found local and 3 processes, due Redis"), "{alone}");
+    // No fault of usage: where Redis is named the same flags are right.
+    assert!(alone.0.iter().all(|error| !matches!(error.origin, Origin::Flag(_))), "{alone}");
+    let with_redis = || several().flag("redis", "localhost");
+    assert_eq!(with_redis().config().processes, 3);
+    let crowded = with_redis().flag("shards", "2").flag("cores", "0-4").refused();
+    assert!(crowded.contains("found 2 shards in each of 3 processes for 5 cores"), "{crowded}");
+    assert_eq!(with_redis().flag("shards", "2").flag("cores", "0-5").config().processes, 3);
+    let long = with_redis().flag("node_id", &"n".repeat(54)).refused();
+    assert!(long.contains("found 54 bytes, due at most 53"), "{long}");
+}
+
+#[test]
+fn connections_are_steered_by_hash_unless_somebody_says_otherwise() {
+    assert_eq!(given().config().steer, Steer::Hash);
+    assert_eq!(given().flag("steer", "cpu").config().steer, Steer::Cpu);
+    assert!(given().flag("steer", "core").refused().contains("hash"));
+}
