@@ -123,7 +123,7 @@ impl Helps {
         let subcommands =
             ["serve", "publish", "subscribe", "clients", "report", "consume", "check-config", "doctor"];
         let nested = ["config show", "dead-letters list", "dead-letters replay"];
-        let tune = ["list", "explain", "plan", "apply", "revert", "status", "export"]
+        let tune = ["list", "explain", "plan", "apply", "revert", "status", "experiment", "export"]
             .map(|name| format!("tune {name}"));
         let nested: Vec<&str> = nested.into_iter().chain(tune.iter().map(String::as_str)).collect();
         subcommands.iter().chain(&nested).map(|name| self.of(name).to_owned()).collect()

@@ -401,6 +401,7 @@ fn faults_of_the_file_and_of_the_command_line_have_their_codes() {
 fn the_experiments_of_this_repository_are_good_and_a_dry_run_starts_nothing() {
     let story = Story::new("", FILE);
     let bench = story.scratch.path("generator").display().to_string();
+    let page = fs::read_to_string(repository("docs/EXPERIMENTS.md")).expect("it is there");
     let mut found = 0;
     for entry in fs::read_dir(repository("tuning/experiments")).expect("they are there") {
         let path = entry.expect("a folder can be read").path();
@@ -421,6 +422,8 @@ fn the_experiments_of_this_repository_are_good_and_a_dry_run_starts_nothing() {
             finished.stdout.contains("arm B: ") && finished.stdout.contains(" --server '"),
             "{finished:?}"
         );
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        assert!(page.contains(&format!("`{name}`")), "docs/EXPERIMENTS.md doesn't name {name}");
         assert!(is_lower_kebab(&path), "{}", path.display());
     }
     assert!(found >= 9, "{found} experiments");

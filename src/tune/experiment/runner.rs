@@ -211,6 +211,9 @@ pub fn time_text(duration: Duration) -> String {
     }
 }
 
+/// Nobody leaves so many.
+const FOLDERS_TRIED: u32 = 1_000;
+
 /// A folder that is gone when its owner is.
 pub struct Folder(PathBuf);
 
@@ -220,9 +223,18 @@ impl Folder {
     /// # Errors
     /// The kernel's.
     pub fn create() -> std::io::Result<Self> {
-        let path = std::env::temp_dir().join(format!("corecast-experiment-{}", std::process::id()));
-        fs::create_dir_all(&path)?;
-        Ok(Self(path))
+        let folder = std::env::temp_dir();
+        // What a killed process of the same id left must not be taken for ours.
+        let mut number = 0;
+        loop {
+            let path = folder.join(format!("corecast-experiment-{}-{number}", std::process::id()));
+            match fs::create_dir(&path) {
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && number < FOLDERS_TRIED => {
+                    number += 1
+                }
+                created => return created.map(|()| Self(path)),
+            }
+        }
     }
 
     /// Where it is.
