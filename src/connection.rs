@@ -67,8 +67,11 @@ impl End {
             Self::Closed(None) => "the server closed without a code: its log says why".to_owned(),
             Self::Closed(Some(frame)) => {
                 let code = u16::from(frame.code);
-                let reason =
-                    if frame.reason.is_empty() { String::new() } else { format!(" ({:?})", frame.reason) };
+                let reason = if frame.reason.is_empty() {
+                    String::new()
+                } else {
+                    format!(" ({})", frame.reason.escape_debug())
+                };
                 format!("closed by the server with {code}{reason}: {}", Advice::of(code).sentence)
             }
             Self::Broken(error) => format!(

@@ -281,11 +281,12 @@ fn announce(config: &Config, server: &Server) {
     if let (Some(address), true) =
         (server.listen.first(), matches!(config.broker, BrokerChoice::Local) && config.presets.is_empty())
     {
-        let host =
-            if address.ip().is_unspecified() { "localhost".to_owned() } else { address.ip().to_string() };
-        let port = address.port();
-        tracing::info!("open http://{host}:{port}/?room=lobby in a browser");
-        tracing::info!("then: curl -d hello 'http://{host}:{port}/publish?room=lobby'");
+        let address = match address.ip().is_unspecified() {
+            true => format!("localhost:{}", address.port()),
+            false => address.to_string(),
+        };
+        tracing::info!("open http://{address}/?room=lobby in a browser");
+        tracing::info!("then: curl -d hello 'http://{address}/publish?room=lobby'");
     }
 }
 

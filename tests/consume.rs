@@ -365,6 +365,8 @@ fn flags_and_variables_without_sense_end_with_2_and_78() {
         (&["--handler", "a=log", "--handler", "a=log"], "two handlers for type \"a\""),
         (&["--dead-letters", "tape"], "--dead-letters: found \"tape\", due log, file:PATH or stream:KEY"),
         (&["--backoff", "5"], "--backoff: found \"5\", due a duration"),
+        (&["--backoff", "10s", "--backoff-max", "1s"], "--backoff-max: found 1s, due no less than --backoff"),
+        (&["--handler-timeout", "0s"], "--handler-timeout: found \"0s\", due more than nothing"),
         (&["--redis", "http://h"], "redis"),
         (&["--preset", "workflow"], "star"),
     ] {

@@ -132,6 +132,7 @@ impl<'a> Head<'a> {
         };
         let version = if version == 0 { Version::Http10 } else { Version::Http11 };
         let method = Method::named(method)?;
+        let (authority, target) = absolute_form(target);
         let (path, query) = origin_form(target)?;
         let mut fields = Vec::with_capacity(request.headers.len());
         for field in request.headers.iter() {
@@ -142,6 +143,9 @@ impl<'a> Head<'a> {
         }
         let mut head = Head { method, path, query, bytes, version, host: "", content_length: None, fields };
         head.host = head.checked_host()?;
+        if let Some(authority) = authority {
+            head.host = valid_host(authority)?;
+        }
         head.content_length = head.checked_content_length()?;
         Ok(head)
     }
@@ -150,10 +154,7 @@ impl<'a> Head<'a> {
     fn checked_host(&self) -> Result<&'a str, HttpError> {
         let mut hosts = self.fields("host");
         match (hosts.next(), hosts.next()) {
-            (Some(host), None) if Authority::parse(host).is_some() => Ok(host),
-            (Some(host), None) => {
-                Err(HttpError::new(400, format!("the Host {} is no `host` or `host:port`", quoted(host))))
-            }
+            (Some(host), None) => valid_host(host),
             (None, _) if self.version == Version::Http10 => Ok(""),
             (None, _) => Err(HttpError::new(400, "the Host field is missing: send exactly one")),
             (Some(_), Some(_)) => Err(HttpError::new(400, "several Host fields: send exactly one")),
@@ -201,7 +202,8 @@ impl<'a> Head<'a> {
             .any(|member| member.trim_matches([' ', '\t']).eq_ignore_ascii_case(token))
     }
 
-    /// The Host field, a valid `host` or `host:port`; empty only in HTTP/1.0.
+    /// The host that is asked, a valid `host` or `host:port`: of the Host field, or of a target in absolute-form, which
+    /// counts in its place (RFC 9112 section 3.2.2). Empty only in HTTP/1.0.
     pub fn host(&self) -> &'a str {
         self.host
     }
@@ -332,11 +334,29 @@ fn bare_line_feed(octets: &[u8]) -> Option<usize> {
         .map(|(index, _)| index)
 }
 
-/// Splits a target in origin-form, the only one taken (RFC 9112 section 3.2.1).
+fn valid_host(host: &str) -> Result<&str, HttpError> {
+    match Authority::parse(host) {
+        Some(_) => Ok(host),
+        None => Err(HttpError::new(400, format!("the Host {} is no `host` or `host:port`", quoted(host)))),
+    }
+}
+
+/// Takes the authority off a target in absolute-form, which every server must accept (RFC 9112 section 3.2.2). What is left is
+/// a target in origin-form.
+fn absolute_form(target: &str) -> (Option<&str>, &str) {
+    let scheme = ["http://", "https://"].into_iter().find(|scheme| starts_with_ignoring_case(target, scheme));
+    let Some(rest) = scheme.and_then(|scheme| target.get(scheme.len()..)) else { return (None, target) };
+    match rest.find('/') {
+        Some(at) => (Some(&rest[..at]), &rest[at..]),
+        None => (Some(rest), "/"),
+    }
+}
+
+/// Splits a target in origin-form (RFC 9112 section 3.2.1).
 fn origin_form(target: &str) -> Result<(&str, &str), HttpError> {
     if !target.starts_with('/') {
         let message =
-            format!("the target {} is no path: this server is no proxy, ask for `/...`", quoted(target));
+            format!("the target {} is no path: ask for `/...` or `http://HOST/...`", quoted(target));
         return Err(HttpError::new(400, message));
     }
     if target.contains('#') {

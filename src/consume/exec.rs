@@ -94,6 +94,9 @@ impl Handler for Exec {
                 tracing::debug!(id = event.id(), output = said, "command done");
                 Ok(())
             }
+            false if said.is_empty() => {
+                Err(failed(format!("the command ended with {status} and said nothing")))
+            }
             false => Err(failed(format!("the command ended with {status}: {said}"))),
         }
     }

@@ -49,6 +49,13 @@ impl Settings {
             max: pick("--backoff-max", &args.backoff_max, &["CORECAST_BACKOFF_MAX"], duration)?
                 .unwrap_or(defaults.backoff.max),
         };
+        if backoff.max < backoff.first {
+            let sentence = format!(
+                "--backoff-max: found {:?}, due no less than --backoff, which is {:?}",
+                backoff.max, backoff.first
+            );
+            return Err(Failure { code: USAGE, sentence });
+        }
         let options = Options {
             workers: pick("--workers", &args.workers, &["CORECAST_WORKERS"], |text| {
                 count(text, WORKERS_MAX)
@@ -146,8 +153,9 @@ fn registry(args: &ConsumeArgs) -> Result<Registry, Failure> {
         }
         (texts, _) => (texts.to_vec(), "--handler", USAGE),
     };
-    let timeout = pick("--handler-timeout", &args.handler_timeout, &["CORECAST_HANDLER_TIMEOUT"], duration)?
-        .unwrap_or(Duration::from_secs(10));
+    let timeout =
+        pick("--handler-timeout", &args.handler_timeout, &["CORECAST_HANDLER_TIMEOUT"], time_to_work)?
+            .unwrap_or(Duration::from_secs(10));
     let wrong = |sentence: String| Failure { code, sentence: format!("{origin}: {sentence}") };
     let mut actions: BTreeMap<String, Action> = BTreeMap::new();
     for text in &texts {
@@ -164,6 +172,16 @@ fn registry(args: &ConsumeArgs) -> Result<Registry, Failure> {
         action.register(&kind, timeout, &mut registry);
     }
     Ok(registry)
+}
+
+/// A duration in which a handler can do something.
+fn time_to_work(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => {
+            Err(format!("found {text:?}, due more than nothing: every handler would be given up at once"))
+        }
+        time => Ok(time),
+    }
 }
 
 /// A whole number from 1 to `max`.

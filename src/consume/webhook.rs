@@ -50,6 +50,7 @@ impl Handler for Webhook {
         // The status is the answer; what else was said is only for whoever reads the reason.
         let _ = response.body_mut().as_reader().take(ANSWER_BYTES_MAX).read_to_end(&mut said);
         let said = String::from_utf8_lossy(&said).trim().replace(['\r', '\n'], " ");
-        Err(HandlerError::Retry(format!("{url} answered {status} where 2xx was due: {said}")))
+        let said = if said.is_empty() { said } else { format!(": {said}") };
+        Err(HandlerError::Retry(format!("{url} answered {status} where 2xx was due{said}")))
     }
 }

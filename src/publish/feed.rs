@@ -63,7 +63,7 @@ pub fn run(args: &PublishArgs) -> anyhow::Result<ExitCode> {
     let began_at = Instant::now();
     let ended = feed.run();
     complain!(
-        "sent {} prices over {} connections in {:.1} s; the server answered {} errors",
+        "sent {} prices over {} connection(s) in {:.1} s; the server answered {} error(s)",
         feed.sent,
         feed.connections,
         began_at.elapsed().as_secs_f64(),

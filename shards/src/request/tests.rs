@@ -90,7 +90,9 @@ fn malformed_request_lines_are_refused() {
         ("GET / http/1.1", 400),
         ("BREW / HTTP/1.1", 501),
         ("get / HTTP/1.1", 501),
-        ("GET http://a/ HTTP/1.1", 400),
+        ("GET http:///x HTTP/1.1", 400),
+        ("GET http://user@a/ HTTP/1.1", 400),
+        ("GET ftp://a/ HTTP/1.1", 400),
         ("OPTIONS * HTTP/1.1", 400),
         ("GET a:80 HTTP/1.1", 400),
         ("CONNECT a:80 HTTP/1.1", 501),
@@ -101,6 +103,20 @@ fn malformed_request_lines_are_refused() {
     }
     // The first octets of a TLS handshake, on the port without TLS.
     assert_eq!(status(b"\x16\x03\x01\x02\x00\x01"), Some(400));
+}
+
+#[test]
+fn an_absolute_target_is_accepted_and_its_host_counts() {
+    for (target, path, query, host) in [
+        ("http://a/livez", "/livez", "", "a"),
+        ("HTTP://a:80/ws?room=x", "/ws", "room=x", "a:80"),
+        ("http://[::1]:8080", "/", "", "[::1]:8080"),
+        ("https://a/b/http://c/", "/b/http://c/", "", "a"),
+    ] {
+        let head = format!("GET {target} HTTP/1.1\r\nHost: other\r\n\r\n");
+        let head = whole(&head);
+        assert_eq!((head.path, head.query, head.host()), (path, query, host), "{target}");
+    }
 }
 
 #[test]
