@@ -28,6 +28,7 @@ fn members_receive_only_the_data_of_an_envelope_and_other_payloads_as_they_are(d
         (r#"{"room":"lobby","from":"bob","data":"hello"}"#, "hello"),
         (r#"{"data":"no \"room\" \u00e4\ud83d\ude00","x":[1,{"data":"inner"}]}"#, "no \"room\" ä😀"),
         (r#"{"room":"lobby","from":"bob","data":""}"#, ""),
+        (" {\"room\":\"lobby\",\"from\":\"bob\",\"data\":\"hi\"}\n", "hi"),
         // Not such an envelope: out they go as they are.
         ("plain words", "plain words"),
         (r#"{"room":"lobby","from":"bob","data":7}"#, r#"{"room":"lobby","from":"bob","data":7}"#),

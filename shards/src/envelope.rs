@@ -109,7 +109,7 @@ pub fn wrap_event(
 /// What a payload that came without a label says of itself: the `type` of a JSON object, `message` for one without and for
 /// an array; `None` for anything else.
 pub fn kind_of(payload: &[u8]) -> Option<Cow<'_, str>> {
-    match payload.first() {
+    match first_of(payload) {
         Some(b'{') => {
             let [kind] = members(payload, ["type"])?;
             Some(kind.and_then(string).unwrap_or(Cow::Borrowed(PLAIN_KIND)))
@@ -121,6 +121,11 @@ pub fn kind_of(payload: &[u8]) -> Option<Cow<'_, str>> {
     }
 }
 
+/// The octet that a JSON text begins with, after whitespace as RFC 8259 section 2 has it.
+fn first_of(payload: &[u8]) -> Option<u8> {
+    payload.iter().copied().find(|octet| !matches!(octet, b' ' | b'\t' | b'\n' | b'\r'))
+}
+
 /// The string member `name` of a JSON object, without making a tree of the rest.
 fn string_field<'a>(payload: &'a [u8], name: &str) -> Option<Cow<'a, str>> {
     let [found] = members(payload, [name])?;
@@ -129,7 +134,7 @@ fn string_field<'a>(payload: &'a [u8], name: &str) -> Option<Cow<'a, str>> {
 
 /// The members of these names in a JSON object that is all of `payload`; of a repeated one the last.
 fn members<'a, const N: usize>(payload: &'a [u8], names: [&str; N]) -> Option<[Option<&'a RawValue>; N]> {
-    if payload.first() != Some(&b'{') {
+    if first_of(payload) != Some(b'{') {
         return None;
     }
     struct Wanted<'n, const N: usize>([&'n str; N]);
@@ -218,7 +223,7 @@ mod tests {
         let cases: [(&str, &str); 8] = [
             (r#"{"room":"r","from":"a","data":"hi"}"#, "hi"),
             (r#"{"data":"a\n\u00e9\"b"}"#, "a\né\"b"),
-            (r#" {"data":"x"}"#, r#" {"data":"x"}"#),
+            ("\u{b}{\"data\":\"x\"}", "\u{b}{\"data\":\"x\"}"),
             (r#"{"data":5}"#, r#"{"data":5}"#),
             (r#"{"data":"x"} trailing"#, r#"{"data":"x"} trailing"#),
             (r#"{"data":"unclosed"#, r#"{"data":"unclosed"#),
@@ -227,6 +232,19 @@ mod tests {
         ];
         for (payload, due) in cases {
             assert_eq!(unwrap(&field(), "r", payload.as_bytes()), due.as_bytes(), "{payload}");
+        }
+    }
+
+    #[test]
+    fn whitespace_around_an_object_is_part_of_no_form() {
+        for (before, after) in [(" ", ""), ("\n", ""), ("\r\n\t ", "\n"), ("", " ")] {
+            let around = |text: &str| format!("{before}{text}{after}").into_bytes();
+            assert_eq!(unwrap(&field(), "r", &around(r#"{"data":"x"}"#)), b"x".as_slice(), "{before:?}");
+            let payload = around(r#"{"room":"W","type":"t","data":1}"#);
+            let event = event(&payload, Some("room")).expect("it is an object with data");
+            assert_eq!((event.room.as_deref(), &*event.data), (Some("W"), &b"1"[..]), "{before:?}");
+            assert_eq!(kind_of(&payload).as_deref(), Some("t"), "{before:?}");
+            assert_eq!(kind_of(&around("[1]")).as_deref(), Some("message"), "{before:?}");
         }
     }
 
