@@ -1,7 +1,7 @@
 //! Bars: one figure of several sides beside each other, with the way from the lowest sample to the highest.
 
 use crate::axis::{Axis, Scale, Span};
-use crate::drawing::{Drawing, LINE, MARGIN, TEXT, WIDTH, heading, remark};
+use crate::drawing::{Drawing, LINE, MARGIN, STRONG, TEXT, WIDTH, heading, remark};
 use crate::palette::Style;
 use crate::svg::{Anchor, Svg};
 use crate::text::{cut, width, wrap};
@@ -75,7 +75,9 @@ impl BarChart {
         let behind = bars().map(|bar| width(&self.behind(bar), TEXT)).fold(0.0, f64::max).min(170.0);
         let columns = Columns { names, left: MARGIN + names + 8.0, right: WIDTH - MARGIN - behind - 8.0 };
         for group in &self.groups {
-            for line in wrap(&group.label, TEXT, WIDTH - 2.0 * MARGIN) {
+            // A chart of one group may be called what the group is called: once is enough.
+            let label = if group.label == self.title { "" } else { &group.label };
+            for line in wrap(label, STRONG, WIDTH - 2.0 * MARGIN) {
                 y += LINE;
                 svg.text("strong", (MARGIN, y), Anchor::Start, &line);
             }
@@ -88,7 +90,7 @@ impl BarChart {
                 y += ROW;
             }
             svg.line("axis", (columns.left, top), (columns.left, y - (ROW - BAR)));
-            y += 6.0;
+            y += 4.0;
         }
         if bars().next().is_none() {
             y = remark(&mut svg, "Nothing was measured.", y);

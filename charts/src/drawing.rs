@@ -10,6 +10,8 @@ pub(crate) const WIDTH: f64 = 440.0;
 pub(crate) const MARGIN: f64 = 12.0;
 /// Of texts, as the style sheet has it.
 pub(crate) const TEXT: f64 = 12.0;
+/// What bold text of that size measures like.
+pub(crate) const STRONG: f64 = 13.2;
 /// From one line of text to the next.
 pub(crate) const LINE: f64 = 16.0;
 /// Of the heading, as the style sheet has it. Its letters are bold, which is wider.

@@ -58,6 +58,8 @@ pub enum Spread {
 /// Height of the part between the axes.
 const PLOT: f64 = 220.0;
 const TICKS_UP: usize = 6;
+/// From one whisker to that of the next series: eight of them stay nearer to their name than to the next.
+const ASIDE: f64 = 5.0;
 /// More points than these stand so close that markers would hide the line.
 const MARKERS_MAX: usize = 40;
 /// Values that a description can hold before nobody listens.
@@ -86,21 +88,19 @@ impl LineChart {
             let entries = self.series.iter().map(|series| (series.name.as_str(), series.style));
             top = legend(&mut svg, entries, true, top);
         }
-        svg.text("quiet", (MARGIN, top + LINE), Anchor::Start, &self.y.label);
+        if !self.y.label.is_empty() {
+            top += LINE;
+            svg.text("quiet", (MARGIN, top), Anchor::Start, &self.y.label);
+        }
         let widest = y.ticks.iter().map(|tick| width(&tick.label, TEXT)).fold(0.0, f64::max);
-        let plot =
-            Plot { x: &x, y: &y, left: MARGIN + widest.min(WIDTH / 3.0) + 8.0, top: top + LINE + 14.0 };
+        let plot = Plot { x: &x, y: &y, left: MARGIN + widest.min(WIDTH / 3.0) + 8.0, top: top + 14.0 };
         plot.grid(&mut svg);
         let missing = self.draw_series(&mut svg, &plot);
         let mut bottom = plot.bottom() + LINE;
-        bottom = plot.names_of_x(&mut svg, bottom);
-        svg.text(
-            "quiet",
-            ((plot.left + plot.right()) / 2.0, bottom + LINE - 4.0),
-            Anchor::Middle,
-            &self.x.label,
-        );
+        plot.names_of_x(&mut svg, bottom);
         bottom += LINE;
+        svg.text("quiet", ((plot.left + plot.right()) / 2.0, bottom), Anchor::Middle, &self.x.label);
+        bottom += 4.0;
         let missing = left_out(missing, why_left_out(&self.x, &self.y));
         bottom = remark(&mut svg, &missing, bottom);
         if points().next().is_none() {
@@ -114,14 +114,24 @@ impl LineChart {
     fn draw_series(&self, svg: &mut Svg, plot: &Plot) -> usize {
         let mut missing = 0;
         // The first series is what the chart is about: it lies on top.
-        for series in self.series.iter().rev() {
-            let runs = plot.runs(&series.points);
+        for (place, series) in self.series.iter().enumerate().rev() {
+            let runs = plot.runs(&series.points, self.aside(place));
             missing += series.points.len() - runs.iter().map(Vec::len).sum::<usize>();
             for run in &runs {
                 self.draw_run(svg, plot, series, run);
             }
         }
         missing
+    }
+
+    /// How far a series is moved to the right: whiskers of one name would lie on each other, and a name has no exact place.
+    fn aside(&self, place: usize) -> f64 {
+        match (&self.x.scale, self.spread) {
+            (Scale::Named(_), Spread::Whiskers) => {
+                (place as f64 - (self.series.len() as f64 - 1.0) / 2.0) * ASIDE
+            }
+            _ => 0.0,
+        }
     }
 
     fn draw_run(&self, svg: &mut Svg, plot: &Plot, series: &Series, run: &[(&Point, (f64, f64))]) {
@@ -206,11 +216,11 @@ impl Plot<'_> {
         self.y_at(self.y.share_within(value))
     }
 
-    /// Points that have a place, in runs without one that has none.
-    fn runs<'p>(&self, points: &'p [Point]) -> Vec<Vec<(&'p Point, (f64, f64))>> {
+    /// Points that have a place, in runs without one that has none, moved `aside` to the right.
+    fn runs<'p>(&self, points: &'p [Point], aside: f64) -> Vec<Vec<(&'p Point, (f64, f64))>> {
         let placed = |point: &Point| {
             let (x, y) = (self.x.share(point.x)?, self.y.share(point.y)?);
-            Some((self.x_at(x), self.y_at(y)))
+            Some((self.x_at(x) + aside, self.y_at(y)))
         };
         let mut runs = vec![Vec::new()];
         for point in points {
@@ -238,7 +248,7 @@ impl Plot<'_> {
     }
 
     /// Labels of the ticks to the right, without those that would run into their neighbour.
-    fn names_of_x(&self, svg: &mut Svg, y: f64) -> f64 {
+    fn names_of_x(&self, svg: &mut Svg, y: f64) {
         let mut free_from = f64::NEG_INFINITY;
         for tick in &self.x.ticks {
             let (x, half) = (self.x_at(tick.share), width(&tick.label, TEXT) / 2.0);
@@ -247,7 +257,6 @@ impl Plot<'_> {
                 free_from = x + half + 6.0;
             }
         }
-        y
     }
 }
 

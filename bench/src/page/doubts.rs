@@ -3,41 +3,38 @@
 use crate::page::run::Phase;
 use crate::page::side::shown;
 
-/// A doubt, who it is about, and how often it was had.
+/// A doubt, and how often it was had about whom.
 #[derive(Debug)]
 struct Doubt<'a> {
-    side: &'a str,
     /// The text around its numbers.
     words: Vec<&'a str>,
     /// The lowest and the highest of each number, as they were written.
     numbers: Vec<(&'a str, &'a str)>,
-    windows: usize,
+    /// Sides in the order of measuring, and the windows of each.
+    sides: Vec<(&'a str, usize)>,
 }
 
-/// What to think of before believing a scenario's figures: a line each, those of our side first.
+/// What to think of before believing a scenario's figures: a line each.
 pub fn doubts(phases: &[Phase]) -> Vec<String> {
     let mut doubts: Vec<Doubt> = Vec::new();
     for phase in phases {
         for text in &phase.doubts {
             let (words, numbers) = parts(text);
-            match doubts.iter_mut().find(|doubt| doubt.side == phase.side && doubt.words == words) {
-                Some(doubt) => doubt.add(&numbers),
-                None => {
-                    let numbers = numbers.into_iter().map(|number| (number, number)).collect();
-                    doubts.push(Doubt { side: &phase.side, words, numbers, windows: 1 });
-                }
+            let numbers: Vec<_> = numbers.into_iter().map(|number| (number, number)).collect();
+            let sides = vec![(phase.side.as_str(), 1)];
+            match doubts.iter_mut().find(|doubt| doubt.words == words) {
+                Some(doubt) => doubt.merge(&numbers, &phase.side),
+                None => doubts.push(Doubt { words, numbers, sides }),
             }
         }
     }
-    doubts.sort_by_key(|doubt| (doubt.side != "server", doubt.side.to_owned()));
     let windows = |side: &str| phases.iter().filter(|phase| phase.side == side).count();
-    doubts.iter().map(|doubt| doubt.told(windows(doubt.side))).collect()
+    doubts.iter().map(|doubt| doubt.told(windows)).collect()
 }
 
 impl<'a> Doubt<'a> {
-    fn add(&mut self, numbers: &[&'a str]) {
-        self.windows += 1;
-        for ((low, high), number) in self.numbers.iter_mut().zip(numbers) {
+    fn merge(&mut self, numbers: &[(&'a str, &'a str)], side: &'a str) {
+        for ((low, high), (number, _)) in self.numbers.iter_mut().zip(numbers) {
             if size(number) < size(low) {
                 *low = number;
             }
@@ -45,9 +42,13 @@ impl<'a> Doubt<'a> {
                 *high = number;
             }
         }
+        match self.sides.iter_mut().find(|(known, _)| *known == side) {
+            Some((_, windows)) => *windows += 1,
+            None => self.sides.push((side, 1)),
+        }
     }
 
-    fn told(&self, windows: usize) -> String {
+    fn told(&self, windows: impl Fn(&str) -> usize) -> String {
         let mut text = String::new();
         for (place, words) in self.words.iter().enumerate() {
             text.push_str(words);
@@ -57,7 +58,9 @@ impl<'a> Doubt<'a> {
                 None => {}
             }
         }
-        format!("{}, {} of {windows} windows: {text}", shown(self.side), self.windows)
+        let sides =
+            self.sides.iter().map(|(side, had)| format!("{} {had} of {}", shown(side), windows(side)));
+        format!("{text} (windows: {})", sides.collect::<Vec<_>>().join(", "))
     }
 }
 
@@ -104,9 +107,8 @@ mod tests {
         assert_eq!(
             doubts(&phases),
             [
-                "ours, 3 of 4 windows: the generator's cores were 97 – 100 % busy: it may be the limit",
-                "ours, 1 of 4 windows: a message left 13.5 ms late",
-                "floor, 1 of 1 windows: the generator's cores were 97 % busy: it may be the limit",
+                "the generator's cores were 97 – 100 % busy: it may be the limit (windows: floor 1 of 1, ours 3 of 4)",
+                "a message left 13.5 ms late (windows: ours 1 of 4)",
             ]
         );
     }
@@ -116,10 +118,8 @@ mod tests {
         for text in ["", "7", "no number", "gaps 1, closed {\"1006\": 2}.", "ends in 7.", "10.1.2.3 …"] {
             let (words, numbers) = parts(text);
             assert_eq!(words.len(), numbers.len() + 1, "{text}");
-            let told =
-                Doubt { side: "s", words, numbers: numbers.iter().map(|n| (*n, *n)).collect(), windows: 1 }
-                    .told(1);
-            let kept = told.strip_prefix("s, 1 of 1 windows: ").unwrap();
+            let told = doubts(&[phase("s", &[text])]);
+            let kept = told[0].strip_suffix(" (windows: s 1 of 1)").unwrap();
             assert_eq!(kept, text);
         }
         let phases = [phase("server", &["gaps 1"]), phase("server", &["duplicates 1"])];

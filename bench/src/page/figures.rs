@@ -1,6 +1,6 @@
 //! The table of figures: ours, the floor and every peer, what was due, and what became of it.
 
-use charts::{Unit, escape, number};
+use charts::{Unit, number};
 use serde_json::Value;
 
 use crate::figure::median;
@@ -16,20 +16,19 @@ pub fn figures(caption: &str, figures: &[Figure], sides: &Sides) -> String {
     let has = |side: &str| side == OURS || figures.iter().any(|figure| is_about(figure, side));
     let shown_sides: Vec<&str> = sides.iter().filter(|side| has(side)).collect();
     let has_targets = figures.iter().any(|figure| !figure.target.is_null());
-    let mut head = vec!["figure"];
-    head.extend(shown_sides.iter().map(|side| shown(side)));
-    if has_targets {
-        head.extend(["due", "verdict"]);
-    }
+    // What was due stands beside ours: on a narrow screen the others are a swipe away.
+    let targets = if has_targets { &["due"][..] } else { &[] };
+    let others = shown_sides.iter().filter(|side| **side != OURS);
+    let mut head = vec!["figure", shown(OURS)];
+    head.extend(targets.iter().chain(others.clone()));
     let rows: Vec<Vec<String>> = figures
         .iter()
         .map(|figure| {
-            let mut row = vec![row_head(&figure.name)];
-            row.extend(shown_sides.iter().map(|side| side_cell(figure, side)));
+            let mut row = vec![row_head(&figure.name), side_cell(figure, OURS)];
             if has_targets {
-                row.push(cell(&due(figure)));
-                row.push(verdict(&figure.verdict));
+                row.push(due_cell(figure));
             }
+            row.extend(others.clone().map(|side| side_cell(figure, side)));
             row
         })
         .collect();
@@ -94,17 +93,22 @@ fn due(figure: &Figure) -> String {
     }
 }
 
+/// What was due, and below it what became of it.
+fn due_cell(figure: &Figure) -> String {
+    let due = text("span", "due", &due(figure));
+    element("td", "", &(due + &verdict(&figure.verdict)))
+}
+
 /// A mark and a word: colour says nothing that they don't.
 fn verdict(verdict: &str) -> String {
-    let (class, word) = match verdict {
-        "ok" => ("badge good", "✓ ok"),
-        "missed" => ("badge bad", "✗ missed"),
-        "flawed" => ("badge bad", "✗ flawed"),
-        "unmeasured" => ("badge odd", "? not measured"),
-        "informative" | "" => return cell("–"),
-        other => return cell(other),
-    };
-    element("td", "", &format!(r#"<span class="{class}">{}</span>"#, escape(word)))
+    match verdict {
+        "ok" => text("span", "badge good", "✓ ok"),
+        "missed" => text("span", "badge bad", "✗ missed"),
+        "flawed" => text("span", "badge bad", "✗ flawed"),
+        "unmeasured" => text("span", "badge odd", "? not measured"),
+        "informative" | "" => String::new(),
+        other => text("span", "badge", other),
+    }
 }
 
 /// How many figures there are of each verdict, in words.

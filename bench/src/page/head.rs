@@ -88,7 +88,7 @@ fn warnings(run: &Run) -> String {
     let mut html = list("warnings bad", lines.into_iter());
     if doubted > 0 {
         let all = run.outcomes.len();
-        let line = format!("{doubted} of {all} scenarios have doubts: they stand before its figures.");
+        let line = format!("{doubted} of {all} scenarios have doubts: they stand before their figures.");
         html.push_str(&list("warnings odd", std::iter::once(line)));
     }
     html

@@ -16,7 +16,7 @@ use crate::page::{recorded, timeline};
 type Percentile = fn(&Percentiles) -> Option<f64>;
 
 /// Groups in which the largest value is more than so many times the smallest have a scale each.
-const SHARED_SCALE_MAX: f64 = 50.0;
+const SHARED_SCALE_MAX: f64 = 10.0;
 /// What one picture holds before nobody finds anything in it.
 const GROUPS_MAX: usize = 24;
 
@@ -64,39 +64,58 @@ pub fn of_outcome(outcome: &Outcome, sides: &Sides) -> Vec<Drawing> {
             _ => drawings.push(sweep(&base, &unit, &figures, sides)),
         }
     }
-    drawings.extend(window_latencies(outcome, sides));
-    if latencies.len() > 1 {
-        drawings.push(figure_latencies(&latencies, sides));
-    } else {
-        rest.extend(latencies);
+    if latencies.len() == 1 {
+        rest.append(&mut latencies);
     }
-    drawings.extend(recorded::latencies(&outcome.details, sides));
-    drawings.extend(timeline::of_details(&outcome.details));
-    let mut by_unit: Vec<(&str, Vec<(String, &Figure)>)> = Vec::new();
+    let mut by_unit: Vec<(&str, Vec<&Figure>)> = Vec::new();
     for figure in rest {
-        let group = (figure.name.clone(), figure);
         match by_unit.iter_mut().find(|(unit, _)| *unit == figure.unit) {
-            Some((_, groups)) => groups.push(group),
-            None => by_unit.push((&figure.unit, vec![group])),
+            Some((_, figures)) => figures.push(figure),
+            None => by_unit.push((&figure.unit, vec![figure])),
         }
     }
     let told = "Bars begin at zero and end at the median, whiskers go from the lowest to the highest sample.";
-    drawings.extend(by_unit.iter().flat_map(|(_, groups)| bars(&shared_title(groups), told, groups, sides)));
+    drawings.extend(by_unit.iter().flat_map(|(_, figures)| {
+        let (title, groups) = together(figures);
+        bars(&title, told, &groups, sides)
+    }));
+    drawings.extend(window_latencies(outcome, sides));
+    if !latencies.is_empty() {
+        drawings.push(figure_latencies(&latencies, sides));
+    }
+    drawings.extend(recorded::latencies(&outcome.details, sides));
+    drawings.extend(timeline::of_details(&outcome.details));
     drawings
 }
 
-/// The name of figures that stand in one picture.
-fn shared_title(groups: &[(String, &Figure)]) -> String {
-    match groups {
-        [(name, _)] => name.clone(),
-        _ => match groups.first().map(|(_, figure)| figure.unit.as_str()) {
-            Some("us" | "ms" | "s" | "ns") => "Times".to_owned(),
-            Some("B" | "KiB" | "MiB" | "GiB") => "Memory".to_owned(),
-            Some("/s") => "Rates".to_owned(),
-            Some("x") => "Ratios".to_owned(),
-            _ => "Figures".to_owned(),
-        },
+/// What figures of one picture are called together, and each on its own: "CPU per delivery, raw" and "CPU per delivery,
+/// field:data" are "raw" and "field:data" of "CPU per delivery".
+fn together<'a>(figures: &[&'a Figure]) -> (String, Vec<(String, &'a Figure)>) {
+    let ways: [fn(&str) -> Option<(&str, &str)>; 2] =
+        [|name| name.split_once(", "), |name| name.rsplit_once(": ").map(|(own, common)| (common, own))];
+    for way in ways {
+        let parts: Vec<_> = figures.iter().filter_map(|figure| Some((way(&figure.name)?, *figure))).collect();
+        let Some(((common, _), _)) = parts.first() else { continue };
+        if figures.len() > 1
+            && parts.len() == figures.len()
+            && parts.iter().all(|((other, _), _)| other == common)
+        {
+            let groups = parts.iter().map(|((_, own), figure)| ((*own).to_owned(), *figure)).collect();
+            return ((*common).to_owned(), groups);
+        }
     }
+    let groups = figures.iter().map(|figure| (figure.name.clone(), *figure)).collect();
+    let title = match figures {
+        [figure] => figure.name.as_str(),
+        _ => match figures.first().map(|figure| figure.unit.as_str()) {
+            Some("us" | "ms" | "s" | "ns") => "Times",
+            Some("B" | "KiB" | "MiB" | "GiB") => "Memory",
+            Some("/s") => "Rates",
+            Some("x") => "Ratios",
+            _ => "Figures",
+        },
+    };
+    (title.to_owned(), groups)
 }
 
 /// A sweep's name and place: "CPU per delivery, 64 under way" is at 64.
@@ -160,7 +179,7 @@ pub fn latency_chart(title: &str, names: Vec<String>, unit: &str, series: Vec<Se
         description: "Lines join medians of all runs, whiskers go from the lowest to the highest; the axis is logarithmic. \
                       Lower is better."
             .to_owned(),
-        x: Axis::new("percentile of deliveries", Unit::none(), Scale::Named(names)),
+        x: Axis::new("percentile", Unit::none(), Scale::Named(names)),
         y: Axis::new("latency", Unit::named(unit), Scale::Log10),
         series,
         spread: Spread::Whiskers,
@@ -304,9 +323,24 @@ mod tests {
     }
 
     #[test]
+    fn what_figures_have_in_common_is_said_once() {
+        let named = |names: &[&str]| -> (String, Vec<String>) {
+            let of = |name: &&str| Figure { name: (*name).to_owned(), ..Figure::default() };
+            let figures: Vec<Figure> = names.iter().map(of).collect();
+            let (title, groups) = together(&figures.iter().collect::<Vec<_>>());
+            (title, groups.into_iter().map(|(label, _)| label).collect())
+        };
+        let labels = |labels: &[&str]| labels.iter().map(|label| (*label).to_owned()).collect::<Vec<_>>();
+        assert_eq!(named(&["CPU, raw", "CPU, field"]), ("CPU".to_owned(), labels(&["raw", "field"])));
+        assert_eq!(named(&["a, 1: CPU", "b, 1: CPU"]), ("CPU".to_owned(), labels(&["a, 1", "b, 1"])));
+        assert_eq!(named(&["CPU, raw", "p50"]), ("Figures".to_owned(), labels(&["CPU, raw", "p50"])));
+        assert_eq!(named(&["CPU, raw"]), ("CPU, raw".to_owned(), labels(&["CPU, raw"])));
+    }
+
+    #[test]
     fn a_scale_is_shared_until_short_bars_can_not_be_seen() {
         let figure = |value: f64| Figure { samples: vec![Some(value)], ..Figure::default() };
-        let (one, near, far) = (figure(1.0), figure(40.0), figure(60.0));
+        let (one, near, far) = (figure(1.0), figure(10.0), figure(11.0));
         let groups = |other| vec![(String::new(), &one), (String::new(), other)];
         assert_eq!(scale(&groups(&near)), BarScale::Shared);
         assert_eq!(scale(&groups(&far)), BarScale::PerGroup);

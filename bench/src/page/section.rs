@@ -99,7 +99,7 @@ mod tests {
         );
         let at = |text: &str| section.find(text).unwrap_or_else(|| panic!("no {text:?} in {section}"));
         let before =
-            ["Flawed: lost some", "uws failed", "uws flawed: gone", "ours, 1 of 1 windows: busy", "a note"];
+            ["Flawed: lost some", "uws failed", "uws flawed: gone", "busy (windows: ours 1 of 1)", "a note"];
         assert!(before.iter().all(|text| at(text) < at("Figures of a &lt;b&gt;")), "{section}");
         assert_eq!(
             section[..at("a note")].matches("<details").count(),
