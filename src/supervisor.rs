@@ -37,6 +37,8 @@ use fleet::{Fleet, Generation, News, Patience, Step};
 const START_PATIENCE: Duration = Duration::from_secs(60);
 /// What a process may take beyond its drain: last answers of Redis, logs, memory of many connections.
 const LEAVE_MARGIN: Duration = Duration::from_secs(10);
+/// The longest that a process is believed when it says how long it takes to leave: no configuration has a drain above 366 days.
+const LEAVE_MAX: Duration = Duration::from_secs(367 * 86_400);
 /// How often the service manager's watchdog is thought of, where nothing happens.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -178,9 +180,11 @@ impl Supervisor<'_> {
             self.statuses.insert(generation, status.to_owned());
         }
         self.fleet.handle_alive(generation, now);
-        match lines.lines().any(|line| line == "READY=1") {
-            true => self.fleet.handle_ready(generation, now),
-            false => Vec::new(),
+        let says = |word: &str| lines.lines().any(|line| line == word);
+        match (says("READY=1"), says("STOPPING=1")) {
+            (true, _) => self.fleet.handle_ready(generation, now),
+            (_, true) => self.fleet.handle_leaving(generation, time_to_leave(lines), now),
+            _ => Vec::new(),
         }
     }
 
@@ -410,6 +414,12 @@ fn place(
         admin,
         watchdog,
     }
+}
+
+/// Of EXTEND_TIMEOUT_USEC, which a process says with STOPPING.
+fn time_to_leave(lines: &str) -> Duration {
+    let micros = lines.lines().find_map(|line| line.strip_prefix("EXTEND_TIMEOUT_USEC=")?.parse().ok());
+    micros.map_or(Duration::ZERO, Duration::from_micros).min(LEAVE_MAX)
 }
 
 fn listen_for_signals(sender: mpsc::Sender<Happening>) -> anyhow::Result<()> {

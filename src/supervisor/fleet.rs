@@ -153,6 +153,24 @@ impl Fleet {
         }
     }
 
+    /// `generation` leaves and takes `takes` at most, by its own configuration, which may be newer than the parent's. Where
+    /// somebody told it to beside its parent, its queue is not to wait until it is gone.
+    pub fn handle_leaving(&mut self, generation: Generation, takes: Duration, now: Instant) -> Vec<Step> {
+        let Some(index) = self.place_of(generation) else { return Vec::new() };
+        let due = now + takes.max(self.patience.leave);
+        let place = &mut self.places[index];
+        if let Some(leaver) = place.leaving.iter_mut().find(|leaver| leaver.generation == generation) {
+            leaver.due = leaver.due.max(due);
+        } else if let Some(member) = place.serving.take_if(|member| member.generation == generation) {
+            place.leaving.push(Leaver { generation: member.generation, due, is_killed: false });
+            // Otherwise its successor is on the way.
+            if place.successor.is_none() {
+                place.start_at = Some(now);
+            }
+        }
+        self.tick(now)
+    }
+
     /// `generation` is gone. `jitter` is for the wait before its next start, from 0 up to 1.
     pub fn handle_gone(&mut self, generation: Generation, now: Instant, jitter: f64) -> Vec<Step> {
         let Some(index) = self.place_of(generation) else { return Vec::new() };

@@ -154,23 +154,30 @@ fn processes_whose_parent_is_killed_drain_and_leave_the_port() {
 }
 
 #[test]
-fn a_signal_to_one_process_replaces_that_one() {
+fn a_signal_to_one_process_replaces_that_one_before_it_has_drained() {
     let redis = Redis::start();
-    let server = start(&redis, Driver::Epoll);
+    let hour = Duration::from_secs(3600);
+    let server = draining_for(&redis, hour).start();
+    server.wait_brokers(2);
     let swarm = Swarm::new();
     swarm.add_many(server.address(), "/ws?room=lobby", MEMBERS);
     swarm.wait_open();
-    let [kept, told] = subscriptions(&server)[..] else { panic!("two processes were due") };
-    let processes = server.processes();
+    let [kept, leaving] = server.processes()[..] else { panic!("two processes were due") };
 
-    signal(processes[1], Signal::TERM);
+    signal(leaving, Signal::TERM);
 
-    eventually(LONG, "it has a successor", || {
+    eventually(SOON, "it has a successor", || {
         let now = server.processes();
-        now.len() == 2 && now[1] != processes[1] && now[0] == processes[0]
+        now.len() == 2 && now[1] != leaving
     });
-    swarm.wait_all("its clients have been told", |m| m.is_open() || m.close_code == Some(1012));
-    assert_eq!(swarm.count(Member::is_open), kept as usize, "{told} were to leave");
+    let newcomers = swarm.add_many(server.address(), "/ws?room=lobby", MEMBERS);
+    swarm.wait_each(newcomers, "newcomers are served meanwhile", Member::is_open);
+    let processes = server.processes();
+    assert!(processes[0] == kept && processes[1] != leaving && is_running(leaving), "{processes:?}");
+    eventually(SOON, "its clients are told one by one", || swarm.count(|m| m.close_code == Some(1012)) > 0);
+    assert_eq!(server.stats()["processes"][1]["leaving"][0], leaving);
+    assert_eq!(server.metrics().sum("corecast_process_restarts_total"), 0.0);
+    signal(leaving, Signal::KILL);
 }
 
 #[test]

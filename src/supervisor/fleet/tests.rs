@@ -123,6 +123,26 @@ fn a_rolling_restart_waits_for_a_place_whose_process_is_dead() {
 }
 
 #[test]
+fn one_that_leaves_by_itself_is_succeeded_at_once_and_not_waited_for() {
+    let (mut fleet, now) = started(2, PATIENCE);
+    assert_eq!(done(fleet.handle_leaving(1, Duration::ZERO, now)), [start(1, 2)]);
+    assert_eq!(done(fleet.handle_ready(2, now)), []);
+    assert_eq!((fleet.serving(1), fleet.restarts(1)), (Some(2), 0));
+    assert_eq!(fleet.leaving(1).collect::<Vec<_>>(), [1]);
+    assert_eq!(done(fleet.handle_gone(1, now, 0.0)), []);
+}
+
+#[test]
+fn what_the_supervisor_told_to_leave_is_not_succeeded_twice() {
+    let (mut fleet, now) = started(1, PATIENCE);
+    fleet.roll(now);
+    fleet.handle_ready(1, now);
+    assert_eq!(done(fleet.handle_leaving(0, Duration::ZERO, now)), []);
+    fleet.end(now);
+    assert_eq!(done(fleet.handle_leaving(1, Duration::ZERO, now)), []);
+}
+
+#[test]
 fn all_leave_for_good_and_nobody_is_restarted() {
     let (mut fleet, now) = started(2, PATIENCE);
     let leaves = [0, 1].map(|generation| Step::Leave { generation, for_good: true });
@@ -141,6 +161,15 @@ fn the_end_takes_successors_and_leavers_along_and_the_second_word_stops_them() {
     let both = [0, 1];
     assert_eq!(fleet.end(now), both.map(|generation| Step::Leave { generation, for_good: true }));
     assert_eq!(fleet.end(now), both.map(|generation| Step::Stop { generation }));
+}
+
+#[test]
+fn who_says_that_leaving_takes_longer_is_given_that_time() {
+    let (mut fleet, now) = started(1, PATIENCE);
+    fleet.end(now);
+    fleet.handle_leaving(0, PATIENCE.leave * 3, now);
+    assert_eq!(done(fleet.tick(now + PATIENCE.leave)), []);
+    assert_eq!(done(fleet.tick(now + PATIENCE.leave * 3)), [Step::Kill { generation: 0 }]);
 }
 
 #[test]
