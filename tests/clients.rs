@@ -506,7 +506,7 @@ fn a_feed_sends_prices_with_its_key_and_comes_back_after_a_loss() {
         words.contains("the server answered {\"type\":\"error\",\"error\":\"price is too high\"}"),
         "{words}"
     );
-    assert!(words.contains("sent 8 prices over 2 connections") && words.contains("1 errors"), "{words}");
+    assert!(words.contains("sent 8 prices over 2 connection(s)") && words.contains("1 error(s)"), "{words}");
     assert_eq!(output.status.code(), Some(1), "errors that the server answered are no success: {words}");
 }
 
