@@ -167,8 +167,10 @@ pub fn handshake_end<S: Read + Write>(
 /// `target` took the connection and said nothing.
 pub fn no_answer(target: &Target) -> End {
     let seconds = ANSWER_TIMEOUT.as_secs();
-    let sentence =
-        format!("{target} took the connection but didn't answer within {seconds} s: is that a corecast?");
+    let sentence = format!(
+        "{target} took the connection but didn't answer within {seconds} s: is that a corecast, and is it full \
+             (--connections-max, the limit of descriptors; its log says so)?"
+    );
     End::Refused { failure: Failure::new(exit::UNAVAILABLE, sentence), retry: true }
 }
 

@@ -107,8 +107,8 @@ Examples:
   corecast consume --handler 'order.paid=webhook:http://127.0.0.1:9000/paid' --dead-letters file:dead.jsonl
   SERVER_ID=server-1 REDIS_ADDR=redis:6379 corecast consume --workers 8 --queue 500 --metrics :9100
 
-Exit codes: 0 ended by a signal with the queue drained, 1 failed at run time, 2 usage, 73 can't bind --metrics,
-77 no permission, 78 a variable makes no sense, 130 a second signal.";
+Exit codes: 0 ended by a signal with the queue drained, 1 failed at run time, 2 usage, 69 no place for dead
+letters, 73 can't bind --metrics, 77 no permission, 78 a variable makes no sense, 130 a second signal.";
 
 /// As a shell has it for a program that SIGINT ended.
 const SECOND_SIGNAL: i32 = 130;

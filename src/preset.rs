@@ -1,10 +1,13 @@
 //! Where the users of a preset find its server, its Redis and its channels: by the same configuration as the server's own,
 //! so that a command and the server that it is meant for can't differ.
 
+use std::borrow::Cow;
+use std::convert::Infallible;
 use std::net::IpAddr;
 
 use clap::builder::PossibleValuesParser;
 use shards::config::{BrokerChoice, Config, Deliver, RedisTarget, Route, Source, Subscribe};
+use shards::route::Routes;
 
 use crate::cli::ConfigArgs;
 use crate::client::Target;
@@ -88,7 +91,10 @@ impl Preset {
             (
                 Some(Subscribe::Pattern { prefix, suffix } | Subscribe::OnDemand { prefix, suffix }),
                 Some(room),
-            ) => Ok(format!("{prefix}{room}{suffix}")),
+            ) => {
+                self.check_room(room)?;
+                Ok(format!("{prefix}{room}{suffix}"))
+            }
             (Some(_), None) => Err(Failure::usage(format!(
                 "the preset {name} has a channel for each {}: name it with --room",
                 self.room_parameter().unwrap_or("room")
@@ -97,6 +103,16 @@ impl Preset {
                 "the preset {name} has no channel that other programs publish to: publish with --url or --channel"
             ))),
         }
+    }
+
+    /// Whether anybody can join `room`: what is published to another one reaches nobody, and Redis wouldn't say so.
+    fn check_room(&self, room: &str) -> Result<(), Failure> {
+        let parameter = self.room_parameter().unwrap_or("room");
+        let asked = |name: &str| Ok::<_, Infallible>((name == parameter).then_some(Cow::Borrowed(room)));
+        Routes::new(&self.config)
+            .room_to_publish(0, "/ws", asked)
+            .map(drop)
+            .map_err(|error| Failure::usage(format!("--room: {error}")))
     }
 
     /// The field of an envelope in which the system's messages travel through Redis.

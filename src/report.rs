@@ -56,6 +56,13 @@ pub fn run(args: ReportArgs) -> anyhow::Result<ExitCode> {
         let file = File::open(&path).with_context(|| format!("the log {name} can't be opened"))?;
         ledger.read(&name, &mut BufReader::with_capacity(256 * 1024, file)).map_err(failure)?;
     }
+    if let Some(run) = ledger.runs.iter().find(|run| run.name.is_none() && run.deliveries == 0) {
+        let sentence = format!(
+            "{} is no log of `corecast clients`: none of its {} lines tells of a run or a delivery",
+            run.log, run.unreadable
+        );
+        return Err(Failure::new(exit::UNAVAILABLE, sentence).into());
+    }
     let measurements = measurements(ledger.runs);
     let is_folder = args.paths.iter().any(|path| path.is_dir());
     let skipped = if is_folder && !args.all { measurements.len().saturating_sub(1) } else { 0 };

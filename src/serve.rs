@@ -59,7 +59,7 @@ pub fn run(loaded: &Loaded, passed: Passed, process: Option<&Process>) -> anyhow
             "the service manager passed sockets: --listen is not bound"
         );
     }
-    let domains = domains_of(config)?;
+    let domains = domains_of(loaded)?;
     raise_descriptor_limit();
     let server = Server::start(config, key, domains, passed).map_err(|error| start_failure(error, loaded))?;
     // Before anybody is told that it serves.
@@ -349,18 +349,17 @@ fn read_key(path: &Path) -> anyhow::Result<String> {
 }
 
 /// The domains that the configuration names, and those in its files.
-fn domains_of(config: &Config) -> anyhow::Result<Registry> {
-    let wrong = |sentence: String| Failure { code: exit::CONFIG, sentence };
+fn domains_of(loaded: &Loaded) -> Result<Registry, Failure> {
+    let config = &loaded.config;
     let mut registry =
-        Registry::built_in(&config.domains).map_err(|error| wrong(format!("domains: {error}")))?;
+        Registry::built_in(&config.domains).map_err(|error| refusal(loaded, "domains", error.to_string()))?;
+    // A file is configuration, wherever it was named.
+    let wrong = |sentence: String| Failure::config(format!("domain_files: {sentence}"));
     for path in &config.domain_files {
         let name = path.display().to_string();
-        let text = fs::read_to_string(path)
-            .map_err(|error| wrong(format!("domain_files: can't read {name}: {error}")))?;
+        let text = fs::read_to_string(path).map_err(|error| wrong(format!("can't read {name}: {error}")))?;
         let domain = SchemaDomain::parse(&text, &name).map_err(|error| wrong(error.to_string()))?;
-        registry
-            .register(Box::new(domain))
-            .map_err(|error| wrong(format!("domain_files: {name}: {error}")))?;
+        registry.register(Box::new(domain)).map_err(|error| wrong(format!("{name}: {error}")))?;
     }
     Ok(registry)
 }

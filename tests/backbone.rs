@@ -238,6 +238,9 @@ fn a_server_whose_domain_file_is_wrong_does_not_start() {
         assert_eq!(finished.code(), Some(78), "{finished:?}");
         assert!(finished.stderr.contains(word), "{finished:?}");
     }
+    let finished = Server::builder().preset("backbone").arg("--domains").arg("trading,nope").start_in_vain();
+    assert_eq!(finished.code(), Some(2), "a flag that makes no sense: {finished:?}");
+    assert!(finished.stderr.contains("--domains"), "{finished:?}");
 }
 
 #[test]

@@ -263,6 +263,13 @@ fn clients_that_a_script_started_are_stopped_by_the_other() {
 }
 
 #[test]
+fn a_file_that_is_no_log_is_not_reported_on() {
+    let finished = report(&["/etc/passwd"]);
+    assert_eq!(finished.code(), Some(69), "{finished:?}");
+    assert!(finished.stderr.contains("/etc/passwd is no log of `corecast clients`"), "{finished:?}");
+}
+
+#[test]
 fn the_start_script_serves_the_workflow_where_its_variables_say() {
     let redis = Redis::start();
     let scratch = Scratch::new();

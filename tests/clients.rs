@@ -544,6 +544,10 @@ fn contradictions_on_the_command_line_exit_2() {
         &["publish", "--feed", "--redis", "h:1"],
         &["publish", "--instruments", "X", "--demo"],
         &["publish", "--preset", "workflow", "hello"],
+        // Nobody can join these.
+        &["publish", "--preset", "workflow", "--room", "a:b", "hello"],
+        &["publish", "--preset", "event-fanout", "--room", "", "hello"],
+        &["publish", "--preset", "event-fanout", "--room", "a\tb", "hello"],
     ] {
         let output = run(args);
         assert_eq!(output.status.code(), Some(2), "{args:?}: {}", text(&output.stderr));

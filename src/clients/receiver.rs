@@ -222,7 +222,10 @@ impl Turns {
             Step::Opened => {
                 self.shaking -= 1;
                 self.open += 1;
-                self.receiver.progress.connected.fetch_add(1, Ordering::Relaxed);
+                // A full server takes in those that waited once others leave; by then nobody measures any more.
+                if self.leave_by.is_none() {
+                    self.receiver.progress.connected.fetch_add(1, Ordering::Relaxed);
+                }
                 // The first messages may have come with the 101, and then epoll has nothing to tell.
                 self.unfinished.push(index);
                 if self.leave_by.is_some() {

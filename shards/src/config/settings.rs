@@ -419,7 +419,7 @@ pub const SETTINGS: &[Setting] = &[
         name: "report_interval",
         heading: RUNNING,
         form: "DURATION",
-        help: "One info line this often with what was received, delivered and dropped; 0s: never",
+        help: "One info line this often with what was received, delivered and dropped, unless nothing moved; 0s: never",
         apply: |draft, input| {
             set(&mut draft.config.report_interval, input.duration(Duration::ZERO..=DURATION_MAX))
         },
