@@ -16,6 +16,7 @@ on_every_driver!(every_page_is_where_its_readers_look_for_it);
 on_both_drivers!(
     each_rule_of_the_handshake_is_enforced,
     a_head_that_dribbles_in_is_cut_off_by_a_total_deadline,
+    a_body_that_takes_longer_than_a_head_may_is_published,
     bytes_that_come_with_the_request_are_frames,
     publishing_over_http_reaches_the_room,
 );
@@ -296,4 +297,22 @@ fn a_head_that_dribbles_in_is_cut_off_by_a_total_deadline(driver: Driver) {
     server.wait_metrics("both are counted", |page| page.closed("handshake_timeout") == 2.0);
     // Who is in is not judged by it.
     Client::join(&server, "lobby").leave();
+}
+
+fn a_body_that_takes_longer_than_a_head_may_is_published(driver: Driver) {
+    let server = Server::builder().driver(driver).config("[bounds]\nhandshake_timeout = \"500ms\"\n").start();
+    let mut member = Client::join(&server, "lobby");
+    let mut publisher = RawClient::open(server.address());
+    let head = format!(
+        "POST /publish?room=lobby HTTP/1.1\r\nHost: {}\r\nContent-Length: 40\r\n\r\n",
+        server.address()
+    );
+    publisher.send(head.as_bytes());
+    // A byte every 50 ms: 2 s, and a head would have had 500 ms and a sweep.
+    for sent in 0..40 {
+        assert!(!publisher.has_ended_within(Duration::from_millis(50)), "cut off after {sent} bytes");
+        publisher.send(b"s");
+    }
+    assert_eq!(publisher.response().status, 200);
+    assert_eq!(member.next_text(), "s".repeat(40));
 }

@@ -133,6 +133,12 @@ pub const ROOMS_PER_CONNECTION_LIMIT: usize = 1024;
 pub const HEAD_BYTES_MAX: usize = 16 * KIB;
 /// Header fields of a request. Above: 431.
 pub const HEAD_FIELDS_MAX: usize = 100;
+/// From the end of a request's head to the end of its body, and a second more for each [`BODY_BYTES_PER_SECOND_MIN`] that the
+/// head announces: 1,034 s for the longest. Later: 408. A time since the last byte would let one byte a minute hold a
+/// buffer for a year.
+pub const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// See [`BODY_TIMEOUT`]. 128 kbit/s: a phone at the edge of its cell.
+pub const BODY_BYTES_PER_SECOND_MIN: usize = 16 * KIB;
 /// Bytes of a room name after percent-decoding, 1 to this. Outside: 400.
 pub const ROOM_NAME_BYTES_MAX: usize = 255;
 /// Bytes of a user name or client id after percent-decoding. Outside: 400.

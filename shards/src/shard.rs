@@ -171,6 +171,8 @@ pub(crate) struct Pending {
     pub room: Option<Arc<str>>,
     /// The request was a HEAD.
     pub head_only: bool,
+    /// Tick at which the body of the request in `input` has to be whole; `None` while its head isn't.
+    pub body_due: Option<u32>,
 }
 
 /// See the module.
@@ -699,15 +701,21 @@ impl Shard {
         let Some(id) = self.id_of(slot) else { return };
         let Some(connection) = self.connections.at_mut(slot) else { return };
         let silent = now.ticks().saturating_sub(connection.heard);
-        match connection.phase {
+        let body_due = connection.pending.as_ref().and_then(|pending| pending.body_due);
+        match (connection.phase, body_due) {
+            (Phase::Head, Some(due)) => {
+                if now.ticks() >= due {
+                    self.give_up_body(id, wire, now);
+                }
+            }
             // A broker that lives and never confirms a channel must not hold a socket for ever.
-            Phase::Head | Phase::Joining if silent >= handshake => {
+            (Phase::Head | Phase::Joining, _) if silent >= handshake => {
                 self.close(id, CloseReason::HandshakeTimeout, wire, now)
             }
-            Phase::Open if connection.ping > 0 && silent >= pong => {
+            (Phase::Open, _) if connection.ping > 0 && silent >= pong => {
                 self.close(id, CloseReason::PongTimeout, wire, now)
             }
-            Phase::Open if connection.ping > 0 && silent >= connection.ping && !connection.pinged => {
+            (Phase::Open, _) if connection.ping > 0 && silent >= connection.ping && !connection.pinged => {
                 connection.pinged = true;
                 let mut frame = Vec::with_capacity(2);
                 crate::frame::encode_ping(b"", &mut frame);

@@ -9,6 +9,7 @@ use std::cmp::Reverse;
 use super::{Connection, Micros, Phase, Shard, Wire};
 use crate::close::CloseReason;
 use crate::command::ConnectionId;
+use crate::limits::{BODY_BYTES_PER_SECOND_MIN, BODY_TIMEOUT, KIB};
 use crate::request::HttpError;
 
 impl Connection {
@@ -48,6 +49,19 @@ impl Shard {
                 self.give_up_input(id, wire, now);
             }
         }
+    }
+
+    /// A body that is too slow: see [`BODY_TIMEOUT`](crate::limits::BODY_TIMEOUT).
+    pub(super) fn give_up_body(&mut self, id: ConnectionId, wire: &mut impl Wire, now: Micros) {
+        let error = HttpError::new(
+            408,
+            format!(
+                "the body took too long, {} s and one more for each {} KiB are due: send faster, or less",
+                BODY_TIMEOUT.as_secs(),
+                BODY_BYTES_PER_SECOND_MIN / KIB
+            ),
+        );
+        self.refuse(id, &error, false, false, wire, now);
     }
 
     /// A request gets its answer, a WebSocket its Close frame.

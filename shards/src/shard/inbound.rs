@@ -13,7 +13,7 @@ use crate::config::{self, Dialect, Health};
 use crate::frame::{
     FIRST_OCTET_BINARY, FIRST_OCTET_TEXT, encode_close, encode_close_without_code, encode_header, encode_pong,
 };
-use crate::limits::PAYLOAD_BYTES_MAX;
+use crate::limits::{BODY_BYTES_PER_SECOND_MIN, BODY_TIMEOUT, PAYLOAD_BYTES_MAX};
 use crate::request::{self, Head, HttpError, Method};
 use crate::route::{RouteError, plain_name};
 use crate::session::{Event, Input, Session, SessionBounds};
@@ -205,6 +205,9 @@ impl Shard {
     ) {
         let used = self.requests(id, &mut held.input, seen, wire, now);
         held.input.drain(..used);
+        if used > 0 {
+            held.body_due = None;
+        }
         let Some(connection) = self.connection(id).filter(|_| !held.input.is_empty()) else { return };
         match &mut connection.pending {
             Some(pending) => pending.input = held.input,
@@ -286,6 +289,9 @@ impl Shard {
             verdict => verdict,
         };
         if !is_whole && verdict.is_ok() {
+            if let Some(connection) = self.connection(id) {
+                connection.pending.get_or_insert_default().body_due = Some(body_due(body_bytes, now));
+            }
             if head.expects_continue() {
                 self.send_private(id.slot, Bytes::from_static(b"HTTP/1.1 100 Continue\r\n\r\n"), wire, now);
             }
@@ -314,7 +320,7 @@ impl Shard {
         Some(whole.min(input.len()))
     }
 
-    fn refuse(
+    pub(super) fn refuse(
         &mut self,
         id: ConnectionId,
         error: &HttpError,
@@ -759,6 +765,12 @@ impl Shard {
     pub fn has_waiting_publishers(&self) -> bool {
         !self.waiting_up.is_empty() || !self.unread_up.is_empty()
     }
+}
+
+/// Tick at which a body has to be whole whose head has just come.
+fn body_due(body_bytes: usize, now: Micros) -> u32 {
+    let seconds = body_bytes.div_ceil(BODY_BYTES_PER_SECOND_MIN) as u64;
+    now.ticks() + super::ticks_in(BODY_TIMEOUT + Duration::from_secs(seconds))
 }
 
 fn route_error(error: RouteError<HttpError>) -> HttpError {

@@ -10,7 +10,7 @@ use super::*;
 use crate::auth::Gate;
 use crate::config::{Config, Dialect, Role, RoomClass, Route, Slow, SlowPolicy, Template};
 use crate::frame::Frame;
-use crate::limits::EngineBounds;
+use crate::limits::{BODY_BYTES_PER_SECOND_MIN, EngineBounds};
 use crate::metrics::{Identity, Metrics};
 
 mod dialogue;
@@ -516,6 +516,46 @@ fn pipelined_requests_are_answered_in_their_order() {
     let ok = answers.find("ok\n").expect("the answer of /livez");
     assert!(answers[..ok].contains("nobody") && answers[ok..].contains("nobody"), "{answers}");
     assert!(bench.shard.actions.contains(&Action::Resume(id)));
+}
+
+fn head_of_a_body(body_bytes: usize) -> Vec<u8> {
+    format!("POST /publish?room=a HTTP/1.1\r\nHost: localhost\r\nContent-Length: {body_bytes}\r\n\r\n")
+        .into_bytes()
+}
+
+#[test]
+fn a_body_has_a_time_of_its_own_that_begins_with_the_end_of_its_head() {
+    let mut bench = Bench::new();
+    let id = bench.accept(1);
+    bench.sweep_after(Duration::from_secs(9));
+    bench.receive(id, &head_of_a_body(5));
+    bench.sweep_after(Duration::from_secs(9));
+    assert_eq!(bench.receive(id, b"hello"), Next::Pause, "{}", bench.wire.text(1));
+    bench.handle(Down::Published { to: id, outcome: crate::command::Outcome::Nobody });
+    // The next request has its own times.
+    bench.receive(id, b"POST /pub");
+    bench.sweep_after(Duration::from_secs(9));
+    assert!(bench.shard.connection(id).is_some_and(|c| c.reason.is_none()));
+    bench.sweep_after(Duration::from_secs(2));
+    assert_eq!(bench.shard.connection(id).and_then(|c| c.reason), Some(CloseReason::HandshakeTimeout));
+}
+
+#[test]
+fn a_body_that_comes_slower_than_the_least_rate_is_answered_with_408_however_steadily_it_comes() {
+    let mut bench = Bench::new();
+    let id = bench.accept(1);
+    bench.receive(id, &head_of_a_body(40 * BODY_BYTES_PER_SECOND_MIN));
+    for _ in 0..49 {
+        bench.receive(id, b"x");
+        bench.sweep_after(Duration::from_secs(1));
+    }
+    assert_eq!(bench.wire.text(1), "", "10 s, and 40 s for as many times what a second brings at least");
+    bench.receive(id, b"x");
+    bench.sweep_after(Duration::from_secs(2));
+    assert!(bench.wire.text(1).starts_with("HTTP/1.1 408 "), "{}", bench.wire.text(1));
+    assert!(bench.wire.text(1).contains("Connection: close"), "{}", bench.wire.text(1));
+    assert_eq!(bench.shard.connection(id).and_then(|c| c.reason), Some(CloseReason::HttpDone));
+    assert_eq!(bench.shard.input_bytes, 0);
 }
 
 #[test]
