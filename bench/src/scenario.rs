@@ -221,6 +221,8 @@ pub const P99_ALL_READING: &str = "p99 of the healthy, all reading";
 /// Of [`slow`].
 pub const P99_SOME_STALLED: &str = "p99 of the healthy, some stalled";
 /// Of [`slow`].
+pub const P99_RISE: &str = "p99 of the healthy, some stalled over all reading";
+/// Of [`slow`].
 pub const GROWN_BY_STALLED: &str = "user memory grown by the stalled";
 /// Of [`saturate`] and [`second_shard`], and of all loads.
 pub const DELIVERIES: &str = "deliveries";

@@ -148,6 +148,7 @@ const ROWS: &[Row] = &[
             ),
             (scenario::P99_ALL_READING, "p99, all 200 reading", None),
             (scenario::P99_SOME_STALLED, "p99 of the other 180, 20 stopped", None),
+            (scenario::P99_RISE, "the same over that of all reading", None),
         ],
     ),
     (

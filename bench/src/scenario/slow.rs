@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 use serde_json::json;
 
-use super::{GROWN_BY_STALLED, Outcome, P99_ALL_READING, P99_SOME_STALLED, progress, turns};
+use super::{GROWN_BY_STALLED, Outcome, P99_ALL_READING, P99_RISE, P99_SOME_STALLED, progress, turns};
 use crate::peer::{Contender, OURS};
 use crate::schedule::Load;
 use crate::sheet::Sheet;
@@ -32,10 +32,11 @@ pub fn slow(bench: &Bench, clients: usize, stalled_every: usize, rate: f64, byte
     let plan = Plan { clients, stalled_every, rate, bytes };
     let mut outcome = Outcome::new(title, parameters, "");
     let mut sheet = Sheet::default();
-    for (name, unit) in
-        [(P99_ALL_READING, "ms"), (P99_SOME_STALLED, "ms"), (GROWN_BY_STALLED, "MiB"), (KERNEL_GROWN, "MiB")]
-    {
+    for (name, unit) in [(P99_ALL_READING, "ms"), (P99_SOME_STALLED, "ms"), (P99_RISE, "x")] {
         sheet.declare(name, unit);
+    }
+    for name in [GROWN_BY_STALLED, KERNEL_GROWN] {
+        sheet.declare(name, "MiB");
     }
     let contenders = bench.contenders();
     contenders.iter().for_each(|contender| outcome.meet(*contender));
@@ -86,6 +87,7 @@ fn stall_some(
     }
     sheet.note(P99_ALL_READING, "ms", name, without.latency.p99_us / 1e3);
     sheet.note(P99_SOME_STALLED, "ms", name, with.latency.p99_us / 1e3);
+    sheet.note(P99_RISE, "x", name, with.latency.p99_us / without.latency.p99_us.max(1.0));
     let mebibytes = |of: u64, since: u64| (of as f64 - since as f64) / f64::from(1 << 20);
     sheet.note(GROWN_BY_STALLED, "MiB", name, mebibytes(after.anonymous_bytes, before.anonymous_bytes));
     sheet.note(KERNEL_GROWN, "MiB", name, mebibytes(after.tcp_pages * 4096, before.tcp_pages * 4096));
