@@ -26,6 +26,8 @@ mod netstat;
 mod orders;
 mod page;
 mod peer;
+mod phase;
+mod post;
 mod process;
 mod progress;
 mod publisher;

@@ -14,8 +14,9 @@ use crate::figure::{Figure, median, spread};
 use crate::figure_table;
 use crate::page;
 use crate::peer::{FLOOR, OURS, Peer};
+use crate::phase::Phase;
 use crate::scenario::Outcome;
-use crate::stage::{Bench, Phase};
+use crate::stage::Bench;
 use crate::sys;
 
 /// Writes `NAME-TIME.json` into the folder for raw results, and a page beside it where a table was due. Returns the path of

@@ -35,9 +35,9 @@ pub use self::storm::{StormPlan, storm};
 use crate::cli::Crowd;
 use crate::figure::Figure;
 use crate::peer::{Contender, OURS};
+use crate::phase::Phase;
 pub(crate) use crate::progress::window as progress;
 use crate::sheet::Sheet;
-use crate::stage::Phase;
 use crate::sys;
 use crate::tally::Seating;
 

@@ -127,7 +127,7 @@ fn peers_that_end_or_lose_are_flawed_and_cost_nobody_their_figures() {
 #[test]
 fn other_scenarios_take_peers_too() {
     let twin = format!("twin={}", local());
-    let peer = ["--peer", &twin, "--peer-set", "twin.publish=http"];
+    let peer = ["--peer", &twin, "--peer-set", "twin.publish=pipelined-http"];
     let short = ["--runs", "1", "--duration", "100ms"];
     let scenarios: [(&str, &[&str]); 4] = [
         ("saturate", &["--clients", "10", "--bytes", "64", "--windows", "1,4"]),

@@ -17,12 +17,13 @@ use crate::latency::Latencies;
 use crate::measure::{Memory, Meter, descriptors};
 use crate::netstat::Netstat;
 use crate::peer::OURS;
+use crate::phase::Phase;
 use crate::process::{Places, Redis, Server, free_port};
 use crate::publisher::RedisPublisher;
 use crate::receivers::{Audience, Receivers};
 use crate::schedule::Load;
 use crate::slab::Slab;
-use crate::stage::{Bench, Phase, settled_memory};
+use crate::stage::{Bench, settled_memory};
 use crate::sys;
 
 /// Ports for sources if the kernel's range can't be read: Linux's default, 32768 to 60999.
