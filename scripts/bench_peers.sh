@@ -59,8 +59,8 @@ need_node-ws() {
   mkdir -p "$FOLDER/node-ws"
   cp bench/peers/node-ws/{server.js,package.json,package-lock.json} "$FOLDER/node-ws/"
   say "peers: ws and redis of npm for $(node --version), into $FOLDER/node-ws"
-  npm --prefix "$FOLDER/node-ws" ci --silent --no-audit --no-fund --ignore-scripts >/dev/null ||
-    left_out node-ws "npm gave no ws and redis"
+  (cd "$FOLDER/node-ws" && npm ci --loglevel=error --no-audit --no-fund --ignore-scripts >/dev/null) ||
+    left_out node-ws "npm gave no ws and redis (the message above says why)"
 }
 
 need_tungstenite() {
