@@ -88,10 +88,13 @@ pub fn of_outcome(outcome: &Outcome, sides: &Sides) -> Vec<Drawing> {
     drawings
 }
 
+/// Takes a name apart into what it may share with others, and what is its own.
+type Naming = fn(&str) -> Option<(&str, &str)>;
+
 /// What figures of one picture are called together, and each on its own: "CPU per delivery, raw" and "CPU per delivery,
 /// field:data" are "raw" and "field:data" of "CPU per delivery".
 fn together<'a>(figures: &[&'a Figure]) -> (String, Vec<(String, &'a Figure)>) {
-    let ways: [fn(&str) -> Option<(&str, &str)>; 2] =
+    let ways: [Naming; 2] =
         [|name| name.split_once(", "), |name| name.rsplit_once(": ").map(|(own, common)| (common, own))];
     for way in ways {
         let parts: Vec<_> = figures.iter().filter_map(|figure| Some((way(&figure.name)?, *figure))).collect();
