@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use serde_json::{Map, Value, json};
 use shards::config::Health;
 use shards::limits::{ADMIN_CONNECTIONS_MAX, HEAD_BYTES_MAX};
@@ -25,6 +27,8 @@ const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 const NOT_CACHED: (&str, &str) = ("Cache-Control", "no-store");
+/// How long a body may take in all.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long accepting pauses when there are no descriptors, or as many connections as may be.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -82,7 +86,7 @@ impl Admin {
         stream.set_nodelay(true)?;
         stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
         let mut bytes = Vec::new();
-        let answer = match read_head(&mut stream, &mut bytes, self.head_timeout) {
+        let answer = match read_head(&stream, &mut bytes, self.head_timeout) {
             Ok(()) => match request::parse(&bytes) {
                 Ok(Some(head)) => self.judge(&head, &bytes, &stream),
                 Ok(None) => return Ok(()),
@@ -192,24 +196,28 @@ fn chosen(head: &Head<'_>, views: &Views) -> Result<Option<usize>, HttpError> {
 }
 
 /// Reads until `bytes` holds a whole head, and maybe the beginning of a body.
-fn read_head(stream: &mut TcpStream, bytes: &mut Vec<u8>, timeout: Duration) -> io::Result<()> {
+fn read_head(stream: &TcpStream, bytes: &mut Vec<u8>, timeout: Duration) -> io::Result<()> {
     let due = Instant::now() + timeout;
     let mut buffer = [0; 4096];
     loop {
-        // Zero would mean for ever.
-        let left = due.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-        stream.set_read_timeout(Some(left))?;
         let before = bytes.len();
-        let received = stream.read(&mut buffer)?;
+        let received = read_before(stream, &mut buffer, due)?;
         bytes.extend_from_slice(&buffer[..received]);
         let is_whole = request::is_worth_parsing(bytes, before) && !matches!(request::parse(bytes), Ok(None));
         if received == 0 || is_whole || bytes.len() > HEAD_BYTES_MAX {
             return Ok(());
         }
-        if Instant::now() >= due {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
     }
+}
+
+/// What comes before `due`: a client that sends an octet now and then would keep one of few connections for ever.
+fn read_before(mut stream: &TcpStream, buffer: &mut [u8], due: Instant) -> io::Result<usize> {
+    let left = due.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return Err(io::ErrorKind::TimedOut.into());
+    }
+    stream.set_read_timeout(Some(left))?;
+    stream.read(buffer)
 }
 
 fn is_timeout(error: &io::Error) -> bool {
@@ -242,19 +250,42 @@ fn pass_on(door: &OwnedFd, head: &Head<'_>, bytes: &[u8], stream: &TcpStream) ->
     let body = &bytes[head.bytes..];
     let whole = head.bytes + body.len().min(body_due);
     child.write_all(&ending(&bytes[..whole], head.method.name()))?;
-    stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
     if head.expects_continue() && body.is_empty() && body_due > 0 {
         (&mut &*stream).write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
     }
     let left = body_due.saturating_sub(body.len());
     // A child that refuses early reads no more; its answer counts.
-    let _refused_early = copy(&mut &*stream, &mut child, left);
+    let _refused_early = copy_body(stream, &mut child, left);
     answer_through(&mut child, stream)
 }
 
-fn copy(from: &mut impl Read, to: &mut impl Write, bytes: usize) -> io::Result<()> {
-    let copied = io::copy(&mut from.take(bytes as u64), to)?;
-    if copied < bytes as u64 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
+/// Until all has come, or the child has said what it thinks of the head: a client may wait for that before it sends more.
+fn copy_body(stream: &TcpStream, child: &mut UnixStream, bytes: usize) -> io::Result<()> {
+    let (mut left, due) = (bytes, Instant::now() + BODY_TIMEOUT);
+    let mut buffer = [0; 16 * 1024];
+    while left > 0 && !answers_first(child, stream, due)? {
+        let room = left.min(buffer.len());
+        let received = read_before(stream, &mut buffer[..room], due)?;
+        if received == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        child.write_all(&buffer[..received])?;
+        left -= received;
+    }
+    Ok(())
+}
+
+/// Waits for either side. Whether the child speaks, whatever the client does.
+fn answers_first(child: &UnixStream, stream: &TcpStream, due: Instant) -> io::Result<bool> {
+    loop {
+        let mut ends = [PollFd::new(child, PollFlags::IN), PollFd::new(stream, PollFlags::IN)];
+        let left = Timespec::try_from(due.saturating_duration_since(Instant::now())).ok();
+        match poll(&mut ends, left.as_ref()) {
+            Ok(_) => return Ok(!ends[0].revents().is_empty()),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 fn answer_through(child: &mut UnixStream, stream: &TcpStream) -> io::Result<()> {

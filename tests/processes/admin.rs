@@ -99,6 +99,16 @@ fn publishing_on_the_admin_address_reaches_the_clients_of_all_processes() {
         server.publish("lobby", body);
     }
     swarm.wait_all("everybody hears both", |member| member.messages == 2);
+    // Refused from its head on, before all of it has come, and without any of it.
+    let refused = server.post("/publish?room=lobby", &vec![b'x'; 17 * 1024 * 1024]);
+    assert_eq!(refused.status, 413, "{refused:?}");
+    let announced = format!(
+        "POST /publish?room=lobby HTTP/1.1\r\nHost: {}\r\nContent-Length: {}\r\n\r\n",
+        server.admin_address(),
+        17 << 20
+    );
+    let refused = http::exchange(server.admin_address(), announced.as_bytes()).expect("an answer");
+    assert_eq!(refused.status, 413, "{refused:?}");
 }
 
 #[test]
