@@ -703,11 +703,8 @@ impl Shard {
         let silent = now.ticks().saturating_sub(connection.heard);
         let body_due = connection.pending.as_ref().and_then(|pending| pending.body_due);
         match (connection.phase, body_due) {
-            (Phase::Head, Some(due)) => {
-                if now.ticks() >= due {
-                    self.give_up_body(id, wire, now);
-                }
-            }
+            (Phase::Head, Some(due)) if now.ticks() >= due => self.give_up_body(id, wire, now),
+            (Phase::Head, Some(_)) => {}
             // A broker that lives and never confirms a channel must not hold a socket for ever.
             (Phase::Head | Phase::Joining, _) if silent >= handshake => {
                 self.close(id, CloseReason::HandshakeTimeout, wire, now)
