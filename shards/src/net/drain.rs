@@ -122,13 +122,10 @@ pub async fn sweep_and_drain(core: SharedCore, listeners: Vec<Rc<Listener>>, dra
     let (admin, public): (Vec<_>, Vec<_>) =
         listeners.into_iter().partition(|listener| listener.is_of_admin());
     if drain.begun.load(Ordering::Acquire) == SETTLES {
-        public.iter().for_each(|listener| listener.turn_newcomers_away());
-        for _ in 0..SETTLE_TICKS.min(drain.ticks() / 2) {
-            tick(&core).await;
-        }
+        turn_newcomers_away(&core, &public, drain).await;
     }
     core.borrow().shard.setup().drain();
-    public.iter().for_each(|listener| listener.close(&core, |holder| drain.keeps(holder)));
+    close_all(&core, &public, drain);
     drain.stop_listening(core.borrow().shard.setup());
     let mut are_kept = drain.holder == Holder::Parent && drain.keeps(drain.holder);
     let mut is_serving = true;
@@ -143,7 +140,7 @@ pub async fn sweep_and_drain(core: SharedCore, listeners: Vec<Rc<Listener>>, dra
         }
         if are_kept && !drain.keeps(drain.holder) {
             are_kept = false;
-            public.iter().for_each(|listener| listener.close(&core, |holder| drain.keeps(holder)));
+            close_all(&core, &public, drain);
         }
         if drain.nobody_listens() || passed >= SILENCE_TICKS {
             close_share(&core, (ticks - passed).saturating_sub(FAREWELL_TICKS).max(1));
@@ -154,7 +151,7 @@ pub async fn sweep_and_drain(core: SharedCore, listeners: Vec<Rc<Listener>>, dra
         return;
     }
     // Only who asks the admin address is left.
-    admin.iter().for_each(|listener| listener.close(&core, |holder| drain.keeps(holder)));
+    close_all(&core, &admin, drain);
     for _ in 0..FAREWELL_TICKS {
         if core.borrow().shard.connections_len() == 0 {
             return;
@@ -162,6 +159,18 @@ pub async fn sweep_and_drain(core: SharedCore, listeners: Vec<Rc<Listener>>, dra
         close_share(&core, 1);
         tick(&core).await;
     }
+}
+
+/// Serves on until whoever is in the middle of a handshake has finished it.
+async fn turn_newcomers_away(core: &SharedCore, listeners: &[Rc<Listener>], drain: &Drain) {
+    listeners.iter().for_each(|listener| listener.turn_newcomers_away());
+    for _ in 0..SETTLE_TICKS.min(drain.ticks() / 2) {
+        tick(core).await;
+    }
+}
+
+fn close_all(core: &SharedCore, listeners: &[Rc<Listener>], drain: &Drain) {
+    listeners.iter().for_each(|listener| listener.close(core, |holder| drain.keeps(holder)));
 }
 
 async fn tick(core: &SharedCore) {
