@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -15,6 +15,8 @@ use crate::sys;
 
 /// From start to readiness.
 const START_TIMEOUT: Duration = Duration::from_secs(15);
+/// From readiness to a confirmed subscription.
+const SUBSCRIBED_TIMEOUT: Duration = Duration::from_secs(2);
 /// What is shown of a process that failed.
 const OUTPUT_SHOWN_BYTES: usize = 2_000;
 
@@ -273,10 +275,40 @@ impl Redis {
         }
     }
 
+    /// Waits until somebody has subscribed to something, 2 s at most: a server that subscribes for its first member does so
+    /// later. Others may accept clients before their subscription is confirmed, and lose what is published until then.
+    pub fn wait_subscribed(&self) -> Result<()> {
+        let mut stream = TcpStream::connect(self.address).context("asking Redis for its subscribers")?;
+        stream.set_read_timeout(Some(SUBSCRIBED_TIMEOUT))?;
+        let deadline = Instant::now() + SUBSCRIBED_TIMEOUT;
+        loop {
+            let is_subscribed = count_of(&mut stream, "NUMPAT")? + count_of(&mut stream, "CHANNELS")? > 0;
+            if is_subscribed || Instant::now() > deadline || sys::interrupted() {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
     /// Its process, if we started it.
     pub fn pid(&self) -> Option<u32> {
         self.owned.as_ref().map(Owned::pid)
     }
+}
+
+/// The number that begins the answer to `PUBSUB what`: of patterns, or of the channels that follow.
+fn count_of(stream: &mut TcpStream, what: &str) -> Result<u64> {
+    write!(stream, "PUBSUB {what}\r\n")?;
+    let mut lines = BufReader::new(stream).lines();
+    let head = lines.next().context("Redis ended the connection")??;
+    let count: u64 = head.get(1..).and_then(|number| number.parse().ok()).context("no number")?;
+    if head.starts_with('*') {
+        // Each channel is two lines: its length and its name.
+        for _ in 0..2 * count {
+            lines.next().context("Redis ended the connection")??;
+        }
+    }
+    Ok(count)
 }
 
 fn wait_until_ready<T>(owned: &mut Owned, mut ready: impl FnMut() -> Option<T>) -> Result<T> {

@@ -105,7 +105,8 @@ impl Bench {
                 Server::start(&common.server_command()?, &places, &self.scratch)?
             }
         };
-        Ok(Stage { server, access: common.access(), name: OURS.to_owned(), redis, cores: cores.to_vec() })
+        Stage { server, access: common.access(), name: OURS.to_owned(), redis, cores: cores.to_vec() }
+            .subscribed()
     }
 
     /// Starts one of [`contenders`](Self::contenders) with the shards and cores of the command line. A peer has a Redis of
@@ -124,7 +125,7 @@ impl Bench {
             config: peer.config.clone(),
         };
         let server = Server::start(&peer.command, &places, &self.scratch)?;
-        Ok(Stage { server, access: peer.access(), name: peer.name.clone(), redis, cores })
+        Stage { server, access: peer.access(), name: peer.name.clone(), redis, cores }.subscribed()
     }
 
     /// A Redis of its own, or that of the command line.
@@ -247,6 +248,15 @@ impl Bench {
 }
 
 impl Stage {
+    /// The same once the server has subscribed at a Redis that nobody else uses; one that is in no hurry is waited for no
+    /// longer than 2 s.
+    fn subscribed(self) -> Result<Self> {
+        if let Some(redis) = self.redis.as_ref().filter(|redis| redis.pid().is_some()) {
+            redis.wait_subscribed()?;
+        }
+        Ok(self)
+    }
+
     fn audience(&self, seating: Seating, connections: usize) -> Result<Audience> {
         let path = match seating.rooms_per_connection {
             1 => self.access.path.clone(),
