@@ -3,6 +3,7 @@
 //! Reads what `report` wrote and measures nothing. `run` is the file, `side` who was measured, `head` what to know first,
 //! `section` one scenario, `figures`, `phases`, `pictures` and `doubts` what stands in it.
 
+mod bars;
 mod doubts;
 mod figures;
 mod head;

@@ -2,44 +2,30 @@
 
 use std::collections::BTreeMap;
 
-use charts::{
-    Axis, Bar, BarChart, BarGroup, BarScale, Drawing, LineChart, Point, Scale, Series, Spread, Unit,
-};
+use charts::{Axis, Drawing, LineChart, Point, Scale, Series, Spread, Unit};
 
 use crate::figure::median;
-use crate::page::figures::ratio;
 use crate::page::run::{Figure, Outcome, Percentiles, Run};
-use crate::page::side::{OURS, Sides, samples, shown, spread};
-use crate::page::{recorded, timeline};
+use crate::page::side::{Sides, samples, shown, spread};
+use crate::page::{bars, recorded, timeline};
 
 /// One of a window's percentiles.
 type Percentile = fn(&Percentiles) -> Option<f64>;
 
-/// Groups in which the largest value is more than so many times the smallest have a scale each.
-const SHARED_SCALE_MAX: f64 = 10.0;
-/// What one picture holds before nobody finds anything in it.
-const GROUPS_MAX: usize = 24;
-
 /// Of the whole run: what can be compared across scenarios.
 pub fn overview(run: &Run, sides: &Sides) -> Vec<Drawing> {
-    let all = |wanted: fn(&str) -> bool| -> Vec<(String, &Figure)> {
+    let all = |is_wanted: fn(&str) -> bool| -> Vec<(&str, &Figure)> {
         let figures = run.outcomes.iter().flat_map(|outcome| {
-            let wanted = outcome.figures.iter().filter(move |figure| wanted(&figure.name));
-            wanted.map(|figure| (outcome.title.clone(), figure))
+            let wanted = outcome.figures.iter().filter(move |figure| is_wanted(&figure.name));
+            wanted.map(|figure| (outcome.title.as_str(), figure))
         });
         figures.collect()
     };
     let cpu = all(|name| name == "CPU per delivery");
-    let memory: Vec<_> = all(|name| name.contains("memory per connection"))
-        .into_iter()
-        .map(|(title, figure)| (format!("{title}: {}", figure.name), figure))
-        .collect();
-    let told = "Bars begin at zero and end at the median, whiskers go from the lowest to the highest sample. Less is better.";
+    let memory = all(|name| name.contains("memory per connection"));
     [("CPU per delivery", cpu), ("Memory per connection", memory)]
         .into_iter()
-        // One scenario has the same picture of its own.
-        .filter(|(_, groups)| groups.len() > 1)
-        .flat_map(|(title, groups)| bars(title, told, &groups, sides))
+        .flat_map(|(title, groups)| bars::across(title, groups, sides))
         .collect()
 }
 
@@ -67,18 +53,7 @@ pub fn of_outcome(outcome: &Outcome, sides: &Sides) -> Vec<Drawing> {
     if latencies.len() == 1 {
         rest.append(&mut latencies);
     }
-    let mut by_unit: Vec<(&str, Vec<&Figure>)> = Vec::new();
-    for figure in rest {
-        match by_unit.iter_mut().find(|(unit, _)| *unit == figure.unit) {
-            Some((_, figures)) => figures.push(figure),
-            None => by_unit.push((&figure.unit, vec![figure])),
-        }
-    }
-    let told = "Bars begin at zero and end at the median, whiskers go from the lowest to the highest sample.";
-    drawings.extend(by_unit.iter().flat_map(|(_, figures)| {
-        let (title, groups) = together(figures);
-        bars(&title, told, &groups, sides)
-    }));
+    drawings.extend(bars::of_figures(&rest, sides));
     drawings.extend(window_latencies(outcome, sides));
     if !latencies.is_empty() {
         drawings.push(figure_latencies(&latencies, sides));
@@ -86,39 +61,6 @@ pub fn of_outcome(outcome: &Outcome, sides: &Sides) -> Vec<Drawing> {
     drawings.extend(recorded::latencies(&outcome.details, sides));
     drawings.extend(timeline::of_details(&outcome.details));
     drawings
-}
-
-/// Takes a name apart into what it may share with others, and what is its own.
-type Naming = fn(&str) -> Option<(&str, &str)>;
-
-/// What figures of one picture are called together, and each on its own: "CPU per delivery, raw" and "CPU per delivery,
-/// field:data" are "raw" and "field:data" of "CPU per delivery".
-fn together<'a>(figures: &[&'a Figure]) -> (String, Vec<(String, &'a Figure)>) {
-    let ways: [Naming; 2] =
-        [|name| name.split_once(", "), |name| name.rsplit_once(": ").map(|(own, common)| (common, own))];
-    for way in ways {
-        let parts: Vec<_> = figures.iter().filter_map(|figure| Some((way(&figure.name)?, *figure))).collect();
-        let Some(((common, _), _)) = parts.first() else { continue };
-        if figures.len() > 1
-            && parts.len() == figures.len()
-            && parts.iter().all(|((other, _), _)| other == common)
-        {
-            let groups = parts.iter().map(|((_, own), figure)| ((*own).to_owned(), *figure)).collect();
-            return ((*common).to_owned(), groups);
-        }
-    }
-    let groups = figures.iter().map(|figure| (figure.name.clone(), *figure)).collect();
-    let title = match figures {
-        [figure] => figure.name.as_str(),
-        _ => match figures.first().map(|figure| figure.unit.as_str()) {
-            Some("us" | "ms" | "s" | "ns") => "Times",
-            Some("B" | "KiB" | "MiB" | "GiB") => "Memory",
-            Some("/s") => "Rates",
-            Some("x") => "Ratios",
-            _ => "Figures",
-        },
-    };
-    (title.to_owned(), groups)
 }
 
 /// A sweep's name and place: "CPU per delivery, 64 under way" is at 64.
@@ -220,46 +162,6 @@ fn window_latencies(outcome: &Outcome, sides: &Sides) -> Vec<Drawing> {
     charts.map(|chart| chart.draw()).collect()
 }
 
-/// Bars of figures, a group each, in as many pictures as can be read.
-fn bars(title: &str, told: &str, groups: &[(String, &Figure)], sides: &Sides) -> Vec<Drawing> {
-    let pictures = groups.chunks(GROUPS_MAX).map(|groups| BarChart {
-        title: title.to_owned(),
-        description: told.to_owned(),
-        unit: Unit::named(groups.first().map_or("", |(_, figure)| &figure.unit)),
-        scale: scale(groups),
-        groups: groups.iter().map(|(label, figure)| group(label, figure, sides)).collect(),
-    });
-    pictures.map(|chart| chart.draw()).collect()
-}
-
-/// One scale as long as the shortest bar can still be seen beside the longest.
-fn scale(groups: &[(String, &Figure)]) -> BarScale {
-    let longest =
-        groups.iter().filter_map(|(_, figure)| median(&samples(figure, OURS))).filter(|value| *value > 0.0);
-    let (low, high) =
-        longest.fold((f64::INFINITY, 0.0_f64), |(low, high), value| (low.min(value), high.max(value)));
-    if high > low * SHARED_SCALE_MAX { BarScale::PerGroup } else { BarScale::Shared }
-}
-
-fn group(label: &str, figure: &Figure, sides: &Sides) -> BarGroup {
-    let bars = sides.iter().filter_map(|side| {
-        let samples = samples(figure, side);
-        let is_flawed = figure.peers.get(side).is_some_and(|peer| peer.is_flawed);
-        if samples.is_empty() && side != OURS && !is_flawed {
-            return None;
-        }
-        let note = match ratio(figure, side).filter(|_| side != OURS) {
-            _ if is_flawed => "(flawed)".to_owned(),
-            Some(ratio) => format!("(ours {}×)", charts::number(ratio)),
-            None => String::new(),
-        };
-        let value = median(&samples).unwrap_or(f64::NAN);
-        let name = shown(side).to_owned();
-        Some(Bar { name, style: sides.style(side), value, spread: spread(&samples), note })
-    });
-    BarGroup { label: label.to_owned(), bars: bars.collect() }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -316,38 +218,13 @@ mod tests {
     #[test]
     fn other_figures_are_bars_by_their_unit_and_those_without_samples_say_so() {
         let drawings = drawn(
-            r#"{"figures": [{"name": "a", "unit": "us", "samples": [1]}, {"name": "b", "unit": "B", "samples": [1]},
+            r#"{"figures": [{"name": "a", "unit": "us", "samples": [1]}, {"name": "b", "unit": "B", "samples": [1, 2]},
                             {"name": "c", "unit": "us", "samples": []},
-                            {"name": "d, 3 under way", "unit": "x", "samples": [2]}]}"#,
+                            {"name": "d, 3 under way", "unit": "x", "samples": [2], "floor_samples": [1]}]}"#,
         );
         assert_eq!(drawings.len(), 3);
         assert!(drawings[0].contains(">a<") && drawings[0].contains("no value"), "{}", drawings[0]);
         assert!(drawings[2].contains("d, 3 under way"), "one window is no line: {}", drawings[2]);
-    }
-
-    #[test]
-    fn what_figures_have_in_common_is_said_once() {
-        let named = |names: &[&str]| -> (String, Vec<String>) {
-            let of = |name: &&str| Figure { name: (*name).to_owned(), ..Figure::default() };
-            let figures: Vec<Figure> = names.iter().map(of).collect();
-            let (title, groups) = together(&figures.iter().collect::<Vec<_>>());
-            (title, groups.into_iter().map(|(label, _)| label).collect())
-        };
-        let labels = |labels: &[&str]| labels.iter().map(|label| (*label).to_owned()).collect::<Vec<_>>();
-        assert_eq!(named(&["CPU, raw", "CPU, field"]), ("CPU".to_owned(), labels(&["raw", "field"])));
-        assert_eq!(named(&["a, 1: CPU", "b, 1: CPU"]), ("CPU".to_owned(), labels(&["a, 1", "b, 1"])));
-        assert_eq!(named(&["CPU, raw", "p50"]), ("Figures".to_owned(), labels(&["CPU, raw", "p50"])));
-        assert_eq!(named(&["CPU, raw"]), ("CPU, raw".to_owned(), labels(&["CPU, raw"])));
-    }
-
-    #[test]
-    fn a_scale_is_shared_until_short_bars_can_not_be_seen() {
-        let figure = |value: f64| Figure { samples: vec![Some(value)], ..Figure::default() };
-        let (one, near, far) = (figure(1.0), figure(10.0), figure(11.0));
-        let groups = |other| vec![(String::new(), &one), (String::new(), other)];
-        assert_eq!(scale(&groups(&near)), BarScale::Shared);
-        assert_eq!(scale(&groups(&far)), BarScale::PerGroup);
-        assert_eq!(scale(&[]), BarScale::Shared);
     }
 
     #[test]

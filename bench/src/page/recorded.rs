@@ -36,6 +36,12 @@ pub fn latencies(details: &[Value], sides: &Sides) -> Option<Drawing> {
     }
     let names: std::collections::BTreeSet<&str> = all.iter().map(|records| records.name).collect();
     let has_peers = all.iter().any(|records| records.side != OURS);
+    let title = match (all.as_slice(), all.len() > SERIES_MAX) {
+        // One line has no legend.
+        ([records], _) => format!("Recorded latencies: {}", records.name.replace('_', " ")),
+        (_, true) => format!("Recorded latencies: the first {SERIES_MAX} of {}", all.len()),
+        (_, false) => "Recorded latencies".to_owned(),
+    };
     // With one name a side has its usual look; with several the look tells the names apart.
     let series = all.iter().take(SERIES_MAX).enumerate().map(|(place, records)| Series {
         name: match has_peers {
@@ -50,10 +56,6 @@ pub fn latencies(details: &[Value], sides: &Sides) -> Option<Drawing> {
             .collect(),
     });
     let names = PERCENTILES.map(|(name, _)| name.to_owned()).to_vec();
-    let title = match all.len() > SERIES_MAX {
-        true => format!("Recorded latencies: the first {SERIES_MAX} of {}", all.len()),
-        false => "Recorded latencies".to_owned(),
-    };
     Some(latency_chart(&title, names, "us", series.collect()))
 }
 
