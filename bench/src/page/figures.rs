@@ -48,10 +48,11 @@ fn is_about(figure: &Figure, side: &str) -> bool {
 fn side_cell(figure: &Figure, side: &str) -> String {
     let unit = Unit::named(&figure.unit);
     let samples_here = samples(figure, side);
-    let Some(middle) = median(&samples_here) else {
-        return cell(if is_about(figure, side) { "not measured" } else { "–" });
+    let mut content = match median(&samples_here) {
+        Some(middle) => text("span", "value", &unit.text(middle)),
+        None if is_about(figure, side) => text("span", "", "not measured"),
+        None => return cell("–"),
     };
-    let mut content = text("span", "value", &unit.text(middle));
     if let Some((low, high)) = spread(&samples_here) {
         let spread = format!("{} … {}", unit.text(low), unit.text(high));
         content.push_str(&text("span", "spread", &spread));
@@ -164,11 +165,12 @@ mod tests {
     #[test]
     fn nothing_measured_is_said_and_no_ratio_is_made_of_it() {
         let table = shown_table(
-            r#"{"name": "CPU", "unit": "us", "samples": [null], "floor_samples": [0], "peers": {"uws": {"samples": []}},
+            r#"{"name": "CPU", "unit": "us", "samples": [null], "floor_samples": [0], "peers": {"uws": {"samples": [], "is_flawed": true}},
                 "target": {"at_most": 0.4}, "verdict": "unmeasured"}"#,
         );
         assert_eq!(table.matches("not measured").count(), 3, "ours, the peer's and the verdict: {table}");
-        assert!(table.contains("≤ 400 ns") && !table.contains("ours is"), "{table}");
+        assert!(table.contains("≤ 400 ns") && table.contains("✗ flawed"), "{table}");
+        assert!(!table.contains("ours is"), "{table}");
     }
 
     #[test]
