@@ -23,6 +23,7 @@ on_both_drivers!(
     two_processes_on_one_port_share_the_connections_and_hear_each_other,
     when_one_of_two_processes_on_a_port_is_killed_the_other_serves_on,
     when_one_of_two_processes_on_a_port_drains_the_other_serves_on,
+    who_is_started_where_a_server_was_killed_a_moment_ago_serves,
 );
 
 fn two_processes_on_one_port_share_the_connections_and_hear_each_other(driver: Driver) {
@@ -85,6 +86,17 @@ fn when_one_of_two_processes_on_a_port_drains_the_other_serves_on(driver: Driver
     let mut client = Client::join(&second, "lobby");
     redis.publish("room:lobby", "still here");
     assert_eq!(client.next_text(), "still here");
+}
+
+/// The kernel ends the rings of a killed process, and with them its sockets, after its parent has been told.
+fn who_is_started_where_a_server_was_killed_a_moment_ago_serves(driver: Driver) {
+    let mut server = Server::builder().driver(driver).admin().start();
+    let (address, admin) = (server.address(), server.admin_address().to_string());
+    for _ in 0..5 {
+        server.kill9();
+        server = Server::builder().driver(driver).listen(address).arg("--admin").arg(&admin).start();
+        assert_eq!(server.get("/livez").status, 200);
+    }
 }
 
 #[test]

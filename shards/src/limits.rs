@@ -202,6 +202,9 @@ pub const CATCHUP_BYTES_MAX: usize = 256 * KIB;
 /// `TCP_NOTSENT_LOWAT`: unsent bytes the kernel takes for a socket before it says EAGAIN. Without it one stuck reader
 /// hides 2.8 MB in the kernel, with it 20 KB (measured).
 pub const NOTSENT_LOWAT_BYTES: u32 = 16 * KIB as u32;
+/// An address that is in use is tried again for this long: the kernel ends the rings of a killed process, and with them its
+/// sockets, up to 100 ms after its end (measured).
+pub const BIND_PATIENCE: Duration = Duration::from_secs(1);
 /// `listen()` backlog; the kernel cuts it to `net.core.somaxconn`.
 pub const LISTEN_BACKLOG: i32 = 65_535;
 

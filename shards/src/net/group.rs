@@ -4,12 +4,14 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use super::listener::{Holder, Sharing, bind, bind_first};
 use super::passed::{AdminWay, Listening, Passed};
 use super::server::StartError;
 use super::steering;
 use crate::config::{BrokerChoice, Config, Steer};
+use crate::limits::BIND_PATIENCE;
 
 /// The sockets of every process that a parent starts; the parent keeps them for as long as it lives.
 pub struct Groups {
@@ -79,7 +81,10 @@ fn bind_group(
     count: usize,
     is_ours_alone: bool,
 ) -> io::Result<(Vec<OwnedFd>, SocketAddr)> {
-    let (first, settled) = if is_ours_alone { bind_first(address) } else { bind(address, Sharing::Shared) }?;
+    let (first, settled) = patiently(address, || match is_ours_alone {
+        true => bind_first(address),
+        false => bind(address, Sharing::Shared),
+    })?;
     let mut sockets = vec![first];
     for _ in 1..count {
         sockets.push(bind(settled, Sharing::Shared)?.0);
@@ -92,8 +97,29 @@ fn bind_group(
 /// # Errors
 /// [`StartError::Bind`].
 pub fn bind_admin(address: SocketAddr) -> Result<(OwnedFd, SocketAddr), StartError> {
-    bind(address, Sharing::Alone).map_err(|error| StartError::bind_admin(address, error))
+    patiently(address, || bind(address, Sharing::Alone))
+        .map_err(|error| StartError::bind_admin(address, error))
 }
+
+/// Binds again and again while `address` is in use, for [`BIND_PATIENCE`]: by a process that was killed, perhaps, and whose
+/// sockets outlive it a moment.
+fn patiently<T>(address: SocketAddr, bind: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    let until = Instant::now() + BIND_PATIENCE;
+    let mut is_first = true;
+    loop {
+        match bind() {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < until => {
+                if std::mem::take(&mut is_first) {
+                    tracing::debug!(%address, "the address is in use: it is tried again for {BIND_PATIENCE:?}");
+                }
+                std::thread::sleep(BIND_POLL);
+            }
+            bound => return bound,
+        }
+    }
+}
+
+const BIND_POLL: Duration = Duration::from_millis(10);
 
 /// # Errors
 /// [`StartError::Steer`] where sockets that somebody else made are to be steered.
@@ -110,6 +136,8 @@ pub fn not_steered(config: &Config) -> Result<(), StartError> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
     use crate::config::RedisTarget;
 
@@ -149,6 +177,25 @@ mod tests {
         }
         let steered = Config { steer: Steer::Cpu, ..config() };
         assert!(matches!(Groups::bind(&steered, passed(), &cores), Err(StartError::Steer(_))));
+    }
+
+    #[test]
+    fn an_address_that_is_left_a_moment_later_is_had_and_one_that_is_not_is_refused() {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let (socket, address) = bind(any, Sharing::Alone).expect("a port is free");
+        let holder = Cell::new(Some(socket));
+        let tries = Cell::new(0);
+        let bound = patiently(address, || {
+            tries.set(tries.get() + 1);
+            if tries.get() == 3 {
+                holder.take();
+            }
+            bind_first(address)
+        });
+        let (_socket, settled) = bound.expect("its holder has left");
+        assert_eq!((settled, tries.get()), (address, 3));
+        let refused = patiently(address, || bind(address, Sharing::Alone)).expect_err("it is in use");
+        assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
     }
 
     #[test]
