@@ -311,14 +311,20 @@ pub fn write_whole(path: &Path, content: &serde_json::Value) -> Result<(), Failu
         .map_err(|error| Failure::file(format!("can't write the ports file {}", path.display()), &error))
 }
 
-/// A ports file that is left behind names a server that is gone.
+/// A ports file that is left behind names a server that is gone; one that names another process is that one's.
 pub fn remove_ports_file(config: &Config) {
     if let Some(path) = &config.ports_file
+        && fs::read(path).is_ok_and(|content| names_this_process(&content))
         && let Err(error) = fs::remove_file(path)
         && error.kind() != io::ErrorKind::NotFound
     {
         tracing::warn!(%error, path = %path.display(), "the ports file could not be removed");
     }
+}
+
+fn names_this_process(content: &[u8]) -> bool {
+    let ports: Result<serde_json::Value, _> = serde_json::from_slice(content);
+    ports.is_ok_and(|ports| ports["pid"] == std::process::id())
 }
 
 fn read_key(path: &Path) -> anyhow::Result<String> {

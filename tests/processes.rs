@@ -9,12 +9,13 @@ mod steering;
 
 use std::time::Duration;
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::client::Client;
 use crate::support::deadline::{SOON, eventually};
 use crate::support::on_both_drivers;
 use crate::support::payload::payload;
+use crate::support::program::{self, Running};
 use crate::support::redis::Redis;
 use crate::support::server::{Driver, Server};
 use crate::support::swarm::{Phase, Swarm};
@@ -97,6 +98,24 @@ fn who_is_started_where_a_server_was_killed_a_moment_ago_serves(driver: Driver) 
         server = Server::builder().driver(driver).listen(address).arg("--admin").arg(&admin).start();
         assert_eq!(server.get("/livez").status, 200);
     }
+}
+
+#[test]
+fn a_server_that_ends_leaves_the_ports_file_of_the_next_one_and_removes_its_own() {
+    let mut first = Server::builder().start();
+    let path = first.ports_file();
+    let mut command = program::command();
+    command.args(["serve", "--listen", "127.0.0.1:0", "--log-level", "error", "--ports-file"]).arg(&path);
+    let mut second = Running(command.spawn().expect("the binary runs"));
+    let names_the_second = || program::text(&path).contains(&format!("\"pid\":{}", second.pid()));
+    eventually(SOON, "the second has written it", names_the_second);
+
+    first.signal(Signal::TERM);
+    assert_eq!(first.wait_exit(SOON).code(), Some(0));
+    assert!(names_the_second(), "{:?}", program::text(&path));
+    kill_process(Pid::from_child(&second.0), Signal::TERM).expect("it runs");
+    second.wait(SOON, "the second ends");
+    assert!(!path.exists());
 }
 
 #[test]

@@ -290,6 +290,11 @@ impl Server {
         self.child.pid()
     }
 
+    /// Where it tells its addresses.
+    pub fn ports_file(&self) -> PathBuf {
+        self.scratch.path("ports.json")
+    }
+
     /// Writes its config file anew, for whoever reads it next.
     pub fn rewrite_config(&self, toml: &str) {
         self.scratch.write("corecast.toml", toml);
