@@ -149,10 +149,29 @@ fn a_full_queue_drops_what_it_counts_and_says_so_once_a_second() {
         line["error"].as_str().is_some_and(|error| error.starts_with("the queue is full (5 events")),
         "{line}"
     );
-    // 45 drops within the time of a few round trips: not a line each.
+    // 45 drops within the time of a few round trips: not a line each, and none left out.
+    eventually(SOON, "every drop is said", || sum_of_events(&consumer, "event dropped") == 45);
     assert!(consumer.count_log("event dropped") < 10);
     consumer.create("go");
     assert_eq!(consumer.drain()["processed"], json!(6));
+}
+
+/// How many events the lines with this message speak of.
+fn sum_of_events(consumer: &Consumer, message: &str) -> u64 {
+    let lines = consumer.log().into_iter().filter(|line| line["msg"] == message);
+    lines.map(|line| line["events"].as_u64().expect("a number of events")).sum()
+}
+
+#[test]
+fn what_was_lost_a_moment_before_the_end_is_said_at_the_end() {
+    let redis = Redis::start();
+    let mut consumer = Consumer::start(&redis, &[]);
+    for _ in 0..4 {
+        redis.publish(CHANNEL, "not json");
+    }
+    consumer.wait_metric("invalid_total", |invalid| invalid == 4.0);
+    consumer.drain();
+    assert_eq!(sum_of_events(&consumer, "invalid event"), 4);
 }
 
 #[test]

@@ -66,6 +66,7 @@ mod options;
 mod pool;
 mod redis;
 mod subscription;
+mod throttle;
 mod work;
 
 pub use backoff::Backoff;

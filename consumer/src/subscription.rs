@@ -4,6 +4,7 @@
 //! the answer is late, because TCP alone doesn't notice a peer that has gone.
 
 use std::collections::hash_map::RandomState;
+use std::fmt::Display;
 use std::hash::{BuildHasher, Hasher};
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,11 +19,10 @@ use shards::redis::Reconnect;
 use crate::options::WhenFull;
 use crate::pool::{Consumer, MessageError, OfferError};
 use crate::redis::{Connection, Heard, RedisError, Stream, described};
+use crate::throttle::{Throttle, Word};
 
 /// Silence after which Redis is asked whether it is there, and how long its answer may take.
 pub const SILENCE_MAX: Duration = Duration::from_secs(5);
-/// How often a thing that happens for each message is said.
-pub const SAID_EVERY: Duration = Duration::from_secs(1);
 
 /// A thread that feeds a [`Consumer`] with what is published to its channel.
 pub struct Subscription {
@@ -145,6 +145,7 @@ impl<'s> Subscriber<'s> {
             return Ok(());
         }
         let served = self.read(&mut connection);
+        self.say_rest();
         *self.shared.stream() = None;
         if self.shared.is_stopping() { Ok(()) } else { served }
     }
@@ -155,26 +156,33 @@ impl<'s> Subscriber<'s> {
         connection.send(&subscribe)?;
         let mut liveness = Liveness::new(Instant::now());
         loop {
-            match liveness.next(Instant::now()) {
-                Step::Hear(wait) => match connection.hear(wait)? {
-                    Heard::Nothing if self.shared.is_stopping() => return Ok(()),
-                    Heard::Nothing => {}
-                    Heard::TooBig(bytes) => {
-                        liveness.heard(Instant::now());
-                        self.shared.consumer.note_invalid();
-                        self.say_invalid(&format!("found {bytes} bytes"));
-                    }
-                    Heard::Frame(OwnedFrame::Error(text)) => {
-                        return Err(connection.refused(&subscribe, &text));
-                    }
-                    Heard::Frame(frame) => {
-                        if self.handle(connection, frame)? {
-                            return Ok(());
+            let now = Instant::now();
+            self.say_due(now);
+            let word = self.next_word(now).map(|due| due.saturating_duration_since(now));
+            match liveness.next(now) {
+                Step::Hear(silence) => {
+                    match connection.hear(word.map_or(silence, |word| word.min(silence)))? {
+                        // It was no silence, only time for a word.
+                        Heard::Nothing if word.is_some_and(|word| word < silence) => {}
+                        Heard::Nothing if self.shared.is_stopping() => return Ok(()),
+                        Heard::Nothing => {}
+                        Heard::TooBig(bytes) => {
+                            liveness.heard(Instant::now());
+                            self.shared.consumer.note_invalid();
+                            self.note_invalid(&format_args!("found {bytes} bytes"));
                         }
-                        // Afterwards: while we waited for room in the queue, Redis was not the silent one.
-                        liveness.heard(Instant::now());
+                        Heard::Frame(OwnedFrame::Error(text)) => {
+                            return Err(connection.refused(&subscribe, &text));
+                        }
+                        Heard::Frame(frame) => {
+                            if self.handle(connection, frame)? {
+                                return Ok(());
+                            }
+                            // Afterwards: while we waited for room in the queue, Redis was not the silent one.
+                            liveness.heard(Instant::now());
+                        }
                     }
-                },
+                }
                 Step::Ask => connection.send(&[b"PING"])?,
                 Step::GiveUp => {
                     let silent = format!("nothing for {:?} although it was asked", 2 * SILENCE_MAX);
@@ -210,7 +218,7 @@ impl<'s> Subscriber<'s> {
     fn offer(&mut self, message: &[u8]) {
         match self.shared.consumer.offer_message(message, self.shared.when_full) {
             Ok(()) => {}
-            Err(MessageError::Invalid(error)) => self.say_invalid(&error.to_string()),
+            Err(MessageError::Invalid(error)) => self.note_invalid(&error),
             // Once per name: what goes on is in the counters.
             Err(MessageError::Refused(OfferError::UnknownType { kind, is_new: true })) => {
                 tracing::warn!(
@@ -221,17 +229,28 @@ impl<'s> Subscriber<'s> {
             }
             Err(MessageError::Refused(OfferError::UnknownType { .. })) => {}
             Err(MessageError::Refused(error)) => {
-                if let Some(events) = self.dropped.note(Instant::now()) {
-                    tracing::warn!(component = "subscriber", events, %error, "event dropped");
-                }
+                self.dropped.note(&error, Instant::now()).inspect(say_dropped);
             }
         }
     }
 
-    fn say_invalid(&mut self, error: &str) {
-        if let Some(events) = self.invalid.note(Instant::now()) {
-            tracing::warn!(component = "subscriber", events, error, "invalid event");
-        }
+    fn note_invalid(&mut self, error: &dyn Display) {
+        self.invalid.note(error, Instant::now()).inspect(say_invalid);
+    }
+
+    /// When there is something to say though nothing comes any more.
+    fn next_word(&self, now: Instant) -> Option<Instant> {
+        self.invalid.next_due(now).into_iter().chain(self.dropped.next_due(now)).min()
+    }
+
+    fn say_due(&mut self, now: Instant) {
+        self.invalid.due(now).inspect(say_invalid);
+        self.dropped.due(now).inspect(say_dropped);
+    }
+
+    fn say_rest(&mut self) {
+        self.invalid.rest().inspect(say_invalid);
+        self.dropped.rest().inspect(say_dropped);
     }
 
     fn note_up(&mut self) {
@@ -262,6 +281,14 @@ impl<'s> Subscriber<'s> {
             thread::park_timeout(left);
         }
     }
+}
+
+fn say_invalid(word: &Word) {
+    tracing::warn!(component = "subscriber", events = word.events, error = word.error, "invalid event");
+}
+
+fn say_dropped(word: &Word) {
+    tracing::warn!(component = "subscriber", events = word.events, error = word.error, "event dropped");
 }
 
 /// Whether the other side is still there. Time is an argument.
@@ -300,25 +327,6 @@ impl Liveness {
     }
 }
 
-/// Says a thing that happens often at most once per [`SAID_EVERY`], with how often it happened. Time is an argument.
-#[derive(Default)]
-struct Throttle {
-    said_at: Option<Instant>,
-    unsaid: u64,
-}
-
-impl Throttle {
-    /// How many to speak of now, this one included; `None` to be silent.
-    fn note(&mut self, now: Instant) -> Option<u64> {
-        self.unsaid += 1;
-        if self.said_at.is_some_and(|said_at| now.saturating_duration_since(said_at) < SAID_EVERY) {
-            return None;
-        }
-        self.said_at = Some(now);
-        Some(std::mem::take(&mut self.unsaid))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -342,15 +350,5 @@ mod tests {
         liveness.heard(answered);
         assert_eq!(liveness.next(start + 2 * SILENCE_MAX), Step::Hear(SILENCE_MAX / 2));
         assert_eq!(liveness.next(answered + SILENCE_MAX), Step::Ask);
-    }
-
-    #[test]
-    fn what_happens_for_each_message_is_said_once_a_second_with_its_count() {
-        let start = Instant::now();
-        let mut throttle = Throttle::default();
-        assert_eq!(throttle.note(start), Some(1));
-        assert_eq!(throttle.note(start), None);
-        assert_eq!(throttle.note(start + SAID_EVERY / 2), None);
-        assert_eq!(throttle.note(start + SAID_EVERY), Some(3));
     }
 }
