@@ -14,6 +14,7 @@ mod dead_letters;
 mod dialect;
 mod doctor;
 mod exit;
+mod hints;
 mod iso8601;
 mod logs;
 mod manager;

@@ -22,6 +22,7 @@ use signal_hook::iterator::Signals;
 use crate::activity::Activity;
 use crate::configuration::refusal;
 use crate::exit::{self, Failure};
+use crate::hints;
 use crate::manager::ServiceManager;
 use crate::process::Process;
 
@@ -278,15 +279,8 @@ fn announce(config: &Config, server: &Server) {
              docker --ulimit nofile=1048576)"
         );
     }
-    if let (Some(address), true) =
-        (server.listen.first(), matches!(config.broker, BrokerChoice::Local) && config.presets.is_empty())
-    {
-        let address = match address.ip().is_unspecified() {
-            true => format!("localhost:{}", address.port()),
-            false => address.to_string(),
-        };
-        tracing::info!("open http://{address}/?room=lobby in a browser");
-        tracing::info!("then: curl -d hello 'http://{address}/publish?room=lobby'");
+    for hint in hints::of(config, &server.setup.routes, &server.listen, server.admin) {
+        tracing::info!("{hint}");
     }
 }
 

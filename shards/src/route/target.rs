@@ -1,6 +1,7 @@
 //! Which room a publication over HTTP is for: the one that its query would join.
 
 use std::borrow::Cow;
+use std::convert::Infallible;
 
 use super::{RouteError, Routes, full_name, is_name, missing_parameter, name_fault, not_forbidden};
 use crate::config::{Route, Template, TemplatePart};
@@ -20,6 +21,14 @@ impl Routes {
         let joining = format!("{}{JOIN}", path.strip_suffix(PUBLISH)?);
         let has = |path: &str| self.routes.iter().any(|route| route.path == path);
         (has(&joining) && !has(path)).then_some(joining)
+    }
+
+    /// Whether `/ws?room=NAME` joins one room on listener `listener`, without a key, and `/publish?room=NAME` reaches it.
+    pub fn has_room_by_name(&self, listener: usize, name: &str) -> bool {
+        let query = |parameter: &str| Ok::<_, Infallible>((parameter == ROOM).then_some(Cow::Borrowed(name)));
+        let published = self.room_to_publish(listener, JOIN, query).ok();
+        let joined = self.resolve(listener, JOIN, query).ok().filter(|joined| !joined.key);
+        published.zip(joined).is_some_and(|(room, joined)| joined.rooms == [room])
     }
 
     /// Full name of the room that a publication is for: what a request for `joining_path` with this query would join on
