@@ -51,9 +51,11 @@ impl Run {
     }
 
     fn results(&self) -> Value {
-        let mut files =
-            std::fs::read_dir(&self.folder).unwrap_or_else(|_| panic!("no results: {}", self.said()));
-        serde_json::from_slice(&std::fs::read(files.next().unwrap().unwrap().path()).unwrap()).unwrap()
+        let files = std::fs::read_dir(&self.folder).unwrap_or_else(|_| panic!("no results: {}", self.said()));
+        // A table has its page beside it.
+        let mut files = files.map(|file| file.unwrap().path());
+        let path = files.find(|path| path.extension().is_some_and(|end| end == "json")).unwrap();
+        serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
     }
 }
 
