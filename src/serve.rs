@@ -81,7 +81,7 @@ pub fn run(loaded: &Loaded, passed: Passed, process: Option<&Process>) -> anyhow
 /// As its shards do before they take clients: who is told that this process serves lets another one go for it.
 fn wait_for_broker(server: &Server) {
     let began = Instant::now();
-    while began.elapsed() < BROKER_PATIENCE && !server.setup.broker_is_up() {
+    while began.elapsed() < BROKER_PATIENCE && !server.setup.broker_is_known() {
         std::thread::sleep(BROKER_POLL);
     }
 }

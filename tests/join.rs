@@ -14,6 +14,7 @@ use crate::support::{heavy, on_both_drivers};
 on_both_drivers!(
     five_thousand_connections_that_join_at_once_all_get_in_and_all_hear_everything,
     a_client_misses_nothing_that_is_published_after_its_101,
+    a_client_of_a_server_that_has_just_started_misses_nothing_after_its_101,
     a_client_misses_nothing_while_its_rooms_channel_is_left_and_taken_again,
     rooms_of_one_that_come_and_go_leave_no_subscription_behind,
 );
@@ -49,6 +50,25 @@ fn a_client_misses_nothing_that_is_published_after_its_101(driver: Driver) {
         swarm.wait_open();
     }
 
+    assert_promise_kept(&swarm, publisher);
+}
+
+fn a_client_of_a_server_that_has_just_started_misses_nothing_after_its_101(driver: Driver) {
+    let redis = Redis::start();
+    let publisher = Publisher::start(&redis, &channels(1), 'P', 64, 1_000);
+    let swarm = Swarm::with_clock(publisher.started_probe());
+    let url = redis.url();
+    let mut servers = Vec::new();
+    for _ in 0..10 {
+        // Started without waiting for its Redis.
+        let server = Server::builder().preset("event-fanout").redis_url(&url).driver(driver).start();
+        swarm.add(server.address(), "/ws?room=r0");
+        servers.push(server);
+    }
+    swarm.wait_open();
+    let joined = swarm.map(|member| member.joined_at);
+    swarm.wait_all("everybody hears what comes now", |member| member.tally('P').received > 0);
+    assert_eq!(joined.len(), 10);
     assert_promise_kept(&swarm, publisher);
 }
 

@@ -115,8 +115,8 @@ pub const fn descriptors_reserved(shards: usize, has_admin: bool) -> usize {
     DESCRIPTORS_RESERVED + admin + shards * DESCRIPTORS_RESERVED_PER_SHARD
 }
 
-/// A process with a parent takes clients when its broker answers, so that nobody is let in before what he is promised can
-/// reach him; a broker that is not there by then is not waited for. One that is answers within milliseconds.
+/// A process takes clients when its broker answers, so that nobody is let in before what he is promised can reach him; one
+/// that can't be reached, or says nothing for so long, is not waited for. One that is there answers within milliseconds.
 pub const BROKER_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Shards in one process: the width of a room's interest mask.

@@ -432,6 +432,7 @@ table! {
         spill_items: Number, "gauge", "corecast_spill_items", "Items in the spills behind the rings.";
         broker_up: Number, "gauge", "corecast_broker_up", "1 while the broker's subscription is proved alive; always 1 with the local broker.";
         broker_reconnects: Number, "counter", "corecast_broker_reconnects_total", "Times the broker came back after a break.";
+        broker_attempts_failed: Number, "counter", "corecast_broker_attempts_failed_total", "Attempts to reach the broker that failed, looked at each tenth of a second.";
         broker_breaks: Number, "counter", "corecast_broker_breaks_total", "Times the broker's subscription broke.";
         busy: SecondsBy<Stage>, "counter", "corecast_relay_busy_seconds_total", "Time of the relay by stage; parse, place and offer are told apart by samples, receive is the rest of its CPU time and known only where it has a thread of its own.";
         publishes_sent: Number, "counter", "corecast_broker_publishes_total", "Publications sent to the broker.";

@@ -614,6 +614,11 @@ impl Relay {
         self.skipped = skipped;
     }
 
+    /// Attempts to reach Redis that failed, since the start.
+    pub fn note_attempts_failed(&self, failed: u64) {
+        self.metrics().broker_attempts_failed.set(failed);
+    }
+
     /// What Redis is now; the local broker's state never changes.
     pub fn broker_state(&self) -> BrokerState {
         self.broker_state

@@ -90,6 +90,11 @@ impl Setup {
         if self.has_successor.load(Relaxed) { CloseReason::ServiceRestart } else { CloseReason::GoingAway }
     }
 
+    /// Whether the broker has answered, or an attempt to reach it has failed.
+    pub fn broker_is_known(&self) -> bool {
+        self.broker_is_up() || self.metrics.relay.broker_attempts_failed.value() > 0
+    }
+
     /// Whether the broker answers; always so for the local one.
     pub fn broker_is_up(&self) -> bool {
         self.metrics.relay.broker_up.value() == 1

@@ -20,7 +20,7 @@ use super::connection::{Core, REST, SharedCore, enter, read, read_on_epoll};
 use super::options::SocketOptions;
 use super::rights;
 use super::socket::Socket;
-use crate::limits::{ADMIN_CONNECTIONS_MAX, LISTEN_BACKLOG, NOTSENT_LOWAT_BYTES};
+use crate::limits::{ADMIN_CONNECTIONS_MAX, BROKER_PATIENCE, LISTEN_BACKLOG, NOTSENT_LOWAT_BYTES};
 use crate::shard::{ADMIN, Micros};
 
 /// Connections accepted before others on the thread have their turn.
@@ -328,12 +328,12 @@ impl Pauses {
     }
 }
 
-/// Accepts until the listener is closed. Clients are not taken before the broker answers, or `broker_patience` is over: with
-/// the broker away a room admits at once, and what is published until it comes would be missed. Until then they wait in a
-/// queue that another process may serve meanwhile.
-pub async fn accept_all(core: SharedCore, listener: Rc<Listener>, broker_patience: Duration) {
+/// Accepts until the listener is closed. Clients are not taken before the broker has answered or failed to, or
+/// [`BROKER_PATIENCE`] is over: with the broker away a room admits at once, and what is published until it comes would be
+/// missed. Until then they wait in a queue that another process may serve meanwhile.
+pub async fn accept_all(core: SharedCore, listener: Rc<Listener>) {
     if !listener.is_of_admin() {
-        wait_for_broker(&core, broker_patience).await;
+        wait_for_broker(&core).await;
     }
     let mut pauses = Pauses::default();
     loop {
@@ -371,9 +371,9 @@ pub async fn accept_all(core: SharedCore, listener: Rc<Listener>, broker_patienc
     }
 }
 
-async fn wait_for_broker(core: &SharedCore, patience: Duration) {
+async fn wait_for_broker(core: &SharedCore) {
     let mut waited = Duration::ZERO;
-    while waited < patience && !core.borrow().shard.setup().broker_is_up() {
+    while waited < BROKER_PATIENCE && !core.borrow().shard.setup().broker_is_known() {
         monoio::time::sleep(BROKER_POLL).await;
         waited += BROKER_POLL;
     }

@@ -302,7 +302,9 @@ async fn tick(driver: Rc<RefCell<Driver>>, bell: Arc<Bell>) {
         relay.sweep(rings, now);
         relay.note_ring_depth(rings.ends.iter().map(RelayEnd::depth).sum());
         if let Some(link) = link {
-            relay.note_skipped(link.counters().subscriber.too_big);
+            let counters = link.counters();
+            relay.note_skipped(counters.subscriber.too_big);
+            relay.note_attempts_failed(counters.attempts_failed);
         }
         stages.settle();
         driver.flush();

@@ -3,7 +3,6 @@
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use monoio::time::TimeDriver;
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
@@ -119,8 +118,6 @@ pub struct ShardParts {
     pub listeners: Vec<Place>,
     pub options: SocketOptions,
     pub drain: Arc<Drain>,
-    /// See [`accept_all`].
-    pub broker_patience: Duration,
 }
 
 /// A shard from its first connection to the end of its drain.
@@ -151,7 +148,7 @@ pub async fn run_shard(parts: ShardParts, may_serve: impl FnOnce() -> bool) -> i
         return Ok(());
     }
     for listener in &listeners {
-        monoio::spawn(accept_all(core.clone(), listener.clone(), parts.broker_patience));
+        monoio::spawn(accept_all(core.clone(), listener.clone()));
     }
     monoio::spawn(turns(core.clone(), sleeper, yielder));
     sweep_and_drain(core, listeners, &parts.drain).await;

@@ -26,7 +26,7 @@ use super::runtime::{Driver, NoIoUring, ShardParts, block_on, choose, run_shard}
 use super::threads::{LostThread, Pulse, Threads};
 use crate::auth::Gate;
 use crate::config::{Config, Steer};
-use crate::limits::{BROKER_PATIENCE, descriptors_reserved};
+use crate::limits::descriptors_reserved;
 use crate::metrics::{Identity, Metrics};
 use crate::setup::Setup;
 use crate::shard::{ADMIN, Shard};
@@ -150,7 +150,6 @@ impl Server {
         let Plan { shards: cores, relay: relay_core } = Plan::new(&usable(config)?, config.shards);
         let holder = passed.listen.first().map_or(Holder::Nobody, |listening| listening.holder);
         let process = passed.process;
-        let broker_patience = process.map_or(Duration::ZERO, |_| BROKER_PATIENCE);
         let (listen, admin, sockets) = place_all(config, passed, &cores)?;
         let loopback_only = listen.iter().chain(&admin).all(|address| address.ip().is_loopback());
         let metrics =
@@ -185,7 +184,6 @@ impl Server {
                 listeners,
                 options: SocketOptions::new(&config.expert),
                 drain: drain.clone(),
-                broker_patience,
             });
         }
         let relay = RelayParts {
