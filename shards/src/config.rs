@@ -83,7 +83,8 @@ pub struct Config {
     /// Name of this node in envelopes and service channels. Default: random, 16 hex digits.
     pub node_id: String,
     /// Every so often one info line says what happened since the last: publications, deliveries, drops, connections, rooms.
-    /// Default 0: never. A line in which nothing moved is left out, and there is at most one a second.
+    /// Default 0: never. A line in which nothing moved is left out: `seconds` of the next tells how long it covers. There is at
+    /// most one a second.
     pub report_interval: Duration,
     /// Log each WebSocket's coming and going at info, with user, room, remote address and how many of the room remain on its
     /// shard; otherwise at debug. Costs a line per connect and leave; in a storm the lines that stderr is too slow for are lost and
