@@ -63,6 +63,9 @@ pub fn run(args: ReportArgs) -> anyhow::Result<ExitCode> {
         );
         return Err(Failure::new(exit::UNAVAILABLE, sentence).into());
     }
+    if ledger.runs.is_empty() {
+        return Err(no_logs("no lines", &args.paths).into());
+    }
     let measurements = measurements(ledger.runs);
     let is_folder = args.paths.iter().any(|path| path.is_dir());
     let skipped = if is_folder && !args.all { measurements.len().saturating_sub(1) } else { 0 };
@@ -94,12 +97,15 @@ fn files(paths: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
         }
     }
     if files.is_empty() {
-        let places: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
-        let sentence =
-            format!("no logs (*.jsonl) in {}: measure with `corecast clients N` first", places.join(", "));
-        return Err(Failure::new(exit::UNAVAILABLE, sentence).into());
+        return Err(no_logs("no logs (*.jsonl)", paths).into());
     }
     Ok(files)
+}
+
+fn no_logs(found: &str, paths: &[PathBuf]) -> Failure {
+    let places: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
+    let sentence = format!("{found} in {}: measure with `corecast clients N` first", places.join(", "));
+    Failure::new(exit::UNAVAILABLE, sentence)
 }
 
 fn logs_in(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {

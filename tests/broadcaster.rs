@@ -178,6 +178,9 @@ fn clients_without_a_server_or_with_one_that_refuses_say_why() {
     assert_eq!(program::run(&["clients", "0"]).code(), Some(2));
     let report = program::run(&["report", scratch.path("nothing").to_str().expect("UTF-8")]);
     assert_eq!(report.code(), Some(69), "{report:?}");
+    let empty = scratch.write("empty.jsonl", "");
+    let report = program::run(&["report", empty.to_str().expect("UTF-8")]);
+    assert_eq!((report.code(), report.stdout.as_str()), (Some(69), ""), "{report:?}");
 }
 
 #[test]

@@ -46,6 +46,8 @@ fn a_usage_error_is_2_and_names_the_nearest_flag() {
     assert_eq!(run(&["sevre"]).code(), Some(2));
     assert_eq!(run(&[]).code(), Some(2));
     assert_eq!(run(&["serve", "--driver", "kqueue"]).code(), Some(2));
+    assert_eq!(run(&["serve", "--domains", "trading,nope"]).code(), Some(2));
+    assert_eq!(run_with(&[("CORECAST_DOMAINS", "trading,nope")], &["serve"]).code(), Some(78));
     let value = run(&["serve", "--shards", "x"]);
     assert_eq!(value.code(), Some(2));
     assert_eq!(value.stderr, "corecast: --shards: found \"x\", due auto or a whole number from 1 to 64\n");
