@@ -49,8 +49,8 @@ const THREADS_DEFAULT_MAX: usize = 4;
 A lost connection is counted and named, not opened again. Latency is arrival minus the event's own stamp
 (published_at_ms, ts, timestamp, ...), so both clocks must agree; a stamp in whole milliseconds adds up to 1 ms.
 
-Exit codes: 0 ended as asked, 1 clients were lost or --events not reached, 2 usage, 69 no server there or it took only
-some of the clients, 77 refused or too few descriptors.")]
+Exit codes: 0 ended as asked, 1 clients were lost or not connected yet or --events not reached, 2 usage, 69 no server there
+or it took only some of the clients, 77 refused or too few descriptors.")]
 pub struct ClientsArgs {
     /// How many
     #[arg(value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
@@ -317,18 +317,22 @@ fn finish(
         log.finish(end).with_context(|| format!("the log {} can't be written", path.display()))?;
     ended?;
     let connected = progress.connected.load(Ordering::Relaxed);
-    say(&format!("{connected} clients received {received} deliveries and ended by {reason}"));
+    let clients = u64::from(args.clients);
+    let who = if connected < clients { format!("{connected} of {clients}") } else { connected.to_string() };
+    say(&format!("{who} clients received {received} deliveries and ended by {reason}"));
     if !latencies.is_empty() {
         say(&format!("latency {}", percentiles(&latencies)));
     }
     if waits > 0 {
         say(&format!("the log's disk was too slow {waits} times: latencies around these contain the wait"));
     }
+    if connected < clients {
+        complain!("corecast: {} clients were not connected yet", clients - connected);
+    }
     for (how, count) in &progress.ends().lost {
         complain!("corecast: {count} clients lost: {how}");
     }
-    let unsatisfied =
-        args.events.is_some() && progress.satisfied.load(Ordering::Relaxed) < u64::from(args.clients);
+    let unsatisfied = args.events.is_some() && progress.satisfied.load(Ordering::Relaxed) < clients;
     if unsatisfied {
         let satisfied = progress.satisfied.load(Ordering::Relaxed);
         complain!(
@@ -337,7 +341,8 @@ fn finish(
             args.events.unwrap_or(0)
         );
     }
-    Ok(ExitCode::from(if lost > 0 || unsatisfied { exit::FAILED } else { 0 }))
+    let is_amiss = lost > 0 || unsatisfied || connected < clients;
+    Ok(ExitCode::from(if is_amiss { exit::FAILED } else { 0 }))
 }
 
 fn percentiles(latencies: &Histogram<u64>) -> String {

@@ -184,6 +184,31 @@ fn clients_without_a_server_or_with_one_that_refuses_say_why() {
 }
 
 #[test]
+fn clients_that_a_full_server_has_not_let_in_are_none() {
+    // Of several, each may take one more than the bound while another does.
+    let server = Server::builder().shards(1).admin().arg("--connections-max").arg("5").start();
+    let scratch = Scratch::new();
+    let [stdout, stderr] = ["stdout", "stderr"].map(|name| scratch.path(name));
+    let file = |path: &Path| File::create(path).expect("a scratch directory takes files");
+    let mut command = program::command();
+    command.args(["clients", "12", "--room", "a", "--url", &format!("ws://{}/ws", server.address())]);
+    command.arg("--logs").arg(scratch.path("logs")).stdout(file(&stdout)).stderr(file(&stderr));
+    confine(&mut command, Confinement::default());
+    let mut clients = Running(command.spawn().expect("the binary starts"));
+    server.wait_metrics("five are in", |page| page.sum("corecast_handshakes_total") == 5.0);
+    signal(clients.pid(), Signal::INT);
+    assert_eq!(clients.wait(LONG, "the clients end").code(), Some(1));
+    let said = [&stdout, &stderr].map(|path| program::text(path));
+    assert!(said[0].starts_with("5 of 12 clients received 0 deliveries and ended by a signal"), "{said:?}");
+    assert!(said[1].contains("7 clients were not connected yet"), "{said:?}");
+    let report = report(&[scratch.path("logs").to_str().expect("UTF-8")]);
+    assert!(
+        report.stdout.contains("7 clients of run") && report.stdout.contains("not connected"),
+        "{report:?}"
+    );
+}
+
+#[test]
 fn subscribe_and_publish_find_every_preset_by_its_variables() {
     let redis = Redis::start();
     for (preset, room) in

@@ -222,7 +222,7 @@ impl Turns {
             Step::Opened => {
                 self.shaking -= 1;
                 self.open += 1;
-                // A full server takes in those that waited once others leave; by then nobody measures any more.
+                // While taking leave nobody measures any more.
                 if self.leave_by.is_none() {
                     self.receiver.progress.connected.fetch_add(1, Ordering::Relaxed);
                 }
@@ -292,8 +292,30 @@ impl Turns {
         }
     }
 
+    /// A full server lets them in as soon as the others leave; they would count as clients that received nothing.
+    fn abandon_unconnected(&mut self) {
+        for index in 0..self.seats.len() {
+            if !self.seats[index].is_shaking() {
+                continue;
+            }
+            // The 101 may have come by now.
+            self.advance(index);
+            let seat = &mut self.seats[index];
+            if seat.is_shaking() {
+                seat.abandon();
+                self.shaking -= 1;
+                let client = seat.client;
+                self.log_note(Note::Client { client, received: 0, end: NOT_CONNECTED.to_owned() });
+            }
+        }
+        for client in self.receiver.clients.split_off(self.seats.len()) {
+            self.log_note(Note::Client { client, received: 0, end: NOT_CONNECTED.to_owned() });
+        }
+    }
+
     fn leave_if_told(&mut self) {
         if self.leave_by.is_none() && self.receiver.progress.stop.load(Ordering::Relaxed) {
+            self.abandon_unconnected();
             self.leave_by = Some(Instant::now() + LEAVE_WAIT);
             self.seats.iter_mut().for_each(Seat::leave);
         }
@@ -310,6 +332,9 @@ impl Turns {
         }
     }
 }
+
+/// The end of a client that was never connected.
+const NOT_CONNECTED: &str = "not connected";
 
 /// Short, so that equal ends count as one.
 fn label(end: &End) -> String {

@@ -81,6 +81,10 @@ impl Seat {
         matches!(self.state, State::Over)
     }
 
+    pub fn is_shaking(&self) -> bool {
+        matches!(self.state, State::Shaking { .. })
+    }
+
     /// Gives up a handshake that takes too long.
     pub fn expire(&mut self, way: &Way, now: Instant) -> Option<End> {
         match self.state {
@@ -205,7 +209,8 @@ mod tests {
         assert!(seat.expire(&way, deadline - std::time::Duration::from_secs(1)).is_none());
         let end = seat.expire(&way, deadline).unwrap();
         assert!(
-            end.sentence().contains("didn't answer") && end.code() == exit::UNAVAILABLE,
+            end.sentence().contains("didn't answer within 10 s: is that a corecast, and is it full")
+                && end.code() == exit::UNAVAILABLE,
             "{}",
             end.sentence()
         );
