@@ -46,6 +46,8 @@ fn every_page_is_where_its_readers_look_for_it(driver: Driver) {
         assert!(refused.header("allow").is_some_and(|allow| allow.contains("GET")), "{refused:?}");
     }
     assert_eq!(server.get("/nowhere").status, 404);
+    let methods = http::request(server.address(), "OPTIONS", "*", &[]).expect("OPTIONS is answered");
+    assert_eq!((methods.status, methods.header("allow")), (204, Some("GET, HEAD, POST, OPTIONS")));
     let stats = server.stats();
     assert!(stats.is_object(), "{stats}");
 }

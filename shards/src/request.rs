@@ -24,7 +24,7 @@ pub use upgrade::{AcceptKey, switching_protocols};
 pub struct Head<'a> {
     /// What is asked for.
     pub method: Method,
-    /// The target up to its `?`, as it came; starts with `/`.
+    /// The target up to its `?`, as it came; starts with `/`, or is `*` where OPTIONS asks for the server as a whole.
     pub path: &'a str,
     /// The target after its `?`, as it came; empty where there is none.
     pub query: &'a str,
@@ -133,7 +133,11 @@ impl<'a> Head<'a> {
         let version = if version == 0 { Version::Http10 } else { Version::Http11 };
         let method = Method::named(method)?;
         let (authority, target) = absolute_form(target);
-        let (path, query) = origin_form(target)?;
+        let (path, query) = match (method, target) {
+            // Asterisk-form, RFC 9112 section 3.2.4.
+            (Method::Options, "*") => (target, ""),
+            _ => origin_form(target)?,
+        };
         let mut fields = Vec::with_capacity(request.headers.len());
         for field in request.headers.iter() {
             let value = std::str::from_utf8(field.value).map_err(|_| {

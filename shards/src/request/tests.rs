@@ -93,7 +93,8 @@ fn malformed_request_lines_are_refused() {
         ("GET http:///x HTTP/1.1", 400),
         ("GET http://user@a/ HTTP/1.1", 400),
         ("GET ftp://a/ HTTP/1.1", 400),
-        ("OPTIONS * HTTP/1.1", 400),
+        ("GET * HTTP/1.1", 400),
+        ("OPTIONS *x HTTP/1.1", 400),
         ("GET a:80 HTTP/1.1", 400),
         ("CONNECT a:80 HTTP/1.1", 501),
         ("GET /#x HTTP/1.1", 400),
@@ -117,6 +118,12 @@ fn an_absolute_target_is_accepted_and_its_host_counts() {
         let head = whole(&head);
         assert_eq!((head.path, head.query, head.host()), (path, query, host), "{target}");
     }
+}
+
+#[test]
+fn options_may_ask_for_the_server_as_a_whole() {
+    let head = whole("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert_eq!((head.method, head.path, head.query), (Method::Options, "*", ""));
 }
 
 #[test]

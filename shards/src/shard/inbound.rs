@@ -379,6 +379,7 @@ impl Shard {
                 .with_fields(&[("Allow", "GET, HEAD")])),
         };
         match &*path {
+            "*" => answer(204, TEXT, &[("Allow", "GET, HEAD, POST, OPTIONS")], b""),
             "/livez" | "/health" => allow_get().and_then(|()| health(true, "")),
             "/healthz" => {
                 allow_get()?;
