@@ -66,7 +66,7 @@ pub struct PublishArgs {
     #[arg(long, value_name = "DURATION", value_parser = duration, conflicts_with = "rate")]
     interval: Option<Duration>,
     /// File whose trimmed content is sent as X-API-Key
-    #[arg(long, value_name = "FILE", env = "CORECAST_API_KEY_FILE")]
+    #[arg(long, value_name = "FILE", env = "CORECAST_API_KEY_FILE", hide_env_values = true)]
     api_key_file: Option<PathBuf>,
     /// Send JSON with `seq` (from 1) and `ts` (microseconds since 1970), for `subscribe --stats`; a message that is a
     /// JSON object gets the two fields, any other becomes its field `data`

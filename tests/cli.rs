@@ -78,6 +78,12 @@ fn help_groups_the_flags_with_variable_and_default() {
 }
 
 #[test]
+fn help_never_shows_what_a_variable_holds() {
+    let help = run_with(&[("CORECAST_API_KEY_FILE", "/my/key")], &["publish", "--help"]).stdout;
+    assert!(help.contains("CORECAST_API_KEY_FILE]") && !help.contains("/my/key"), "{help}");
+}
+
+#[test]
 fn check_config_says_ok_to_a_good_file() {
     let scratch = Scratch::new();
     let file = scratch.write("good.toml", "shards = 2\n\n[[room]]\nname = \"chat:*\"\n");
