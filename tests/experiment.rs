@@ -81,7 +81,8 @@ impl Story {
         let mut command = program::command();
         command.args(["tune", "experiment"]).arg(self.scratch.path("hypothesis.toml"));
         command.arg("--bench").arg(self.scratch.path("generator")).arg("--out").arg(self.scratch.path("out"));
-        command.args(flags).env("STATE", self.scratch.dir());
+        // What a killed experiment leaves goes with the story.
+        command.args(flags).env("STATE", self.scratch.dir()).env("TMPDIR", self.scratch.dir());
         command
     }
 

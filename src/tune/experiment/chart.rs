@@ -60,7 +60,7 @@ fn samples(drawing: &mut Drawing, report: &Report<'_>) {
         (LEFT + RIGHT) / 2.0,
         SAMPLES_BOTTOM + 22.0,
         "tick middle",
-        "pairs, in the order in which they were measured",
+        "pairs, in the order in which they were measured; hollow: flawed or doubtful",
     );
 }
 
