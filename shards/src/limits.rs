@@ -310,4 +310,5 @@ const _: () =
 const _: () = assert!(RESP_BULK_BYTES_MAX > PAYLOAD_BYTES_MAX, "an envelope is larger than what it holds");
 const _: () =
     assert!(SHARD_BACKLOG_BYTES_MAX >= PAYLOAD_BYTES_MAX, "the largest publication must fit an empty ring");
+const _: () = assert!(BATCH_SENDS_MAX <= BATCH_SENDS_LIMIT, "the default is a value that may be set");
 const _: () = assert!(RING_SLOTS.is_power_of_two(), "a ring's index is masked");

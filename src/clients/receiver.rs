@@ -222,15 +222,9 @@ impl Turns {
             Step::Opened => {
                 self.shaking -= 1;
                 self.open += 1;
-                // While taking leave nobody measures any more.
-                if self.leave_by.is_none() {
-                    self.receiver.progress.connected.fetch_add(1, Ordering::Relaxed);
-                }
+                self.receiver.progress.connected.fetch_add(1, Ordering::Relaxed);
                 // The first messages may have come with the 101, and then epoll has nothing to tell.
                 self.unfinished.push(index);
-                if self.leave_by.is_some() {
-                    self.seats[index].leave();
-                }
             }
             Step::Ended(end) => self.note_end(index, end),
         }

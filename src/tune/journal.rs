@@ -461,7 +461,7 @@ impl Journal {
         let written = self.file.seek(SeekFrom::Start(whole_bytes)).and_then(|_| self.file.write_all(&text));
         if let Err(error) = written {
             // What a full disk took of it must not become a part of the next line; if this fails, the next cut does it.
-            let _ = self.file.set_len(whole_bytes);
+            let _cut_by_the_next = self.file.set_len(whole_bytes);
             return Err(self.error("write", error));
         }
         self.content.whole_bytes += text.len() as u64;
