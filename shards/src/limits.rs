@@ -248,6 +248,17 @@ pub const SURVEY_NAMES_MAX: usize = 229_376;
 /// Surveys that wait for the one under way. Above: 503.
 pub const SURVEYS_WAITING_MAX: usize = 64;
 
+/// Publications that `GET /history` and `GET /poll` bring: without `?limit=`, and at most. Above: 400.
+pub const READ_DEFAULT: usize = 100;
+/// See [`READ_DEFAULT`].
+pub const READ_MAX: usize = 1000;
+/// Bytes of the frames in one answer, but for one that is larger alone; the rest is asked for with the last offset.
+pub const READ_BYTES_MAX: usize = MIB;
+/// `GET /poll` waits this long without `?wait=`: below the minute after which proxies give a silent response up.
+pub const POLL_WAIT_DEFAULT: Duration = Duration::from_secs(25);
+/// The most that `?wait=` may be. Above: 400.
+pub const POLL_WAIT_MAX: Duration = Duration::from_secs(300);
+
 /// An empty room stays on its shard for this long, so that a reconnecting member finds it.
 pub const ROOM_LINGER: Duration = Duration::from_secs(5);
 /// Empty rooms of a shard that linger. Over it the one that has been empty longest goes at once: a connection that joins

@@ -239,7 +239,7 @@ pub fn start<F: Fn() -> bool>(
     setup: Arc<Setup>,
     rings: Vec<RelayEnd>,
     thread: RelayThread,
-    epoch_seed: u16,
+    epoch_base: u64,
     is_over: F,
 ) -> io::Result<impl Future<Output = ()> + use<F>> {
     let RelayThread { clock, bell, is_own } = thread;
@@ -251,7 +251,7 @@ pub fn start<F: Fn() -> bool>(
     };
     let stages = Stages::new(setup.metrics.clone(), is_own);
     let driver = Rc::new(RefCell::new(Driver {
-        relay: Relay::new(setup, state, epoch_seed),
+        relay: Relay::new(setup, state, epoch_base),
         rings: Rings { ends: rings, sample: None },
         clock,
         link: None,

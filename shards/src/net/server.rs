@@ -1,5 +1,7 @@
 //! A running server: its threads from start to end.
 
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher as _;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -388,11 +390,11 @@ impl RelayParts {
     /// `is_own`: this thread is the relay's alone.
     fn start_on(self, is_own: bool) -> io::Result<impl Future<Output = ()>> {
         let Self { config, setup, rings, bell, clock, shards_left } = self;
-        let seed =
-            SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).subsec_nanos() as u16;
+        // A random number without a dependency: std seeds its hasher from the kernel.
+        let epoch_base = RandomState::new().hash_one(SystemTime::now());
         let is_over = move || shards_left.load(Ordering::Acquire) == 0;
         let thread = RelayThread { clock, bell, is_own };
-        super::relay::start(&config, setup, rings, thread, seed, is_over)
+        super::relay::start(&config, setup, rings, thread, epoch_base, is_over)
     }
 }
 
