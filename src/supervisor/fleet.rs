@@ -179,20 +179,12 @@ impl Fleet {
         let mut steps = Vec::new();
         if is(&place.successor) {
             place.successor = None;
-            place.restarts += 1;
-            steps.extend(self.fail_roll(index));
+            steps.extend(self.fail_successor(index, generation, now, jitter));
         } else if is(&place.serving) {
             let dead = place.serving.take();
             if self.phase == Phase::Serves && place.successor.is_none() {
                 let served = dead.and_then(|member| member.ready).map_or(Duration::ZERO, |ready| now - ready);
-                let was_told = place.backoff.is_crash_loop();
-                let wait = place.backoff.wait(served, jitter);
-                place.start_at = Some(now + wait);
-                place.restarts += 1;
-                steps.push(Step::Tell(match was_told && place.backoff.is_crash_loop() {
-                    true => News::DiedAgain { place: index },
-                    false => News::Died { place: index, generation, restarts_in: wait },
-                }));
+                steps.push(self.restart(index, generation, served, now, jitter));
             }
         } else {
             place.leaving.retain(|leaver| leaver.generation != generation);
@@ -275,14 +267,12 @@ impl Fleet {
             let successor = self.places[*index].successor.as_ref();
             successor.is_some_and(|member| member.is_silent(now, patience))
         });
-        if let Some(index) = late {
-            let successor = self.places[index].successor.take();
-            steps.extend(self.fail_roll(index));
-            if let Some(member) = successor {
-                let leaver = Leaver { generation: member.generation, due: now, is_killed: true };
-                self.places[index].leaving.push(leaver);
-                steps.push(Step::Kill { generation: member.generation });
-            }
+        if let Some(index) = late
+            && let Some(Member { generation, .. }) = self.places[index].successor.take()
+        {
+            self.places[index].leaving.push(Leaver { generation, due: now, is_killed: true });
+            steps.push(Step::Kill { generation });
+            steps.extend(self.fail_successor(index, generation, now, 0.0));
         }
         steps.extend(self.roll_on(now));
         steps
@@ -356,6 +346,26 @@ impl Fleet {
         })
     }
 
+    /// The next start of a place whose process is dead, which had served for so long.
+    fn restart(
+        &mut self,
+        index: usize,
+        generation: Generation,
+        served: Duration,
+        now: Instant,
+        jitter: f64,
+    ) -> Step {
+        let place = &mut self.places[index];
+        let was_told = place.backoff.is_crash_loop();
+        let wait = place.backoff.wait(served, jitter);
+        place.start_at = Some(now + wait);
+        place.restarts += 1;
+        Step::Tell(match was_told && place.backoff.is_crash_loop() {
+            true => News::DiedAgain { place: index },
+            false => News::Died { place: index, generation, restarts_in: wait },
+        })
+    }
+
     // ---- rolling
 
     /// Goes on to the next place once the predecessor of this one has left.
@@ -386,9 +396,21 @@ impl Fleet {
         vec![Step::Start { place: index, generation }]
     }
 
-    fn fail_roll(&mut self, place: usize) -> Vec<Step> {
+    /// The successor of a place did not come to serve. Where its predecessor is gone too, the place has nobody.
+    fn fail_successor(
+        &mut self,
+        index: usize,
+        generation: Generation,
+        now: Instant,
+        jitter: f64,
+    ) -> Vec<Step> {
         self.roll.clear();
-        if self.phase == Phase::Serves { vec![Step::Tell(News::RollFailed { place })] } else { Vec::new() }
+        let mut steps = vec![Step::Tell(News::RollFailed { place: index })];
+        match self.places[index].serving {
+            Some(_) => self.places[index].restarts += 1,
+            None => steps.push(self.restart(index, generation, Duration::ZERO, now, jitter)),
+        }
+        steps
     }
 }
 

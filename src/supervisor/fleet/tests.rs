@@ -112,6 +112,33 @@ fn one_that_dies_while_its_successor_starts_is_succeeded_and_not_restarted() {
 }
 
 #[test]
+fn a_place_whose_process_goes_before_its_successor_fails_is_not_left_empty() {
+    type Goes = fn(&mut Fleet, Instant) -> Vec<Step>;
+    let ways: [Goes; 2] = [
+        |fleet, now| fleet.handle_gone(0, now, 0.0),
+        |fleet, now| fleet.handle_leaving(0, Duration::ZERO, now),
+    ];
+    for goes in ways {
+        let (mut fleet, now) = started(2, PATIENCE);
+        fleet.roll(now);
+        assert_eq!(done(goes(&mut fleet, now)), []);
+        assert_eq!(done(fleet.handle_gone(2, now, 0.0)), [start(0, 3)], "the successor died");
+        fleet.handle_ready(3, now);
+        assert_eq!((fleet.serving(0), fleet.restarts(0), fleet.is_rolling()), (Some(3), 1, false));
+
+        let (mut fleet, now) = started(2, PATIENCE);
+        fleet.roll(now);
+        goes(&mut fleet, now);
+        let late = now + PATIENCE.start;
+        fleet.tick(now + PATIENCE.leave);
+        assert_eq!(done(fleet.tick(late)), [Step::Kill { generation: 2 }], "the successor was late");
+        assert_eq!(done(fleet.tick(late)), [start(0, 3)]);
+        fleet.handle_ready(3, late);
+        assert_eq!((fleet.serving(0), fleet.is_rolling()), (Some(3), false));
+    }
+}
+
+#[test]
 fn a_rolling_restart_waits_for_a_place_whose_process_is_dead() {
     let (mut fleet, now) = started(2, PATIENCE);
     fleet.handle_gone(0, now, 0.0);
