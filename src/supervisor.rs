@@ -35,6 +35,8 @@ use fleet::{Fleet, Generation, News, Patience, Step};
 
 /// From a process's start until it serves: files, sockets and threads take milliseconds, a machine under load seconds.
 const START_PATIENCE: Duration = Duration::from_secs(60);
+/// A build that fails with its first clients has done so by then: who was told to come back does so within a second or two.
+const SETTLE: Duration = Duration::from_secs(2);
 /// What a process may take beyond its drain: last answers of Redis, logs, memory of many connections.
 const LEAVE_MARGIN: Duration = Duration::from_secs(10);
 /// The longest that a process is believed when it says how long it takes to leave: no configuration has a drain above 366 days.
@@ -69,7 +71,8 @@ pub fn run(loaded: &Loaded, passed: Passed) -> anyhow::Result<ExitCode> {
     }
     let watchdog = manager.watchdog_interval();
     let silence = watchdog.map(|interval| interval * 2);
-    let patience = Patience { start: START_PATIENCE, leave: config.drain + LEAVE_MARGIN, silence };
+    let leave = config.drain + LEAVE_MARGIN;
+    let patience = Patience { start: START_PATIENCE, leave, settle: SETTLE, silence };
     let places = plans
         .into_iter()
         .enumerate()
@@ -301,6 +304,11 @@ impl Supervisor<'_> {
                 process = place,
                 how = self.last_end,
                 "rolling restart ended: the successor did not come to serve; the running processes serve on"
+            ),
+            News::RollBroken { place } => tracing::error!(
+                process = place,
+                how = self.last_end,
+                "rolling restart ended: a process that it had started died; nobody else is replaced"
             ),
             News::Hangs { place, generation } => {
                 tracing::error!(process = place, pid = self.pid(generation), "a process hangs and is killed");

@@ -49,6 +49,8 @@ pub enum News {
     Rolled,
     /// The successor of this place did not come to serve; its predecessor serves on, and nobody else is replaced.
     RollFailed { place: usize },
+    /// A process that the rolling restart had started died; nobody else is replaced.
+    RollBroken { place: usize },
     /// It has said nothing for as long as is borne.
     Hangs { place: usize, generation: Generation },
     /// It didn't drain in its time.
@@ -62,6 +64,8 @@ pub struct Patience {
     pub start: Duration,
     /// From its order to leave until it is gone.
     pub leave: Duration,
+    /// For so long a successor serves before the next place has its turn.
+    pub settle: Duration,
     /// Between two signs of life of one that serves; `None`: for ever.
     pub silence: Option<Duration>,
 }
@@ -110,6 +114,8 @@ pub struct Fleet {
     patience: Patience,
     /// Places whose process is still to be replaced, the first of them under way.
     roll: VecDeque<usize>,
+    /// Processes from this one on were started since the rolling restart began.
+    rolled_from: Generation,
     phase: Phase,
     next: Generation,
 }
@@ -119,7 +125,7 @@ impl Fleet {
     pub fn new(places: usize, patience: Patience, now: Instant) -> Self {
         let place = || Place { start_at: Some(now), ..Place::default() };
         let places = (0..places).map(|_| place()).collect();
-        Self { places, patience, roll: VecDeque::new(), phase: Phase::Serves, next: 0 }
+        Self { places, patience, roll: VecDeque::new(), rolled_from: 0, phase: Phase::Serves, next: 0 }
     }
 
     // ---- what happens
@@ -185,6 +191,10 @@ impl Fleet {
             if self.phase == Phase::Serves && place.successor.is_none() {
                 let served = dead.and_then(|member| member.ready).map_or(Duration::ZERO, |ready| now - ready);
                 steps.push(self.restart(index, generation, served, now, jitter));
+                // What replaces the others would be the same.
+                if self.is_rolling() && generation >= self.rolled_from {
+                    steps.extend(self.break_roll(index, now));
+                }
             }
         } else {
             place.leaving.retain(|leaver| leaver.generation != generation);
@@ -203,6 +213,7 @@ impl Fleet {
             return vec![Step::Tell(News::RollsAlready)];
         }
         self.roll = (0..self.places.len()).collect();
+        self.rolled_from = self.next;
         let mut steps = vec![Step::Tell(News::RollBegins)];
         steps.extend(self.start_successor(now));
         steps
@@ -288,7 +299,7 @@ impl Fleet {
             let leavers = place.leaving.iter().filter(|leaver| !leaver.is_killed).map(|leaver| leaver.due);
             members.chain(leavers).chain(place.start_at).min()
         };
-        self.places.iter().filter_map(of_place).min()
+        self.places.iter().filter_map(of_place).chain(self.settled_at()).min()
     }
 
     /// Whether all have left.
@@ -368,13 +379,9 @@ impl Fleet {
 
     // ---- rolling
 
-    /// Goes on to the next place once the predecessor of this one has left.
+    /// Goes on to the next place once this one has been replaced.
     fn roll_on(&mut self, now: Instant) -> Vec<Step> {
-        let Some(&index) = self.roll.front() else { return Vec::new() };
-        let place = &self.places[index];
-        let is_replaced = place.successor.is_none() && place.leaving.is_empty();
-        // One that died meanwhile comes back by itself, from the same file.
-        if !is_replaced || place.serving.as_ref().is_none_or(|member| member.ready.is_none()) {
+        if self.settled_at().is_none_or(|settled| now < settled) {
             return Vec::new();
         }
         self.roll.pop_front();
@@ -382,6 +389,15 @@ impl Fleet {
             true => vec![Step::Tell(News::Rolled)],
             false => self.start_successor(now),
         }
+    }
+
+    /// When the place whose turn it is has been replaced; `None` before its predecessor has left and its successor serves. One
+    /// that died meanwhile comes back by itself, from the same file.
+    fn settled_at(&self) -> Option<Instant> {
+        let place = &self.places[*self.roll.front()?];
+        let is_replaced = place.successor.is_none() && place.leaving.is_empty();
+        let ready = place.serving.as_ref().filter(|_| is_replaced)?.ready?;
+        Some(ready + self.patience.settle)
     }
 
     fn start_successor(&mut self, now: Instant) -> Vec<Step> {
@@ -409,6 +425,23 @@ impl Fleet {
         match self.places[index].serving {
             Some(_) => self.places[index].restarts += 1,
             None => steps.push(self.restart(index, generation, Duration::ZERO, now, jitter)),
+        }
+        steps
+    }
+
+    /// A process that this rolling restart started died, at `index`: the successor that is on the way goes too.
+    fn break_roll(&mut self, index: usize, now: Instant) -> Vec<Step> {
+        self.roll.clear();
+        let mut steps = vec![Step::Tell(News::RollBroken { place: index })];
+        for place in &mut self.places {
+            if let Some(Member { generation, .. }) = place.successor.take() {
+                place.leaving.push(Leaver { generation, due: now, is_killed: true });
+                steps.push(Step::Kill { generation });
+                // Its predecessor may have gone.
+                if place.serving.is_none() {
+                    place.start_at = Some(now);
+                }
+            }
         }
         steps
     }

@@ -1,7 +1,11 @@
 use super::*;
 
-const PATIENCE: Patience =
-    Patience { start: Duration::from_secs(60), leave: Duration::from_secs(20), silence: None };
+const PATIENCE: Patience = Patience {
+    start: Duration::from_secs(60),
+    leave: Duration::from_secs(20),
+    settle: Duration::ZERO,
+    silence: None,
+};
 
 fn started(places: usize, patience: Patience) -> (Fleet, Instant) {
     let now = Instant::now();
@@ -109,6 +113,38 @@ fn one_that_dies_while_its_successor_starts_is_succeeded_and_not_restarted() {
     assert_eq!(done(fleet.handle_gone(0, now, 0.0)), []);
     assert_eq!(done(fleet.handle_ready(1, now)), []);
     assert_eq!((fleet.serving(0), fleet.is_rolling()), (Some(1), false));
+}
+
+#[test]
+fn a_build_that_dies_as_soon_as_it_serves_is_not_rolled_over_all_places() {
+    let (mut fleet, now) = started(3, PATIENCE);
+    fleet.roll(now);
+    fleet.handle_ready(3, now);
+    assert_eq!(done(fleet.handle_gone(0, now, 0.0)), [start(1, 4)]);
+    let steps = fleet.handle_gone(3, now, 0.0);
+    assert!(told(&steps).contains(&&News::RollBroken { place: 0 }), "{steps:?}");
+    assert_eq!(done(steps), [Step::Kill { generation: 4 }, start(0, 5)]);
+    fleet.handle_gone(4, now, 0.0);
+    assert_eq!((fleet.serving(1), fleet.serving(2), fleet.is_rolling()), (Some(1), Some(2), false));
+}
+
+#[test]
+fn a_death_of_the_old_build_does_not_end_the_rolling_restart() {
+    let (mut fleet, now) = started(2, PATIENCE);
+    fleet.roll(now);
+    assert_eq!(done(fleet.handle_gone(1, now, 0.0)), [start(1, 3)]);
+    assert!(fleet.is_rolling());
+}
+
+#[test]
+fn the_next_place_has_its_turn_when_a_successor_has_served_for_a_while() {
+    let settle = Duration::from_secs(2);
+    let (mut fleet, now) = started(2, Patience { settle, ..PATIENCE });
+    fleet.roll(now);
+    fleet.handle_ready(2, now);
+    assert_eq!(done(fleet.handle_gone(0, now, 0.0)), []);
+    assert_eq!(fleet.next_due(), Some(now + settle));
+    assert_eq!(done(fleet.tick(now + settle)), [start(1, 3)]);
 }
 
 #[test]
