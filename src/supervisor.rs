@@ -296,8 +296,8 @@ impl Supervisor<'_> {
             }
             News::Left { place, .. } => tracing::info!(process = place, "a process has left"),
             News::RollBegins => tracing::info!("rolling restart: one process after the other is replaced"),
-            News::RollsAlready => {
-                tracing::warn!("a rolling restart is under way already: this one is left out")
+            News::RollsAgain => {
+                tracing::info!("a rolling restart is under way: another follows it")
             }
             News::Rolled => tracing::info!("rolling restart: all processes have been replaced"),
             News::RollFailed { place } => tracing::error!(

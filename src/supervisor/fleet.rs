@@ -43,8 +43,8 @@ pub enum News {
     Left { place: usize, generation: Generation },
     /// A rolling restart begins.
     RollBegins,
-    /// There is one already.
-    RollsAlready,
+    /// There is one already: another follows it.
+    RollsAgain,
     /// All have been replaced.
     Rolled,
     /// The successor of this place did not come to serve; its predecessor serves on, and nobody else is replaced.
@@ -116,6 +116,8 @@ pub struct Fleet {
     roll: VecDeque<usize>,
     /// Processes from this one on were started since the rolling restart began.
     rolled_from: Generation,
+    /// Another follows: who was replaced before the word came may be of an older file than the others.
+    rolls_again: bool,
     phase: Phase,
     next: Generation,
 }
@@ -125,7 +127,8 @@ impl Fleet {
     pub fn new(places: usize, patience: Patience, now: Instant) -> Self {
         let place = || Place { start_at: Some(now), ..Place::default() };
         let places = (0..places).map(|_| place()).collect();
-        Self { places, patience, roll: VecDeque::new(), rolled_from: 0, phase: Phase::Serves, next: 0 }
+        let roll = VecDeque::new();
+        Self { places, patience, roll, rolled_from: 0, rolls_again: false, phase: Phase::Serves, next: 0 }
     }
 
     // ---- what happens
@@ -204,13 +207,14 @@ impl Fleet {
         steps
     }
 
-    /// Everybody is to be replaced, one after the other.
+    /// Everybody is to be replaced, one after the other. While that is under way, once more after it.
     pub fn roll(&mut self, now: Instant) -> Vec<Step> {
         if self.phase != Phase::Serves {
             return Vec::new();
         }
         if !self.roll.is_empty() {
-            return vec![Step::Tell(News::RollsAlready)];
+            self.rolls_again = true;
+            return vec![Step::Tell(News::RollsAgain)];
         }
         self.roll = (0..self.places.len()).collect();
         self.rolled_from = self.next;
@@ -222,6 +226,7 @@ impl Fleet {
     /// All leave; the second time at once.
     pub fn end(&mut self, now: Instant) -> Vec<Step> {
         self.roll.clear();
+        self.rolls_again = false;
         let stops = self.phase != Phase::Serves;
         self.phase = if stops { Phase::Stops } else { Phase::Leaves };
         let leave_due = now + self.patience.leave;
@@ -386,7 +391,7 @@ impl Fleet {
         }
         self.roll.pop_front();
         match self.roll.is_empty() {
-            true => vec![Step::Tell(News::Rolled)],
+            true => self.end_roll(News::Rolled, now),
             false => self.start_successor(now),
         }
     }
@@ -420,19 +425,18 @@ impl Fleet {
         now: Instant,
         jitter: f64,
     ) -> Vec<Step> {
-        self.roll.clear();
-        let mut steps = vec![Step::Tell(News::RollFailed { place: index })];
+        let mut steps = Vec::new();
         match self.places[index].serving {
             Some(_) => self.places[index].restarts += 1,
             None => steps.push(self.restart(index, generation, Duration::ZERO, now, jitter)),
         }
+        steps.extend(self.end_roll(News::RollFailed { place: index }, now));
         steps
     }
 
     /// A process that this rolling restart started died, at `index`: the successor that is on the way goes too.
     fn break_roll(&mut self, index: usize, now: Instant) -> Vec<Step> {
-        self.roll.clear();
-        let mut steps = vec![Step::Tell(News::RollBroken { place: index })];
+        let mut steps = Vec::new();
         for place in &mut self.places {
             if let Some(Member { generation, .. }) = place.successor.take() {
                 place.leaving.push(Leaver { generation, due: now, is_killed: true });
@@ -442,6 +446,16 @@ impl Fleet {
                     place.start_at = Some(now);
                 }
             }
+        }
+        steps.extend(self.end_roll(News::RollBroken { place: index }, now));
+        steps
+    }
+
+    fn end_roll(&mut self, how: News, now: Instant) -> Vec<Step> {
+        self.roll.clear();
+        let mut steps = vec![Step::Tell(how)];
+        if std::mem::take(&mut self.rolls_again) {
+            steps.extend(self.roll(now));
         }
         steps
     }

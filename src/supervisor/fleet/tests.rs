@@ -80,10 +80,21 @@ fn a_rolling_restart_replaces_one_after_the_other_and_waits_for_each_to_leave() 
 }
 
 #[test]
-fn a_second_rolling_restart_waits_for_the_end_of_the_first() {
+fn a_second_rolling_restart_follows_the_first_however_that_ends() {
     let (mut fleet, now) = started(1, PATIENCE);
     fleet.roll(now);
-    assert_eq!(fleet.roll(now), [Step::Tell(News::RollsAlready)]);
+    for _ in 0..2 {
+        assert_eq!(fleet.roll(now), [Step::Tell(News::RollsAgain)]);
+    }
+    fleet.handle_ready(1, now);
+    let steps = fleet.handle_gone(0, now, 0.0);
+    assert_eq!(told(&steps)[1..], [&News::Rolled, &News::RollBegins]);
+    assert_eq!(done(steps), [start(0, 2)]);
+    fleet.roll(now);
+    assert_eq!(done(fleet.handle_gone(2, now, 0.0)), [start(0, 3)], "the second failed");
+    fleet.handle_ready(3, now);
+    let steps = fleet.handle_gone(1, now, 0.0);
+    assert_eq!((told(&steps)[1], fleet.is_rolling()), (&News::Rolled, false));
 }
 
 #[test]
