@@ -35,6 +35,8 @@ use fleet::{Fleet, Generation, News, Patience, Step};
 
 /// From a process's start until it serves: files, sockets and threads take milliseconds, a machine under load seconds.
 const START_PATIENCE: Duration = Duration::from_secs(60);
+/// What a process may take that is told to end at once: it only drops what it has.
+const STOP_PATIENCE: Duration = Duration::from_secs(3);
 /// A build that fails with its first clients has done so by then: who was told to come back does so within a second or two.
 const SETTLE: Duration = Duration::from_secs(2);
 /// What a process may take beyond its drain: last answers of Redis, logs, memory of many connections.
@@ -72,7 +74,7 @@ pub fn run(loaded: &Loaded, passed: Passed) -> anyhow::Result<ExitCode> {
     let watchdog = manager.watchdog_interval();
     let silence = watchdog.map(|interval| interval * 2);
     let leave = config.drain + LEAVE_MARGIN;
-    let patience = Patience { start: START_PATIENCE, leave, settle: SETTLE, silence };
+    let patience = Patience { start: START_PATIENCE, leave, stop: STOP_PATIENCE, settle: SETTLE, silence };
     let places = plans
         .into_iter()
         .enumerate()

@@ -64,6 +64,8 @@ pub struct Patience {
     pub start: Duration,
     /// From its order to leave until it is gone.
     pub leave: Duration,
+    /// From its order to end at once until it is killed.
+    pub stop: Duration,
     /// For so long a successor serves before the next place has its turn.
     pub settle: Duration,
     /// Between two signs of life of one that serves; `None`: for ever.
@@ -169,7 +171,9 @@ impl Fleet {
         let due = now + takes.max(self.patience.leave);
         let place = &mut self.places[index];
         if let Some(leaver) = place.leaving.iter_mut().find(|leaver| leaver.generation == generation) {
-            leaver.due = leaver.due.max(due);
+            if self.phase != Phase::Stops {
+                leaver.due = leaver.due.max(due);
+            }
         } else if let Some(member) = place.serving.take_if(|member| member.generation == generation) {
             place.leaving.push(Leaver { generation: member.generation, due, is_killed: false });
             // Otherwise its successor is on the way.
@@ -229,7 +233,7 @@ impl Fleet {
         self.rolls_again = false;
         let stops = self.phase != Phase::Serves;
         self.phase = if stops { Phase::Stops } else { Phase::Leaves };
-        let leave_due = now + self.patience.leave;
+        let (leave_due, stop_due) = (now + self.patience.leave, now + self.patience.stop);
         let mut steps = Vec::new();
         for place in &mut self.places {
             place.start_at = None;
@@ -237,11 +241,13 @@ impl Fleet {
             let leaver =
                 |member: Member| Leaver { generation: member.generation, due: leave_due, is_killed: false };
             place.leaving.extend(members.map(leaver));
-            for leaver in &place.leaving {
+            for leaver in &mut place.leaving {
                 let generation = leaver.generation;
-                steps.push(match stops {
-                    true => Step::Stop { generation },
-                    false => Step::Leave { generation, for_good: true },
+                steps.push(if stops {
+                    leaver.due = leaver.due.min(stop_due);
+                    Step::Stop { generation }
+                } else {
+                    Step::Leave { generation, for_good: true }
                 });
             }
         }

@@ -137,6 +137,22 @@ fn a_second_signal_ends_all_processes_at_once() {
 }
 
 #[test]
+fn a_second_signal_ends_a_process_that_hangs_too() {
+    let redis = Redis::start();
+    let hour = Duration::from_secs(3600);
+    let mut server = draining_for(&redis, hour).start();
+    server.wait_brokers(2);
+    let hanging = server.processes()[1];
+    stop(hanging);
+    server.signal(Signal::TERM);
+    server.wait_log("the drain has begun", |line| line.contains("all processes drain"));
+
+    server.signal(Signal::TERM);
+    assert_eq!(server.wait_exit(SOON).code(), Some(0));
+    assert!(!is_running(hanging));
+}
+
+#[test]
 fn processes_whose_parent_is_killed_drain_and_leave_the_port() {
     let redis = Redis::start();
     let mut server = start(&redis, Driver::IoUring);

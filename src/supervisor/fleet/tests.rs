@@ -3,6 +3,7 @@ use super::*;
 const PATIENCE: Patience = Patience {
     start: Duration::from_secs(60),
     leave: Duration::from_secs(20),
+    stop: Duration::from_secs(3),
     settle: Duration::ZERO,
     silence: None,
 };
@@ -235,6 +236,17 @@ fn the_end_takes_successors_and_leavers_along_and_the_second_word_stops_them() {
     let both = [0, 1];
     assert_eq!(fleet.end(now), both.map(|generation| Step::Leave { generation, for_good: true }));
     assert_eq!(fleet.end(now), both.map(|generation| Step::Stop { generation }));
+}
+
+#[test]
+fn who_hangs_when_all_are_to_end_at_once_is_killed_a_moment_later() {
+    let (mut fleet, now) = started(2, PATIENCE);
+    fleet.end(now);
+    fleet.end(now);
+    fleet.handle_leaving(1, PATIENCE.leave * 3, now);
+    let due = now + PATIENCE.stop;
+    assert_eq!(fleet.next_due(), Some(due));
+    assert_eq!(done(fleet.tick(due)), [0, 1].map(|generation| Step::Kill { generation }));
 }
 
 #[test]
