@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use rustix::process::getpid;
-use shards::config::{Config, Loaded};
+use shards::config::{Config, Loaded, Steer};
 use shards::net::{Groups, Holder, Passed, Plan, split, usable_cores};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
 use signal_hook::iterator::Signals;
@@ -232,6 +232,12 @@ impl Supervisor<'_> {
                 Step::Kill { generation } => {
                     if let Some(child) = self.children.get(&generation) {
                         child.kill();
+                    }
+                }
+                // The kernel puts the last of a group into the place of one that is closed: what steers by place would be wrong.
+                Step::Close { place } => {
+                    if self.config.steer == Steer::Hash || self.fleet.is_leaving() {
+                        self.groups.close(place);
                     }
                 }
                 Step::Tell(news) => self.tell(&news),

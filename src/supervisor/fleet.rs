@@ -26,6 +26,8 @@ pub enum Step {
     Stop { generation: Generation },
     /// End it, whatever it does.
     Kill { generation: Generation },
+    /// Have newcomers not wait in the queues of this place, which nobody serves; its next process opens them.
+    Close { place: usize },
     /// Tell it.
     Tell(News),
 }
@@ -197,7 +199,7 @@ impl Fleet {
             let dead = place.serving.take();
             if self.phase == Phase::Serves && place.successor.is_none() {
                 let served = dead.and_then(|member| member.ready).map_or(Duration::ZERO, |ready| now - ready);
-                steps.push(self.restart(index, generation, served, now, jitter));
+                steps.extend(self.restart(index, generation, served, now, jitter));
                 // What replaces the others would be the same.
                 if self.is_rolling() && generation >= self.rolled_from {
                     steps.extend(self.break_roll(index, now));
@@ -206,6 +208,10 @@ impl Fleet {
         } else {
             place.leaving.retain(|leaver| leaver.generation != generation);
             steps.push(Step::Tell(News::Left { place: index, generation }));
+        }
+        // Whoever ends as it was told closes them itself; one that died meanwhile did not.
+        if self.phase != Phase::Serves && self.places[index].leaving.is_empty() {
+            steps.push(Step::Close { place: index });
         }
         steps.extend(self.tick(now));
         steps
@@ -235,7 +241,7 @@ impl Fleet {
         self.phase = if stops { Phase::Stops } else { Phase::Leaves };
         let (leave_due, stop_due) = (now + self.patience.leave, now + self.patience.stop);
         let mut steps = Vec::new();
-        for place in &mut self.places {
+        for (index, place) in self.places.iter_mut().enumerate() {
             place.start_at = None;
             let members = place.serving.take().into_iter().chain(place.successor.take());
             let leaver =
@@ -249,6 +255,9 @@ impl Fleet {
                 } else {
                     Step::Leave { generation, for_good: true }
                 });
+            }
+            if place.leaving.is_empty() {
+                steps.push(Step::Close { place: index });
             }
         }
         steps
@@ -376,16 +385,21 @@ impl Fleet {
         served: Duration,
         now: Instant,
         jitter: f64,
-    ) -> Step {
+    ) -> Vec<Step> {
         let place = &mut self.places[index];
         let was_told = place.backoff.is_crash_loop();
         let wait = place.backoff.wait(served, jitter);
+        let is_crash_loop = place.backoff.is_crash_loop();
         place.start_at = Some(now + wait);
         place.restarts += 1;
-        Step::Tell(match was_told && place.backoff.is_crash_loop() {
+        let mut steps = vec![Step::Tell(match was_told && is_crash_loop {
             true => News::DiedAgain { place: index },
             false => News::Died { place: index, generation, restarts_in: wait },
-        })
+        })];
+        if is_crash_loop {
+            steps.push(Step::Close { place: index });
+        }
+        steps
     }
 
     // ---- rolling
@@ -434,7 +448,7 @@ impl Fleet {
         let mut steps = Vec::new();
         match self.places[index].serving {
             Some(_) => self.places[index].restarts += 1,
-            None => steps.push(self.restart(index, generation, Duration::ZERO, now, jitter)),
+            None => steps.extend(self.restart(index, generation, Duration::ZERO, now, jitter)),
         }
         steps.extend(self.end_roll(News::RollFailed { place: index }, now));
         steps

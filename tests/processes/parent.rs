@@ -6,6 +6,7 @@ use rustix::process::Signal;
 
 use crate::support::client::Client;
 use crate::support::deadline::{LONG, SOON, eventually};
+use crate::support::http;
 use crate::support::kernel::{is_running, signal, stop};
 use crate::support::manager::Manager;
 use crate::support::on_both_drivers;
@@ -100,6 +101,30 @@ fn who_waits_in_the_queue_of_a_killed_process_is_served_by_its_successor(driver:
     swarm.wait_all("and hears the room", |member| member.tally('R').is_exactly(1, 1));
 }
 
+#[test]
+fn who_connects_while_a_process_dies_again_and_again_reaches_the_others_at_once() {
+    let redis = Redis::start();
+    let server = builder(&redis, Driver::IoUring).config("").start();
+    server.wait_brokers(2);
+    server.rewrite_config("nonsense = 1\n");
+    signal(server.processes()[1], Signal::KILL);
+    server.wait_metrics("its successors have died one after the other", |page| {
+        page.labelled("corecast_process_restarts_total", "process", "1") >= 4.0
+    });
+
+    let swarm = Swarm::new();
+    let began = Instant::now();
+    swarm.add_many(server.address(), "/ws?room=lobby", 50);
+    swarm.wait_open();
+    assert!(began.elapsed() < Duration::from_secs(2), "it took {:?}", began.elapsed());
+
+    server.rewrite_config("");
+    server.wait_brokers(2);
+    swarm.add_many(server.address(), "/ws?room=lobby", MEMBERS);
+    swarm.wait_open();
+    assert!(subscriptions(&server).iter().all(|count| *count > 0.0), "its queue is open again");
+}
+
 fn sigterm_says_1001_to_the_clients_of_all_and_ends_with_0(driver: Driver) {
     let redis = Redis::start();
     let mut server = start(&redis, driver);
@@ -150,6 +175,31 @@ fn a_second_signal_ends_a_process_that_hangs_too() {
     server.signal(Signal::TERM);
     assert_eq!(server.wait_exit(SOON).code(), Some(0));
     assert!(!is_running(hanging));
+}
+
+#[test]
+fn a_port_whose_processes_leave_refuses_also_where_one_of_them_was_dead() {
+    let redis = Redis::start();
+    let hour = Duration::from_secs(3600);
+    let server = draining_for(&redis, hour).config("").start();
+    server.wait_brokers(2);
+    let swarm = Swarm::new();
+    // Of an hour's drain a process closes one in a tenth of a second: half of these take it ten seconds.
+    swarm.add_many(server.address(), "/ws?room=lobby", MEMBERS);
+    swarm.wait_open();
+    let [leaving, dead] = server.processes()[..] else { panic!("two processes were due") };
+    server.rewrite_config("nonsense = 1\n");
+    signal(dead, Signal::KILL);
+    server.wait_metrics("its successor has died too", |page| {
+        page.labelled("corecast_process_restarts_total", "process", "1") >= 2.0
+    });
+
+    server.signal(Signal::TERM);
+
+    let refused = || (0..20).all(|_| http::connect(server.address()).is_err());
+    eventually(SOON, "nobody waits in a queue without a process", refused);
+    assert!(is_running(leaving), "only because all had ended");
+    server.signal(Signal::TERM);
 }
 
 #[test]

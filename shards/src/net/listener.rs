@@ -8,7 +8,7 @@
 use std::cell::Cell;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -127,6 +127,14 @@ pub fn try_bind(address: SocketAddr, sharing: Sharing) -> io::Result<()> {
     on_what_there_is(address, |address| unbound(address, sharing)?.bind(&SockAddr::from(address)))
 }
 
+/// Begins to listen on a bound socket whose queue its holder may have closed. An open one stays as it is.
+///
+/// # Errors
+/// EADDRINUSE where somebody else took the address alone.
+pub fn open(socket: impl AsFd) -> io::Result<()> {
+    Ok(rustix::net::listen(socket, LISTEN_BACKLOG)?)
+}
+
 fn tune(socket: &socket2::Socket) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_notsent_lowat(NOTSENT_LOWAT_BYTES)
@@ -192,6 +200,9 @@ impl Listener {
         }
         if let Kind::Queue(_) = kind {
             options.apply(&socket)?;
+        }
+        if kind == Kind::Queue(Holder::Parent) {
+            open(&socket)?;
         }
         let socket = Socket::new(socket)?;
         Ok(Rc::new(Self { socket, index, kind, options, is_closed: Cell::new(false) }))

@@ -66,6 +66,17 @@ fn a_crash_loop_is_told_once_until_it_ends() {
 }
 
 #[test]
+fn newcomers_do_not_wait_for_a_place_whose_process_dies_again_and_again() {
+    let (mut fleet, mut now) = started(2, PATIENCE);
+    for (generation, closes) in [(1, false), (2, false), (3, true), (4, true)] {
+        let steps = fleet.handle_gone(generation, now, 0.0);
+        assert_eq!(steps.contains(&Step::Close { place: 1 }), closes, "{generation}: {steps:?}");
+        now = fleet.next_due().unwrap_or(now).max(now);
+        fleet.tick(now);
+    }
+}
+
+#[test]
 fn a_rolling_restart_replaces_one_after_the_other_and_waits_for_each_to_leave() {
     let (mut fleet, now) = started(2, PATIENCE);
     assert_eq!(done(fleet.roll(now)), [start(0, 2)]);
@@ -223,9 +234,20 @@ fn all_leave_for_good_and_nobody_is_restarted() {
     let leaves = [0, 1].map(|generation| Step::Leave { generation, for_good: true });
     assert_eq!(fleet.end(now), leaves);
     assert!(!fleet.has_ended());
-    fleet.handle_gone(0, now, 0.0);
-    assert_eq!(done(fleet.handle_gone(1, now, 0.0)), []);
+    for generation in [0, 1] {
+        let place = generation as usize;
+        assert_eq!(done(fleet.handle_gone(generation, now, 0.0)), [Step::Close { place }]);
+    }
     assert!(fleet.has_ended());
+}
+
+#[test]
+fn where_all_leave_a_place_without_a_process_keeps_nobody_waiting() {
+    let (mut fleet, now) = started(2, PATIENCE);
+    fleet.handle_gone(1, now, 0.0);
+    fleet.handle_gone(2, now, 0.0);
+    let leave = Step::Leave { generation: 0, for_good: true };
+    assert_eq!(fleet.end(now), [leave, Step::Close { place: 1 }]);
 }
 
 #[test]
