@@ -9,7 +9,9 @@ mod board;
 pub mod channel;
 mod child;
 mod fleet;
+mod overview;
 mod page;
+mod passing;
 
 use std::collections::HashMap;
 use std::process::{ExitCode, ExitStatus};

@@ -1,0 +1,104 @@
+//! Requests of the admin address that one process answers: passed on through its door, and the answer back.
+
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use shards::request::Head;
+
+use super::admin::read_before;
+use super::ask;
+
+/// How long a body may take in all.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// `bytes`, a head and maybe more, with the wish that the connection ends; as GET, where only a HEAD was asked for.
+pub fn ending(bytes: &[u8], method: &str) -> Vec<u8> {
+    let start = bytes.iter().position(|byte| !b"\r\n".contains(byte)).unwrap_or(0);
+    let bytes = &bytes[start..];
+    let target = bytes.iter().position(|byte| *byte == b' ').unwrap_or(0);
+    let line_ends = bytes.windows(2).position(|two| two == b"\r\n").map_or(bytes.len(), |at| at + 2);
+    [method.as_bytes(), &bytes[target..line_ends], b"Connection: close\r\n", &bytes[line_ends..]].concat()
+}
+
+/// Passes a request on to the child behind `door`, with its body, and the answer back.
+pub fn pass_on(door: &OwnedFd, head: &Head<'_>, bytes: &[u8], stream: &TcpStream) -> io::Result<()> {
+    let mut child = ask::connect(door)?;
+    let body_due = head.content_length().unwrap_or(0);
+    let body = &bytes[head.bytes..];
+    let whole = head.bytes + body.len().min(body_due);
+    child.write_all(&ending(&bytes[..whole], head.method.name()))?;
+    if head.expects_continue() && body.is_empty() && body_due > 0 {
+        (&mut &*stream).write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
+    }
+    let left = body_due.saturating_sub(body.len());
+    // A child that refuses early reads no more; its answer counts.
+    let _refused_early = copy_body(stream, &mut child, left);
+    answer_through(&mut child, stream)
+}
+
+/// Until all has come, or the child has said what it thinks of the head: a client may wait for that before it sends more.
+fn copy_body(stream: &TcpStream, child: &mut UnixStream, bytes: usize) -> io::Result<()> {
+    let (mut left, due) = (bytes, Instant::now() + BODY_TIMEOUT);
+    let mut buffer = [0; 16 * 1024];
+    while left > 0 && !answers_first(child, stream, due)? {
+        let room = left.min(buffer.len());
+        let received = read_before(stream, &mut buffer[..room], due)?;
+        if received == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        child.write_all(&buffer[..received])?;
+        left -= received;
+    }
+    Ok(())
+}
+
+/// Waits for either side. Whether the child speaks, whatever the client does.
+fn answers_first(child: &UnixStream, stream: &TcpStream, due: Instant) -> io::Result<bool> {
+    loop {
+        let mut ends = [PollFd::new(child, PollFlags::IN), PollFd::new(stream, PollFlags::IN)];
+        let left = Timespec::try_from(due.saturating_duration_since(Instant::now())).ok();
+        match poll(&mut ends, left.as_ref()) {
+            Ok(_) => return Ok(!ends[0].revents().is_empty()),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn answer_through(child: &mut UnixStream, stream: &TcpStream) -> io::Result<()> {
+    let mut buffer = [0; 16 * 1024];
+    let first = child.read(&mut buffer)?;
+    if first == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    // From here on an error is told by the end of the connection: an answer has begun.
+    let _hung_up =
+        (&mut &*stream).write_all(&buffer[..first]).and_then(|()| io::copy(child, &mut &*stream).map(drop));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use shards::request;
+
+    use super::*;
+
+    #[test]
+    fn a_request_that_is_passed_on_asks_for_the_end_of_its_connection_first() {
+        let asked = b"HEAD /stats HTTP/1.1\r\nHost: a\r\nConnection: keep-alive\r\n\r\n";
+        let due = "GET /stats HTTP/1.1\r\nConnection: close\r\nHost: a\r\nConnection: keep-alive\r\n\r\n";
+        let passed = ending(asked, "GET");
+        assert_eq!(String::from_utf8_lossy(&passed), due);
+        let head = request::parse(&passed).expect("a request").expect("a whole one");
+        assert!(!head.keep_alive());
+        assert_eq!(
+            ending(b"\r\nGET / HTTP/1.0\r\n\r\n", "GET"),
+            b"GET / HTTP/1.0\r\nConnection: close\r\n\r\n"
+        );
+    }
+}
