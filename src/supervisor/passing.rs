@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use shards::limits::HEAD_BYTES_MAX;
 use shards::request::Head;
 
 use super::admin::read_before;
@@ -32,20 +33,26 @@ pub fn pass_on(door: &OwnedFd, head: &Head<'_>, bytes: &[u8], stream: &TcpStream
     let body = &bytes[head.bytes..];
     let whole = head.bytes + body.len().min(body_due);
     child.write_all(&ending(&bytes[..whole], head.method.name()))?;
-    if head.expects_continue() && body.is_empty() && body_due > 0 {
-        (&mut &*stream).write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
-    }
     let left = body_due.saturating_sub(body.len());
     // A child that refuses early reads no more; its answer counts.
-    let _refused_early = copy_body(stream, &mut child, left);
-    answer_through(&mut child, stream)
+    let begun = copy_body(stream, &mut child, left).unwrap_or_default();
+    answer_through(&begun, &mut child, stream)
 }
 
-/// Until all has come, or the child has said what it thinks of the head: a client may wait for that before it sends more.
-fn copy_body(stream: &TcpStream, child: &mut UnixStream, bytes: usize) -> io::Result<()> {
+/// Until all has come, or the child has answered because of the head alone: then how that answer begins. It is the child who
+/// says that a client which waits for it (`Expect: 100-continue`) may send its body.
+fn copy_body(mut stream: &TcpStream, child: &mut UnixStream, bytes: usize) -> io::Result<Vec<u8>> {
     let (mut left, due) = (bytes, Instant::now() + BODY_TIMEOUT);
     let mut buffer = [0; 16 * 1024];
-    while left > 0 && !answers_first(child, stream, due)? {
+    while left > 0 {
+        if answers_first(child, stream, due)? {
+            let answer = read_answer_head(child)?;
+            if !answer.starts_with(CONTINUE) {
+                return Ok(answer);
+            }
+            stream.write_all(&answer)?;
+            continue;
+        }
         let room = left.min(buffer.len());
         let received = read_before(stream, &mut buffer[..room], due)?;
         if received == 0 {
@@ -54,7 +61,19 @@ fn copy_body(stream: &TcpStream, child: &mut UnixStream, bytes: usize) -> io::Re
         child.write_all(&buffer[..received])?;
         left -= received;
     }
-    Ok(())
+    Ok(Vec::new())
+}
+
+/// How the status line of an answer begins that another one follows.
+const CONTINUE: &[u8] = b"HTTP/1.1 100 ";
+
+/// To its empty line and no octet further, or to the end of what the child says.
+fn read_answer_head(child: &mut UnixStream) -> io::Result<Vec<u8>> {
+    let (mut head, mut octet) = (Vec::new(), [0]);
+    while !head.ends_with(b"\r\n\r\n") && head.len() < HEAD_BYTES_MAX && child.read(&mut octet)? > 0 {
+        head.extend(octet);
+    }
+    Ok(head)
 }
 
 /// Waits for either side. Whether the child speaks, whatever the client does.
@@ -70,15 +89,18 @@ fn answers_first(child: &UnixStream, stream: &TcpStream, due: Instant) -> io::Re
     }
 }
 
-fn answer_through(child: &mut UnixStream, stream: &TcpStream) -> io::Result<()> {
+/// The rest of an answer that has `begun`.
+fn answer_through(begun: &[u8], child: &mut UnixStream, stream: &TcpStream) -> io::Result<()> {
+    let mut answer = begun.chain(child);
     let mut buffer = [0; 16 * 1024];
-    let first = child.read(&mut buffer)?;
+    let first = answer.read(&mut buffer)?;
     if first == 0 {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     // From here on an error is told by the end of the connection: an answer has begun.
-    let _hung_up =
-        (&mut &*stream).write_all(&buffer[..first]).and_then(|()| io::copy(child, &mut &*stream).map(drop));
+    let _hung_up = (&mut &*stream)
+        .write_all(&buffer[..first])
+        .and_then(|()| io::copy(&mut answer, &mut &*stream).map(drop));
     Ok(())
 }
 

@@ -112,6 +112,36 @@ fn publishing_on_the_admin_address_reaches_the_clients_of_all_processes() {
 }
 
 #[test]
+fn who_waits_for_the_word_to_send_a_body_gets_it_and_is_answered() {
+    let redis = Redis::start();
+    let scratch = crate::support::scratch::Scratch::new();
+    let key = scratch.write("key", "secret\n");
+    let server = builder(&redis, Driver::IoUring).arg("--api-key-file").arg(&key.to_string_lossy()).start();
+    server.wait_brokers(2);
+    let body = vec![b'x'; 2 << 20];
+    let head = |key: &str| {
+        format!(
+            "POST /publish?room=lobby HTTP/1.1\r\nHost: {}\r\nX-API-Key: {key}\r\nContent-Length: {}\r\n\
+             Expect: 100-continue\r\n\r\n",
+            server.admin_address(),
+            body.len()
+        )
+    };
+    let mut stream = http::connect(server.admin_address()).expect("it listens");
+    let mut say = |head: &str| {
+        stream.write_all(head.as_bytes()).expect("it listens");
+        http::read_response(&mut stream, false).expect("an answer")
+    };
+    assert_eq!(say(&head("secret")).status, 100);
+    stream.write_all(&body).expect("it listens");
+    let answer = http::read_response(&mut stream, false).expect("an answer");
+    assert_eq!(answer.status, 200, "{answer:?}");
+
+    let refused = http::exchange(server.admin_address(), head("another").as_bytes()).expect("an answer");
+    assert_eq!(refused.status, 401, "it is not asked for a body that is of no use");
+}
+
+#[test]
 fn the_gate_of_the_processes_judges_what_the_client_of_the_admin_address_sent() {
     let redis = Redis::start();
     let scratch = crate::support::scratch::Scratch::new();
