@@ -139,6 +139,12 @@ pub const HEAD_FIELDS_MAX: usize = 100;
 pub const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// See [`BODY_TIMEOUT`]. 128 kbit/s: a phone at the edge of its cell.
 pub const BODY_BYTES_PER_SECOND_MIN: usize = 16 * KIB;
+
+/// From the end of a head that announces `body_bytes` to the end of the body, at most: see [`BODY_TIMEOUT`].
+pub fn body_patience(body_bytes: usize) -> Duration {
+    BODY_TIMEOUT + Duration::from_secs(body_bytes.div_ceil(BODY_BYTES_PER_SECOND_MIN) as u64)
+}
+
 /// Bytes of a room name after percent-decoding, 1 to this. Outside: 400.
 pub const ROOM_NAME_BYTES_MAX: usize = 255;
 /// Bytes of a user name or client id after percent-decoding. Outside: 400.

@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use shards::limits::HEAD_BYTES_MAX;
+use shards::limits::{HEAD_BYTES_MAX, PAYLOAD_BYTES_MAX, body_patience};
 use shards::request::Head;
 
 use super::admin::read_before;
 use super::ask;
 
-/// How long a body may take in all.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// What a body may take beyond the child's patience, so that it is the child who says 408.
+const BODY_MARGIN: Duration = Duration::from_secs(2);
 
 /// `bytes`, a head and maybe more, with the wish that the connection ends; as GET, where only a HEAD was asked for.
 pub fn ending(bytes: &[u8], method: &str) -> Vec<u8> {
@@ -34,16 +34,21 @@ pub fn pass_on(door: &OwnedFd, head: &Head<'_>, bytes: &[u8], stream: &TcpStream
     let whole = head.bytes + body.len().min(body_due);
     child.write_all(&ending(&bytes[..whole], head.method.name()))?;
     let left = body_due.saturating_sub(body.len());
+    let due = Instant::now() + body_patience(body_due.min(PAYLOAD_BYTES_MAX)) + BODY_MARGIN;
     // A child that refuses early reads no more; its answer counts.
-    let begun = copy_body(stream, &mut child, left).unwrap_or_default();
+    let begun = copy_body(stream, &mut child, left, due).unwrap_or_default();
     answer_through(&begun, &mut child, stream)
 }
 
 /// Until all has come, or the child has answered because of the head alone: then how that answer begins. It is the child who
 /// says that a client which waits for it (`Expect: 100-continue`) may send its body.
-fn copy_body(mut stream: &TcpStream, child: &mut UnixStream, bytes: usize) -> io::Result<Vec<u8>> {
-    let (mut left, due) = (bytes, Instant::now() + BODY_TIMEOUT);
-    let mut buffer = [0; 16 * 1024];
+fn copy_body(
+    mut stream: &TcpStream,
+    child: &mut UnixStream,
+    bytes: usize,
+    due: Instant,
+) -> io::Result<Vec<u8>> {
+    let (mut left, mut buffer) = (bytes, [0; 16 * 1024]);
     while left > 0 {
         if answers_first(child, stream, due)? {
             let answer = read_answer_head(child)?;

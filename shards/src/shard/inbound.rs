@@ -15,7 +15,7 @@ use crate::dialect::{self, Standing, epoch_text};
 use crate::frame::{
     FIRST_OCTET_BINARY, FIRST_OCTET_TEXT, encode_close, encode_close_without_code, encode_header, encode_pong,
 };
-use crate::limits::{BODY_BYTES_PER_SECOND_MIN, BODY_TIMEOUT, PAYLOAD_BYTES_MAX};
+use crate::limits::{PAYLOAD_BYTES_MAX, body_patience};
 use crate::request::{self, Head, HttpError, Method};
 use crate::route::{RouteError, plain_name};
 use crate::session::{Event, Input, Session, SessionBounds};
@@ -941,8 +941,7 @@ impl Shard {
 
 /// Tick at which a body has to be whole whose head has just come.
 fn body_due(body_bytes: usize, now: Micros) -> u32 {
-    let seconds = body_bytes.div_ceil(BODY_BYTES_PER_SECOND_MIN) as u64;
-    now.ticks() + super::ticks_in(BODY_TIMEOUT + Duration::from_secs(seconds))
+    now.ticks() + super::ticks_in(body_patience(body_bytes))
 }
 
 /// What a request wants of the past of the room that it joins.
