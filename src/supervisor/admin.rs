@@ -15,7 +15,7 @@ use shards::config::Health;
 use shards::limits::{ADMIN_CONNECTIONS_MAX, HEAD_BYTES_MAX};
 use shards::request::{self, Head, HttpError, Method};
 
-use super::ask::ANSWER_TIMEOUT;
+use super::ask::{self, ANSWER_TIMEOUT};
 use super::board::{Board, Views};
 use super::overview::{gather, metrics, readiness, stats};
 use super::passing::pass_on;
@@ -133,7 +133,9 @@ impl Admin {
             (_, Some(process)) => {
                 let view = &views.places[process];
                 let door = view.door.as_deref().ok_or_else(|| no_answer(process, "it doesn't serve"))?;
-                pass_on(door, head, bytes, stream).map_err(|error| no_answer(process, &error.to_string()))?;
+                ask::connect(door)
+                    .and_then(|child| pass_on(child, head, bytes, stream))
+                    .map_err(|error| no_answer(process, &error.to_string()))?;
                 Ok(Outcome::PassedOn)
             }
             (_, None) => self.pass_to_any(&views, head, bytes, stream),
@@ -154,12 +156,20 @@ impl Admin {
             .enumerate()
             .filter_map(|(index, view)| Some((index, view.door.as_deref()?)))
             .collect();
-        if serving.is_empty() {
-            return Err(HttpError::new(503, "no process serves at the moment: try again later"));
+        let first = self.turn.fetch_add(1, Relaxed) % serving.len().max(1);
+        let (before, from_first) = serving.split_at(first);
+        let mut refused = HttpError::new(503, "no process serves at the moment: try again later");
+        for (process, door) in from_first.iter().chain(before) {
+            let failed = |error: io::Error| no_answer(*process, &error.to_string());
+            match ask::connect(door) {
+                // From here on it may have done what was asked for: another one is not to do it again.
+                Ok(child) => {
+                    return pass_on(child, head, bytes, stream).map(|()| Outcome::PassedOn).map_err(failed);
+                }
+                Err(error) => refused = failed(error),
+            }
         }
-        let (process, door) = serving[self.turn.fetch_add(1, Relaxed) % serving.len()];
-        pass_on(door, head, bytes, stream).map_err(|error| no_answer(process, &error.to_string()))?;
-        Ok(Outcome::PassedOn)
+        Err(refused)
     }
 }
 
@@ -228,4 +238,53 @@ fn hang_up(stream: &TcpStream) -> io::Result<()> {
     let (mut stream, mut rest, due) = (stream, [0; 4096], Instant::now() + LINGER);
     while Instant::now() < due && stream.read(&mut rest)? > 0 {}
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use rustix::net::RecvFlags;
+    use shards::net::rights;
+
+    use super::*;
+    use crate::supervisor::board::View;
+
+    /// A process that answers each connection through its door with 204.
+    fn serving() -> Arc<OwnedFd> {
+        let (ours, theirs) = rights::pair().expect("descriptors are left");
+        thread::spawn(move || {
+            while let Ok(received) = rights::receive(&theirs, &mut [0; 16], RecvFlags::empty()) {
+                let Some(connection) = received.descriptors.into_iter().next() else { return };
+                let mut connection = UnixStream::from(connection);
+                let mut head = [0; 512];
+                connection.read(&mut head).expect("a request");
+                connection.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").expect("who asked waits");
+            }
+        });
+        Arc::new(ours)
+    }
+
+    /// One that has died, of which its parent has not heard.
+    fn dead() -> Arc<OwnedFd> {
+        Arc::new(rights::pair().expect("descriptors are left").0)
+    }
+
+    #[test]
+    fn a_request_for_any_process_goes_to_one_that_lives() {
+        let board = Board::default();
+        let place = |door| View { door: Some(door), ..View::default() };
+        let places = vec![place(dead()), place(serving()), place(dead())];
+        board.show(Views { places, ..Views::default() });
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("it is bound");
+        Admin::start(listener.into(), board, Health::Broker, Duration::from_secs(10)).expect("a thread");
+        for _ in 0..6 {
+            let mut client = TcpStream::connect(address).expect("it listens");
+            client.write_all(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n").expect("it listens");
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).expect("an answer");
+            assert!(answer.starts_with("HTTP/1.1 204 "), "{answer}");
+        }
+    }
 }

@@ -2,7 +2,6 @@
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -12,7 +11,6 @@ use shards::limits::{HEAD_BYTES_MAX, PAYLOAD_BYTES_MAX, body_patience};
 use shards::request::Head;
 
 use super::admin::read_before;
-use super::ask;
 
 /// What a body may take beyond the child's patience, so that it is the child who says 408.
 const BODY_MARGIN: Duration = Duration::from_secs(2);
@@ -26,9 +24,11 @@ pub fn ending(bytes: &[u8], method: &str) -> Vec<u8> {
     [method.as_bytes(), &bytes[target..line_ends], b"Connection: close\r\n", &bytes[line_ends..]].concat()
 }
 
-/// Passes a request on to the child behind `door`, with its body, and the answer back.
-pub fn pass_on(door: &OwnedFd, head: &Head<'_>, bytes: &[u8], stream: &TcpStream) -> io::Result<()> {
-    let mut child = ask::connect(door)?;
+/// Passes a request on to `child`, with its body, and the answer back.
+///
+/// # Errors
+/// The child answers nothing.
+pub fn pass_on(mut child: UnixStream, head: &Head<'_>, bytes: &[u8], stream: &TcpStream) -> io::Result<()> {
     let body_due = head.content_length().unwrap_or(0);
     let body = &bytes[head.bytes..];
     let whole = head.bytes + body.len().min(body_due);
