@@ -11,7 +11,9 @@ use shards::net::rights;
 /// How long a child may take for an answer: longer than its own wait for its broker (5 s), so that it speaks first.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The same where all are asked: half of what Prometheus waits by default (10 s), so that one that hangs doesn't hide the others.
-const GATHER_TIMEOUT: Duration = Duration::from_secs(5);
+pub const GATHER_TIMEOUT: Duration = Duration::from_secs(5);
+/// The same for readiness: half of what the probe of deploy/kubernetes waits (`timeoutSeconds: 2`).
+pub const READINESS_TIMEOUT: Duration = Duration::from_secs(1);
 /// Longest answer: a survey of a thousand rooms has less than a tenth of it.
 const ANSWER_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
@@ -49,13 +51,14 @@ pub fn connect(door: &OwnedFd) -> io::Result<UnixStream> {
     Ok(ours)
 }
 
-/// Sends `request`, which asks for the end of the connection, and reads the answer to its end.
+/// Sends `request`, which asks for the end of the connection, and reads the answer to its end, waiting for `patience` at most
+/// where nothing comes.
 ///
 /// # Errors
 /// As [`connect`]; a time-out; `InvalidData` for what is no answer, or none of this length.
-pub fn ask(door: &OwnedFd, request: &[u8]) -> io::Result<Answer> {
+pub fn ask(door: &OwnedFd, request: &[u8], patience: Duration) -> io::Result<Answer> {
     let mut stream = connect(door)?;
-    stream.set_read_timeout(Some(GATHER_TIMEOUT))?;
+    stream.set_read_timeout(Some(patience))?;
     stream.write_all(request)?;
     let mut bytes = Vec::new();
     stream.take(ANSWER_BYTES_MAX).read_to_end(&mut bytes)?;

@@ -2,12 +2,13 @@
 
 use std::io;
 use std::thread;
+use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 use shards::request::HttpError;
 
 use super::admin::no_answer;
-use super::ask::{self, Answer};
+use super::ask::{self, Answer, GATHER_TIMEOUT, READINESS_TIMEOUT};
 use super::board::{View, Views};
 use super::page;
 use super::passing::ending;
@@ -18,7 +19,7 @@ use super::passing::ending;
 /// What the first refuses, all refuse.
 pub fn gather(views: &Views, bytes: &[u8]) -> Result<Vec<(usize, Answer)>, HttpError> {
     let request = ending(bytes, "GET");
-    let mut answers = ask_all(views, &request);
+    let mut answers = ask_all(views, &request, GATHER_TIMEOUT);
     if answers.iter().all(|(_, answer)| answer.status == 200) {
         return Ok(answers);
     }
@@ -33,7 +34,7 @@ pub fn gather(views: &Views, bytes: &[u8]) -> Result<Vec<(usize, Answer)>, HttpE
 }
 
 /// All at once: the slowest decides how long it takes.
-fn ask_all(views: &Views, request: &[u8]) -> Vec<(usize, Answer)> {
+fn ask_all(views: &Views, request: &[u8], patience: Duration) -> Vec<(usize, Answer)> {
     thread::scope(|scope| {
         let asked: Vec<_> = views
             .places
@@ -41,7 +42,7 @@ fn ask_all(views: &Views, request: &[u8]) -> Vec<(usize, Answer)> {
             .enumerate()
             .filter_map(|(process, view)| Some((process, view.door.as_deref()?)))
             .filter_map(|(process, door)| {
-                let ask = move || ask::ask(door, request);
+                let ask = move || ask::ask(door, request, patience);
                 Some((process, thread::Builder::new().name("ask".to_owned()).spawn_scoped(scope, ask).ok()?))
             })
             .collect();
@@ -61,7 +62,10 @@ fn ask_all(views: &Views, request: &[u8]) -> Vec<(usize, Answer)> {
 
 /// Ready with one process that is: it takes clients on the port of all.
 pub fn readiness(views: &Views, bytes: &[u8]) -> (u16, String) {
-    let answers = if views.is_leaving { Vec::new() } else { ask_all(views, &ending(bytes, "GET")) };
+    let answers = match views.is_leaving {
+        true => Vec::new(),
+        false => ask_all(views, &ending(bytes, "GET"), READINESS_TIMEOUT),
+    };
     let is_ready =
         |process: usize| answers.iter().any(|(found, answer)| *found == process && answer.status == 200);
     let told: Vec<Value> = (0..views.places.len())

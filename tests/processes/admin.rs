@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::process::{Command, Stdio};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
@@ -177,6 +178,22 @@ fn a_server_is_ready_as_long_as_one_of_its_processes_is() {
     eventually(SOON, "one is ready", || ready() == (200, 1.into()));
     eventually(SOON, "and two again", || ready() == (200, 2.into()));
 }
+
+#[test]
+fn a_probe_for_readiness_does_not_wait_for_a_process_that_stands_still() {
+    let redis = Redis::start();
+    let server = start(&redis, Driver::Epoll);
+    stop(server.processes()[1]);
+    let began = Instant::now();
+    let answer = http::request(server.admin_address(), "GET", "/readyz", &[]).expect("it answers");
+    let took = began.elapsed();
+    let page: serde_json::Value = serde_json::from_slice(&answer.body).expect("JSON");
+    assert_eq!((answer.status, &page["ready"]), (200, &1.into()), "{page}");
+    assert!(took < PROBE_TIMEOUT, "it took {took:?}");
+}
+
+/// `timeoutSeconds` of the probes in deploy/kubernetes.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 #[test]
 fn a_process_that_stands_still_does_not_keep_the_others_from_answering_for_ever() {
