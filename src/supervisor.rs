@@ -30,7 +30,7 @@ use crate::manager::ServiceManager;
 use crate::random::Random;
 use crate::serve::{self, NOTHING_IS_RELOADED};
 use admin::Admin;
-use board::{Board, View, Views};
+use board::{Board, Leaving, View, Views};
 use channel::{Address, Order, Place};
 use child::{Child, Word};
 use fleet::{Fleet, Generation, News, Patience, Step};
@@ -334,6 +334,10 @@ impl Supervisor<'_> {
     }
 
     fn show(&self) {
+        let leaving = |generation| {
+            let child = self.children.get(&generation)?;
+            Some(Leaving { pid: child.pid, door: child.door.clone() })
+        };
         let view = |place| {
             let serving = self.fleet.serving(place).and_then(|generation| {
                 Some((self.children.get(&generation)?, self.statuses.get(&generation)))
@@ -341,7 +345,7 @@ impl Supervisor<'_> {
             View {
                 pid: serving.map(|(child, _)| child.pid),
                 door: serving.and_then(|(child, _)| child.door.clone()),
-                leaving: self.fleet.leaving(place).filter_map(|generation| self.pid(generation)).collect(),
+                leaving: self.fleet.leaving(place).filter_map(leaving).collect(),
                 restarts: self.fleet.restarts(place),
                 status: serving.and_then(|(_, status)| status.cloned()).unwrap_or_default(),
             }

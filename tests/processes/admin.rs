@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use super::parent::{MEMBERS, builder, start};
+use super::parent::{MEMBERS, builder, draining_for, start};
 use crate::support::client::Client;
 use crate::support::deadline::{SOON, eventually};
 use crate::support::http;
@@ -60,6 +60,32 @@ fn the_pages_of_all_add_up_to_those_of_each() {
     assert_eq!(stats["processes"][1]["pid"], server.processes()[1]);
     let survey: serde_json::Value = serde_json::from_str(&get(&server, "/admin/stats")).expect("JSON");
     assert_eq!(survey["processes"].as_array().map(Vec::len), Some(2), "{survey}");
+}
+
+#[test]
+fn who_is_still_connected_to_a_process_that_leaves_is_on_the_pages_of_all() {
+    let redis = Redis::start();
+    let server = draining_for(&redis, Duration::from_secs(3600)).start();
+    server.wait_brokers(2);
+    let swarm = Swarm::new();
+    swarm.add_many(server.address(), "/ws?room=lobby", MEMBERS);
+    swarm.wait_open();
+    let leaving = server.processes()[1];
+
+    signal(leaving, Signal::TERM);
+
+    let pid = leaving.to_string();
+    server.wait_metrics("it is told beside its successor", |page| {
+        let of = |name: &str| page.sum_where(name, "leaving", |found| found == pid);
+        let all = page.labelled("corecast_process_info", "process", "1");
+        of("corecast_connections") > 0.0 && of("corecast_process_info") == 1.0 && all == 2.0
+    });
+    let stats = server.stats();
+    let counts = [&stats["processes"][0], &stats["processes"][1], &stats["leaving"][0]]
+        .map(|process| process["connections"]["open"].as_u64().expect("each is told"));
+    assert_eq!(stats["leaving"][0]["pid"], leaving);
+    assert!(counts[2] > 0 && stats["total"]["connections"]["open"] == counts.iter().sum::<u64>(), "{stats}");
+    signal(leaving, Signal::KILL);
 }
 
 #[test]
