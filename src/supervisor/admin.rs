@@ -128,7 +128,7 @@ impl Admin {
             }
             ("/stats" | "/admin/stats", None) if is_read => {
                 let pages = gather(&views, bytes)?;
-                answer(200, JSON, &format!("{}\n", stats(&views, &pages)))
+                answer(200, JSON, &format!("{}\n", stats(&views, &pages)?))
             }
             (_, Some(process)) => {
                 let view = &views.places[process];
@@ -242,39 +242,16 @@ fn hang_up(stream: &TcpStream) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixStream;
-
-    use rustix::net::RecvFlags;
-    use shards::net::rights;
-
     use super::*;
+    use crate::supervisor::ask::doors::{answering, dead};
     use crate::supervisor::board::View;
-
-    /// A process that answers each connection through its door with 204.
-    fn serving() -> Arc<OwnedFd> {
-        let (ours, theirs) = rights::pair().expect("descriptors are left");
-        thread::spawn(move || {
-            while let Ok(received) = rights::receive(&theirs, &mut [0; 16], RecvFlags::empty()) {
-                let Some(connection) = received.descriptors.into_iter().next() else { return };
-                let mut connection = UnixStream::from(connection);
-                let mut head = [0; 512];
-                connection.read(&mut head).expect("a request");
-                connection.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").expect("who asked waits");
-            }
-        });
-        Arc::new(ours)
-    }
-
-    /// One that has died, of which its parent has not heard.
-    fn dead() -> Arc<OwnedFd> {
-        Arc::new(rights::pair().expect("descriptors are left").0)
-    }
 
     #[test]
     fn a_request_for_any_process_goes_to_one_that_lives() {
         let board = Board::default();
         let place = |door| View { door: Some(door), ..View::default() };
-        let places = vec![place(dead()), place(serving()), place(dead())];
+        let serving = answering("HTTP/1.1 204 No Content\r\n\r\n");
+        let places = vec![place(dead()), place(serving), place(dead())];
         board.show(Views { places, ..Views::default() });
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("it is bound");

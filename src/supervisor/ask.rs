@@ -75,3 +75,35 @@ pub fn ask(door: &OwnedFd, request: &[u8], patience: Duration) -> io::Result<Ans
     }
     Ok(Answer { status, bytes, body })
 }
+
+/// Processes for tests, seen from their parent.
+#[cfg(test)]
+pub mod doors {
+    use std::sync::Arc;
+    use std::thread;
+
+    use rustix::net::RecvFlags;
+
+    use super::*;
+
+    /// The door of one that says `answer` to each request.
+    pub fn answering(answer: &'static str) -> Arc<OwnedFd> {
+        let (ours, theirs) = rights::pair().expect("descriptors are left");
+        thread::spawn(move || {
+            while let Ok(received) = rights::receive(&theirs, &mut [0; 16], RecvFlags::empty()) {
+                let Some(connection) = received.descriptors.into_iter().next() else { return };
+                let mut connection = UnixStream::from(connection);
+                let mut head = [0; 512];
+                let bytes = connection.read(&mut head).expect("a request");
+                assert!(head[..bytes].ends_with(b"\r\n\r\n"), "it comes in one piece");
+                connection.write_all(answer.as_bytes()).expect("who asked waits");
+            }
+        });
+        Arc::new(ours)
+    }
+
+    /// The door of one that has died, of which its parent has not heard.
+    pub fn dead() -> Arc<OwnedFd> {
+        Arc::new(rights::pair().expect("descriptors are left").0)
+    }
+}

@@ -9,7 +9,6 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 use shards::request::HttpError;
 
-use super::admin::no_answer;
 use super::ask::{self, Answer, GATHER_TIMEOUT, READINESS_TIMEOUT};
 use super::board::{View, Views};
 use super::page;
@@ -23,10 +22,10 @@ pub struct Said {
     answer: Answer,
 }
 
-/// The answers of the processes that serve or leave; one that is dying has none.
+/// The answers of the processes that serve or leave; one that is dying, or too busy, has none.
 ///
 /// # Errors
-/// What the first refuses, all refuse.
+/// What one refuses because of the question, all refuse.
 pub fn gather(views: &Views, bytes: &[u8]) -> Result<Vec<Said>, HttpError> {
     let all = views.places.iter().enumerate().flat_map(|(process, view)| {
         let serves = (process, None, view.door.as_deref());
@@ -34,17 +33,23 @@ pub fn gather(views: &Views, bytes: &[u8]) -> Result<Vec<Said>, HttpError> {
         iter::once(serves).chain(leave)
     });
     let mut answers = ask_all(all, &ending(bytes, "GET"), GATHER_TIMEOUT);
-    if answers.iter().all(|said| said.answer.status == 200) {
-        return Ok(answers);
+    let is_refusal = |said: &&Said| matches!(said.answer.status, 400..500);
+    if let Some(Said { answer, .. }) = answers.iter().find(is_refusal) {
+        let refusal = HttpError::new(answer.status, answer.text().trim_end().to_owned());
+        return Err(match answer.status {
+            401 => refusal.with_fields(&[("WWW-Authenticate", "Bearer realm=\"corecast\"")]),
+            _ => refusal,
+        });
     }
-    answers.retain(|said| said.answer.status != 200);
-    let Said { process, answer, .. } = answers.swap_remove(0);
-    Err(match answer.status {
-        401 => HttpError::new(401, answer.text().trim_end().to_owned())
-            .with_fields(&[("WWW-Authenticate", "Bearer realm=\"corecast\"")]),
-        400..500 => HttpError::new(answer.status, answer.text().trim_end().to_owned()),
-        status => no_answer(process, &format!("status {status}: {}", answer.text().trim_end())),
-    })
+    answers.retain(|said| {
+        let is_answer = said.answer.status == 200;
+        if !is_answer {
+            let (process, status) = (said.process, said.answer.status);
+            tracing::warn!(process, status, "a process refused a question on the admin address");
+        }
+        is_answer
+    });
+    Ok(answers)
 }
 
 /// All at once: the slowest decides how long it takes.
@@ -111,6 +116,13 @@ pub fn metrics(views: &Views, answers: &[Said]) -> String {
     family("corecast_processes", "gauge", "Processes that serve.", &[format!(" {serving}")]);
     let wanted = [format!(" {}", views.places.len())];
     family("corecast_processes_wanted", "gauge", "Processes that are to serve (--processes).", &wanted);
+    let up: Vec<String> = (0..views.places.len())
+        .map(|process| {
+            format!("{{process=\"{process}\"}} {}", u8::from(answer_of(answers, process).is_some()))
+        })
+        .collect();
+    let help = "1 where the process that serves has answered: 0 is missing in what is summed over all.";
+    family("corecast_process_up", "gauge", help, &up);
     let restarts: Vec<String> = views
         .places
         .iter()
@@ -124,7 +136,14 @@ pub fn metrics(views: &Views, answers: &[Said]) -> String {
     page
 }
 
-pub fn stats(views: &Views, answers: &[Said]) -> Value {
+/// What the parent and each process know, and the sum.
+///
+/// # Errors
+/// 503 where no process answered: it is they who know who may see this.
+pub fn stats(views: &Views, answers: &[Said]) -> Result<Value, HttpError> {
+    if answers.is_empty() {
+        return Err(HttpError::new(503, "no process answers at the moment: try again later"));
+    }
     let content =
         |said: &Said| serde_json::from_slice::<Map<String, Value>>(said.answer.body()).unwrap_or_default();
     let processes: Vec<Value> = views
@@ -133,7 +152,8 @@ pub fn stats(views: &Views, answers: &[Said]) -> Value {
         .enumerate()
         .map(|(process, view)| {
             let mut page = told(process, view);
-            let answer = answers.iter().find(|said| said.process == process && said.leaving.is_none());
+            let answer = answer_of(answers, process);
+            page.insert("answered".to_owned(), answer.is_some().into());
             page.extend(answer.map(content).unwrap_or_default());
             Value::Object(page)
         })
@@ -148,7 +168,12 @@ pub fn stats(views: &Views, answers: &[Said]) -> Value {
         })
         .collect();
     let total = page::total(processes.iter().chain(&leaving));
-    json!({"rolling": views.is_rolling, "total": total, "processes": processes, "leaving": leaving})
+    Ok(json!({"rolling": views.is_rolling, "total": total, "processes": processes, "leaving": leaving}))
+}
+
+/// That of the process which serves at a place.
+fn answer_of(answers: &[Said], process: usize) -> Option<&Said> {
+    answers.iter().find(|said| said.process == process && said.leaving.is_none())
 }
 
 /// What the parent knows of a process.
@@ -166,7 +191,10 @@ fn told(process: usize, view: &View) -> Map<String, Value> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::supervisor::ask::doors;
 
     #[test]
     fn nobody_who_serves_is_not_ready_and_all_of_the_places_are_told() {
@@ -177,6 +205,41 @@ mod tests {
         assert!(body.contains("\"ready\":0"), "{body}");
         let page = metrics(&views, &[]);
         assert!(page.contains("\ncorecast_process_restarts_total{process=\"1\"} 3\n"), "{page}");
-        assert_eq!(stats(&views, &[])["processes"][1]["restarts"], 3);
+    }
+
+    fn places(doors: Vec<Arc<OwnedFd>>) -> Views {
+        let place = |door| View { door: Some(door), ..View::default() };
+        Views { places: doors.into_iter().map(place).collect(), ..Views::default() }
+    }
+
+    const QUESTION: &[u8] = b"GET /stats HTTP/1.1\r\nHost: a\r\n\r\n";
+    const PAGE: &str = "HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n{\"rooms\":7}";
+
+    #[test]
+    fn who_does_not_answer_is_told_and_hides_nobody() {
+        let busy = "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n";
+        let views = places(vec![doors::dead(), doors::answering(PAGE), doors::answering(busy)]);
+        let answers = gather(&views, QUESTION).expect("one answers");
+        let page = stats(&views, &answers).expect("one answers");
+        let answered = [0, 1, 2].map(|process: usize| page["processes"][process]["answered"] == true);
+        assert_eq!(answered, [false, true, false], "{page}");
+        assert_eq!(
+            (&page["total"]["rooms"], &page["total"]["answered"]),
+            (&7.into(), &false.into()),
+            "{page}"
+        );
+        let page = metrics(&views, &[]);
+        assert!(page.contains("\ncorecast_process_up{process=\"1\"} 0\n"), "{page}");
+    }
+
+    #[test]
+    fn what_the_gate_of_one_refuses_is_refused_and_without_any_answer_nothing_is_told() {
+        let refusal = "HTTP/1.1 401 Unauthorized\r\nContent-Length: 4\r\n\r\nkey\n";
+        let views = places(vec![doors::answering(refusal), doors::dead()]);
+        let refused = gather(&views, QUESTION).map(drop).expect_err("it is refused");
+        assert_eq!((refused.status, &*refused.message), (401, "key"));
+        let views = places(vec![doors::dead()]);
+        let answers = gather(&views, QUESTION).expect("nobody refuses");
+        assert_eq!(stats(&views, &answers).expect_err("nobody judges").status, 503);
     }
 }
