@@ -9,6 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child as Process, Command, ExitStatus, Stdio};
 use std::sync::Arc;
+use std::sync::mpsc;
 use std::thread;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -54,6 +55,17 @@ impl Child {
         words: impl Fn(Generation, Word) + Send + 'static,
     ) -> io::Result<Self> {
         let (channel, theirs) = rights::pair()?;
+        let channel = Arc::new(channel);
+        // First of all: a child that nobody can wait for must not begin, for with the channel its parent seems gone to it, and
+        // it would close the queue that is its successor's.
+        let (hand, handed) = mpsc::channel::<(Process, Arc<OwnedFd>)>();
+        let listen = move || {
+            // Without one its start has failed.
+            if let Ok((process, channel)) = handed.recv() {
+                watch(process, &channel, |word| words(generation, word));
+            }
+        };
+        thread::Builder::new().name(format!("child-{generation}")).spawn(listen)?;
         let doors = place.admin.is_some().then(rights::pair).transpose()?;
         let (door, their_door) = doors.unzip();
         let mut command = Command::new(program()?);
@@ -76,10 +88,7 @@ impl Child {
             }
         };
         let pid = process.id();
-        let channel = Arc::new(channel);
-        let listened = channel.clone();
-        let listen = move || watch(process, &listened, |word| words(generation, word));
-        thread::Builder::new().name(format!("child-{generation}")).spawn(listen)?;
+        hand.send((process, channel.clone())).expect("its thread waits for it");
         Ok(Self { pid, channel, handle, door: door.map(Arc::new) })
     }
 
