@@ -187,6 +187,45 @@ enum Accepted {
     Closed,
 }
 
+/// What accept4 means by an error (accept(2), "Errors" and "Error handling").
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Meaning {
+    /// The next may come: this one was interrupted, or had ended, for a reason of its network, before it was accepted.
+    Again,
+    /// Nobody waits.
+    Nothing,
+    /// Descriptors or memory.
+    Exhausted,
+    /// It doesn't listen any more; of a door, its other end is gone.
+    Closed,
+    /// No word of a socket that listens.
+    Unknown,
+}
+
+fn meaning(error: Errno) -> Meaning {
+    match error {
+        Errno::AGAIN => Meaning::Nothing,
+        Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM => Meaning::Exhausted,
+        Errno::INVAL | Errno::CONNRESET => Meaning::Closed,
+        Errno::INTR
+        | Errno::CONNABORTED
+        | Errno::PROTO
+        | Errno::PERM
+        | Errno::NETDOWN
+        | Errno::HOSTDOWN
+        | Errno::HOSTUNREACH
+        | Errno::NETUNREACH
+        | Errno::NONET
+        | Errno::NOPROTOOPT
+        | Errno::OPNOTSUPP
+        | Errno::NOSR
+        | Errno::SOCKTNOSUPPORT
+        | Errno::PROTONOSUPPORT
+        | Errno::TIMEDOUT => Meaning::Again,
+        _ => Meaning::Unknown,
+    }
+}
+
 impl Listener {
     /// To be made on the shard's thread.
     ///
@@ -230,25 +269,17 @@ impl Listener {
                     return Accepted::Connection(tuned(fd, self.options));
                 }
                 Ok(Some(fd)) => return Accepted::Connection(fd),
-                Err(Errno::AGAIN) => return Accepted::Nothing,
-                // A connection that ended before it was accepted (accept(2), "Error handling").
-                Err(
-                    Errno::INTR
-                    | Errno::CONNABORTED
-                    | Errno::PROTO
-                    | Errno::PERM
-                    | Errno::NETDOWN
-                    | Errno::HOSTDOWN
-                    | Errno::HOSTUNREACH
-                    | Errno::NETUNREACH
-                    | Errno::NONET
-                    | Errno::NOPROTOOPT
-                    | Errno::OPNOTSUPP,
-                ) => {}
-                Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => {
-                    return Accepted::Exhausted(error);
-                }
-                Err(_) => return Accepted::Closed,
+                Err(error) => match meaning(error) {
+                    Meaning::Again => {}
+                    Meaning::Nothing => return Accepted::Nothing,
+                    Meaning::Exhausted => return Accepted::Exhausted(error),
+                    // By the parent, or by another process of its place that leaves for good.
+                    Meaning::Closed => return Accepted::Closed,
+                    // The kernel would send its share of newcomers to a queue that nobody reads any more.
+                    Meaning::Unknown => {
+                        panic!("accepting fails with {error}, which a listening socket never says")
+                    }
+                },
             }
         }
     }
@@ -467,6 +498,17 @@ mod tests {
         }
         drop((clients, first, second));
         assert!(!is_shared_by_somebody(address));
+    }
+
+    #[test]
+    fn a_socket_that_listens_no_more_and_one_that_never_did_are_told_apart() {
+        let any = || bind(ANY_PORT, Sharing::Alone).expect("a free port").0;
+        let accept = |socket: &OwnedFd| accept_with(socket, SocketFlags::NONBLOCK).map(drop).map_err(meaning);
+        let closed = any();
+        rustix::net::shutdown(&closed, Shutdown::Both).expect("it listens");
+        let file = OwnedFd::from(std::fs::File::open("/dev/null").expect("it is everywhere"));
+        let due = [Meaning::Nothing, Meaning::Closed, Meaning::Unknown].map(Err);
+        assert_eq!([any(), closed, file].each_ref().map(accept), due);
     }
 
     #[test]
