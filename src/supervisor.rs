@@ -32,7 +32,7 @@ use crate::serve::{self, NOTHING_IS_RELOADED};
 use admin::Admin;
 use board::{Board, Leaving, View, Views};
 use channel::{Address, Order, Place};
-use child::{Child, Word};
+use child::{Child, Program, Word};
 use fleet::{Fleet, Generation, News, Patience, Step};
 
 /// From a process's start until it serves: files, sockets and threads take milliseconds, a machine under load seconds.
@@ -86,6 +86,7 @@ pub fn run(loaded: &Loaded, passed: Passed) -> anyhow::Result<ExitCode> {
         config,
         fleet: Fleet::new(config.processes, patience, Instant::now()),
         groups,
+        program: Program::of_this_process(),
         places,
         children: HashMap::new(),
         statuses: HashMap::new(),
@@ -112,6 +113,7 @@ struct Supervisor<'a> {
     config: &'a Config,
     fleet: Fleet,
     groups: Groups,
+    program: Program,
     places: Vec<Place>,
     children: HashMap<Generation, Child>,
     statuses: HashMap<Generation, String>,
@@ -261,7 +263,7 @@ impl Supervisor<'_> {
         // The supervisor listens for as long as it has children.
         let words = move |generation, word| drop(sender.send(Happening::Child(generation, word)));
         let sockets: Vec<_> = self.groups.of(place).flat_map(|(.., sockets)| sockets).collect();
-        match Child::start(generation, self.places[place].clone(), &sockets, words) {
+        match Child::start(&self.program, generation, self.places[place].clone(), &sockets, words) {
             Ok(child) => drop(self.children.insert(generation, child)),
             Err(error) => {
                 tracing::error!(process = place, %error, "a process could not be started");
