@@ -262,6 +262,11 @@ impl Server {
         self.threads.have_ended()
     }
 
+    /// The names of the threads that have not ended.
+    pub fn running_threads(&self) -> Vec<&str> {
+        self.threads.running()
+    }
+
     /// A thread that ended before the drain: what it did is done by nobody now.
     pub fn take_lost_thread(&mut self) -> Option<LostThread> {
         self.threads.take_lost()
