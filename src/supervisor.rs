@@ -28,7 +28,7 @@ use signal_hook::iterator::Signals;
 use crate::exit;
 use crate::manager::ServiceManager;
 use crate::random::Random;
-use crate::serve::{self, NOTHING_IS_RELOADED};
+use crate::serve::{self, MANAGER_MARGIN, NOTHING_IS_RELOADED};
 use admin::Admin;
 use board::{Board, Leaving, View, Views};
 use channel::{Address, Order, Place};
@@ -95,6 +95,7 @@ pub fn run(loaded: &Loaded, passed: Passed) -> anyhow::Result<ExitCode> {
         manager,
         random: Random::new()?,
         is_announced: false,
+        told_until: Instant::now(),
         failure: None,
         last_end: String::new(),
     };
@@ -122,6 +123,8 @@ struct Supervisor<'a> {
     manager: ServiceManager,
     random: Random,
     is_announced: bool,
+    /// When all is over, as the service manager was told.
+    told_until: Instant,
     /// Why it ends before it has served.
     failure: Option<u8>,
     /// How the process ended that is being told of, or did not begin.
@@ -172,15 +175,25 @@ impl Supervisor<'_> {
     }
 
     fn end(&mut self, now: Instant) -> Vec<Step> {
-        match self.fleet.is_leaving() {
-            false => {
-                let seconds = self.config.drain.as_secs_f64();
-                tracing::info!(seconds, "all processes drain; a second signal ends them at once");
-                self.manager.stopping(self.config.drain, "Draining");
-            }
-            true => tracing::warn!("ended by a second signal before the drain was over"),
+        if self.fleet.is_leaving() {
+            tracing::warn!("ended by a second signal before the drain was over");
+            return self.fleet.end(now);
         }
-        self.fleet.end(now)
+        let seconds = self.config.drain.as_secs_f64();
+        tracing::info!(seconds, "all processes drain; a second signal ends them at once");
+        let steps = self.fleet.end(now);
+        self.told_until = self.fleet.leave_due().unwrap_or(now);
+        self.manager.stopping(self.told_until - now + MANAGER_MARGIN, "Draining");
+        steps
+    }
+
+    /// Has the service manager wait for as long as the slowest child may take: that reads a newer configuration than this
+    /// parent's, and says with STOPPING how long its drain is.
+    fn lift_limit(&mut self, now: Instant) {
+        if let Some(due) = self.fleet.leave_due().filter(|due| *due > self.told_until) {
+            self.told_until = due;
+            self.manager.stopping_later(due - now + MANAGER_MARGIN);
+        }
     }
 
     /// What a child says in the words of sd_notify(3).
@@ -192,7 +205,11 @@ impl Supervisor<'_> {
         let says = |word: &str| lines.lines().any(|line| line == word);
         match (says("READY=1"), says("STOPPING=1")) {
             (true, _) => self.fleet.handle_ready(generation, now),
-            (_, true) => self.fleet.handle_leaving(generation, time_to_leave(lines), now),
+            (_, true) => {
+                let steps = self.fleet.handle_leaving(generation, time_to_leave(lines), now);
+                self.lift_limit(now);
+                steps
+            }
             _ => Vec::new(),
         }
     }

@@ -343,6 +343,12 @@ impl Fleet {
         self.phase != Phase::Serves
     }
 
+    /// When the last of those that leave for good is killed, if it isn't gone before.
+    pub fn leave_due(&self) -> Option<Instant> {
+        let leavers = self.places.iter().flat_map(|place| &place.leaving);
+        leavers.map(|leaver| leaver.due).max().filter(|_| self.phase == Phase::Leaves)
+    }
+
     /// Whether a rolling restart is under way.
     pub fn is_rolling(&self) -> bool {
         !self.roll.is_empty()

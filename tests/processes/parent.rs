@@ -345,6 +345,37 @@ fn the_manager_is_told_by_the_parent_alone() {
 }
 
 #[test]
+fn the_manager_waits_as_long_as_the_slowest_process_may_take() {
+    let (manager, redis) = (Manager::new(), Redis::start());
+    let server = Server::event_fanout(&redis, Driver::Epoll)
+        .processes(2)
+        .admin()
+        .config("drain = \"2s\"\n")
+        .manager(&manager)
+        .start();
+    server.wait_brokers(2);
+    // Only the successor knows of this.
+    server.rewrite_config("drain = \"30s\"\n");
+    let killed = server.processes()[1];
+    signal(killed, Signal::KILL);
+    eventually(SOON, "it has a successor", || server.processes().get(1).is_some_and(|pid| *pid != killed));
+    let swarm = Swarm::new();
+    swarm.add_many(server.address(), "/ws?room=lobby", 20);
+    swarm.wait_open();
+    (0..20).for_each(|member| swarm.stall(member));
+
+    server.signal(Signal::TERM);
+
+    let limit = |line: &str| line.strip_prefix("EXTEND_TIMEOUT_USEC=")?.parse::<u64>().ok();
+    let first = manager.until("it stops", |line| line == "STOPPING=1");
+    let first = first.iter().flatten().find_map(|line| limit(line));
+    // 2 s of drain; a process is killed 10 s later, and the manager waits for 5 s more.
+    assert_eq!(first, Some(17_000_000));
+    manager.until("it takes longer", |line| limit(line) > Some(40_000_000));
+    server.signal(Signal::TERM);
+}
+
+#[test]
 fn a_passed_socket_is_served_by_every_process() {
     let redis = Redis::start();
     let passed = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");

@@ -275,7 +275,9 @@ fn who_hangs_when_all_are_to_end_at_once_is_killed_a_moment_later() {
 fn who_says_that_leaving_takes_longer_is_given_that_time() {
     let (mut fleet, now) = started(1, PATIENCE);
     fleet.end(now);
+    assert_eq!(fleet.leave_due(), Some(now + PATIENCE.leave));
     fleet.handle_leaving(0, PATIENCE.leave * 3, now);
+    assert_eq!(fleet.leave_due(), Some(now + PATIENCE.leave * 3));
     assert_eq!(done(fleet.tick(now + PATIENCE.leave)), []);
     assert_eq!(done(fleet.tick(now + PATIENCE.leave * 3)), [Step::Kill { generation: 0 }]);
 }
