@@ -275,6 +275,12 @@ mod tests {
     }
 
     #[test]
+    fn one_shard_is_steered_to_as_it_is() {
+        let steered = Config { steer: Steer::Cpu, listen: vec![([127, 0, 0, 1], 0).into()], ..config() };
+        assert!(Groups::bind(&steered, Passed::default(), &[vec![0]]).is_ok());
+    }
+
+    #[test]
     fn a_steered_group_has_its_port_to_itself() {
         let steered = Config { steer: Steer::Cpu, listen: vec![([127, 0, 0, 1], 0).into()], ..config() };
         let groups = Groups::bind(&steered, Passed::default(), &[vec![0], vec![1]]).expect("a free port");
