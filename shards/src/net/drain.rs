@@ -125,9 +125,10 @@ pub async fn sweep_and_drain(core: SharedCore, listeners: Vec<Rc<Listener>>, dra
         turn_newcomers_away(&core, &public, drain).await;
     }
     core.borrow().shard.setup().drain();
+    // Asked first: that all leave for good may be heard while the queues are being kept, and closing twice does no harm.
+    let mut are_kept = drain.holder == Holder::Parent && drain.keeps(drain.holder);
     close_all(&core, &public, drain);
     drain.stop_listening(core.borrow().shard.setup());
-    let mut are_kept = drain.holder == Holder::Parent && drain.keeps(drain.holder);
     let mut is_serving = true;
     let ticks = drain.ticks().max(FAREWELL_TICKS + 1);
     for passed in 0..=ticks {
