@@ -97,18 +97,22 @@ impl Driver {
 
     /// Moves what waits behind full rings on, and asks to be told of space for what still waits.
     fn pump(&mut self) {
-        for _ in 0..2 {
-            if !self.relay.has_backlog() {
-                return;
-            }
-            for shard in 0..self.rings.ends.len() {
-                self.relay.pump(shard as u16, &mut self.rings);
-            }
-            self.flush();
-            if self.relay.has_backlog() {
-                self.rings.ends.iter().for_each(RelayEnd::want_space);
-            }
+        self.pump_once();
+        if self.relay.has_backlog() {
+            self.rings.ends.iter().for_each(RelayEnd::want_space);
+            // The last look. Asking again after it would take back an answer that has come meanwhile.
+            self.pump_once();
         }
+    }
+
+    fn pump_once(&mut self) {
+        if !self.relay.has_backlog() {
+            return;
+        }
+        for shard in 0..self.rings.ends.len() {
+            self.relay.pump(shard as u16, &mut self.rings);
+        }
+        self.flush();
     }
 
     /// Carries out what the relay wants of the broker, and rings the shards.
