@@ -14,6 +14,7 @@ use crate::support::payload::payload;
 use crate::support::publisher::Publisher;
 use crate::support::redis::Redis;
 use crate::support::server::{Driver, Server, ServerBuilder};
+use crate::support::speaker::Speaker;
 use crate::support::swarm::{Member, Phase, Swarm};
 
 on_both_drivers!(
@@ -317,6 +318,21 @@ fn processes_with_one_name_hear_each_others_publications() {
     });
     let names = names.expect("the processes are told");
     assert!(names[0].starts_with("one-0-") && names[1].starts_with("one-1-"), "{names:?}");
+
+    let mut members = Vec::new();
+    let mut processes = [0.0; 2];
+    while processes.contains(&0.0) {
+        assert!(members.len() < MEMBERS, "all went to one process: {processes:?}");
+        members.push(Speaker::in_room(server.address(), "lobby"));
+        let page = server.metrics();
+        processes = ["0", "1"].map(|process| page.labelled("corecast_subscriptions", "process", process));
+    }
+    for speaker in 0..members.len() {
+        members[speaker].say(&serde_json::json!({ "type": "message", "room": "lobby", "data": speaker }));
+        for member in &mut members {
+            assert_eq!(member.hear_data("message", "lobby"), speaker, "each hears each, and once");
+        }
+    }
 }
 
 #[test]
