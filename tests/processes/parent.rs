@@ -271,6 +271,18 @@ fn sighup_to_a_parent_is_answered_in_the_log_and_ends_nothing() {
 }
 
 #[test]
+fn every_line_of_the_log_tells_which_process_it_is_of() {
+    let redis = Redis::start();
+    let server = start(&redis, Driver::Epoll);
+    let of = |line: &str| line.split_whitespace().last().map(str::to_owned);
+    for process in ["process=0", "process=1"] {
+        server.wait_log("each tells that it serves", |line| {
+            line.contains(" serves url=") && of(line).as_deref() == Some(process)
+        });
+    }
+}
+
+#[test]
 fn several_processes_without_redis_are_refused_with_78() {
     for server in [Server::builder(), Server::builder().preset("event-fanout")] {
         let finished = server.processes(2).start_in_vain();
