@@ -888,7 +888,10 @@ fn several_processes_need_redis_and_a_core_for_each_of_their_shards() {
     let with_redis = || several().flag("redis", "localhost");
     assert_eq!(with_redis().config().processes, 3);
     let crowded = with_redis().flag("shards", "2").flag("cores", "0-4").refused();
-    assert!(crowded.contains("found 2 shards in each of 3 processes for 5 cores"), "{crowded}");
+    assert!(crowded.contains("found 2 shards in each of 3 processes for 5 cores, due 6 cores"), "{crowded}");
+    let crowded = with_redis().flag("shards", "1").flag("cores", "0").refused();
+    assert!(crowded.contains("found 1 shard in each of 3 processes for 1 core, due 3 cores"), "{crowded}");
+    assert!(crowded.contains("take fewer shards or processes"), "{crowded}");
     assert_eq!(with_redis().flag("shards", "2").flag("cores", "0-5").config().processes, 3);
     let long = with_redis().flag("node_id", &"n".repeat(54)).refused();
     assert!(long.contains("found 54 bytes, due at most 53"), "{long}");
