@@ -9,8 +9,9 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use super::bind::is_served_by_somebody;
 use super::connection::{Core, SharedCore, enter};
-use super::listener::{Holder, Listener, is_served_by_somebody};
+use super::listener::{Holder, Listener};
 use super::siblings;
 use crate::setup::Setup;
 use crate::shard::TICK_MICROS;

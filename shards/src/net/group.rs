@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use rustix::net::{Shutdown, shutdown};
 use socket2::SockRef;
 
-use super::listener::{Holder, Sharing, bind, bind_first};
+use super::bind::{Sharing, bind, bind_first};
+use super::listener::Holder;
 use super::passed::{AdminWay, Listening, Passed};
 use super::server::StartError;
 use super::steering;
@@ -170,7 +171,7 @@ mod tests {
 
     use super::*;
     use crate::config::RedisTarget;
-    use crate::net::listener::open;
+    use crate::net::bind::open;
 
     fn config() -> Config {
         let redis: RedisTarget = "localhost:6379".parse().expect("a target");

@@ -14,11 +14,12 @@ use domains::Registry;
 use rustix::process::{Resource, getrlimit};
 
 use super::bell::Bell;
+use super::bind::{is_served_by_somebody, is_shared_by_somebody};
 use super::connection::Clock;
 use super::cores::{Plan, usable};
 use super::drain::{Drain, Leave};
 use super::group::{bind_admin, listen_all, not_steered};
-use super::listener::{Holder, Kind, Place, is_served_by_somebody, is_shared_by_somebody};
+use super::listener::{Holder, Kind, Place};
 use super::notice::{Journal, noticed};
 use super::options::SocketOptions;
 use super::passed::{AdminWay, Listening, Passed};

@@ -60,7 +60,7 @@ mod tests {
     use rustix::net::{SocketFlags, accept_with};
 
     use super::*;
-    use crate::net::listener::{Sharing, bind};
+    use crate::net::bind::{Sharing, bind};
 
     fn group(len: usize) -> (Vec<OwnedFd>, SocketAddr) {
         let (first, address) = bind(([127, 0, 0, 1], 0).into(), Sharing::Shared).expect("a free port");
