@@ -231,7 +231,8 @@ fn the_generator_is_told_the_arms_server_and_reads_nothing_of_the_callers_shell(
         "[arm.b]\nserver = [\"--driver\", \"epoll\"]\ncores = \"1\"\n[arm.b.environment]",
     );
     let story = Story::new(
-        "[ $ARM = b ] && cp \"$STATE/arguments\" \"$STATE/of_b\"; env >\"$STATE/environment\"",
+        "[ $ARM = b ] && cp \"$STATE/arguments\" \"$STATE/of_b\"; env >\"$STATE/environment\"; \
+         grep THP_enabled /proc/self/status >\"$STATE/huge_pages\"",
         &file,
     );
     let mut command = story.command(&["--pairs", "7"]);
@@ -252,6 +253,10 @@ fn the_generator_is_told_the_arms_server_and_reads_nothing_of_the_callers_shell(
     let environment = story.text("environment");
     assert!(environment.contains("OTHER=kept"), "{environment}");
     assert!(!environment.contains("CORECAST_") && !environment.contains("REDIS_URL"), "{environment}");
+    // What corecast refuses for its own memory is none of the generator's business, nor of a server's that is told not to.
+    let ours = fs::read_to_string("/proc/self/status").expect("Linux has it");
+    let ours = ours.lines().find(|line| line.starts_with("THP_enabled")).unwrap_or_default();
+    assert_eq!(story.text("huge_pages").trim(), ours);
     assert_eq!(story.report()["pairs"].as_array().map(Vec::len), Some(7));
 }
 

@@ -62,7 +62,7 @@ impl MemoryFacts {
             self.judge_cgroup(need),
             self.judge_tcp_mem(need),
             self.judge_tcp_buffers(),
-            self.judge_huge_pages(),
+            self.judge_huge_pages(need),
             self.judge_overcommit(),
             self.judge_swap(),
         ]
@@ -179,18 +179,21 @@ impl MemoryFacts {
         Finding::ok(TCP_BUFFERS, format!("{found}; idle sockets hold none of it"))
     }
 
-    fn judge_huge_pages(&self) -> Finding {
+    fn judge_huge_pages(&self, need: &Need) -> Finding {
         let Some(text) = &self.huge_pages else {
             return Finding::info(HUGE_PAGES, "this kernel has no transparent huge pages");
         };
         let chosen = text.split_once('[').and_then(|(_, rest)| rest.split(']').next()).unwrap_or(text);
-        let found = format!("transparent huge pages: {chosen}; the allocator takes none");
-        match chosen {
-            "always" => {
-                Finding::info(HUGE_PAGES, format!("{found}, but a Redis on this host would fork slowly"))
-                    .cure("echo madvise > /sys/kernel/mm/transparent_hugepage/enabled")
-            }
-            _ => Finding::ok(HUGE_PAGES, found),
+        match (chosen, need.takes_huge_pages) {
+            ("always", true) => Finding::warn(HUGE_PAGES, "transparent huge pages: always; the server takes them")
+                .due("none: small objects of many connections hold twice the memory on them")
+                .cure("corecast serve --huge-pages=false  # or: echo madvise > /sys/kernel/mm/transparent_hugepage/enabled"),
+            ("always", false) => Finding::info(
+                HUGE_PAGES,
+                "transparent huge pages: always; the server refuses them, but a Redis on this host would fork slowly",
+            )
+            .cure("echo madvise > /sys/kernel/mm/transparent_hugepage/enabled"),
+            _ => Finding::ok(HUGE_PAGES, format!("transparent huge pages: {chosen}; the server takes none")),
         }
     }
 
@@ -353,11 +356,13 @@ mod tests {
 
     #[test]
     fn pages_overcommit_and_swap() {
-        let huge = |text: &str| {
-            MemoryFacts { huge_pages: Some(text.to_owned()), ..facts(GIB) }.judge_huge_pages().level
+        let huge = |text: &str, takes_huge_pages| {
+            let need = Need { takes_huge_pages, ..need(1) };
+            MemoryFacts { huge_pages: Some(text.to_owned()), ..facts(GIB) }.judge_huge_pages(&need).level
         };
-        assert_eq!(huge("[always] madvise never"), Level::Info);
-        assert_eq!(huge("always madvise [never]"), Level::Ok);
+        assert_eq!(huge("[always] madvise never", false), Level::Info);
+        assert_eq!(huge("[always] madvise never", true), Level::Warn);
+        assert_eq!(huge("always madvise [never]", true), Level::Ok);
         let overcommit = |mode| MemoryFacts { overcommit: Some(mode), ..facts(GIB) }.judge_overcommit().level;
         assert_eq!((overcommit(0), overcommit(1), overcommit(2)), (Level::Ok, Level::Ok, Level::Warn));
         let swap = |swap_total, swap_used| {

@@ -42,6 +42,8 @@ pub struct Need {
     pub addresses: Vec<SocketAddr>,
     /// Processes that share the public addresses reach each other's clients.
     pub has_redis: bool,
+    /// The server doesn't refuse huge pages.
+    pub takes_huge_pages: bool,
 }
 
 /// See [`Need::wanted_by`].
@@ -83,6 +85,7 @@ impl Need {
             descriptors_reserved: reserved,
             addresses: config.listen.iter().copied().chain(config.admin).collect(),
             has_redis: matches!(config.broker, BrokerChoice::Redis(_)),
+            takes_huge_pages: config.expert.huge_pages,
         }
     }
 
