@@ -3,7 +3,7 @@
 use host::{Cgroup, Memory, Root, TcpSockets};
 use shards::limits::TURN_BYTES_MAX;
 
-use super::finding::{Bytes, Count, Finding};
+use super::finding::{Bytes, Count, Finding, Level};
 use super::need::{KERNEL_BYTES, Need, PAGE_BYTES, STUCK_ONE_IN, STUCK_PAGES, USER_BYTES};
 
 const CONNECTIONS: &str = "memory.connections";
@@ -98,30 +98,30 @@ impl MemoryFacts {
         Finding::ok(BUDGETS, found).due(due)
     }
 
+    /// The limit at which the kernel kills, and the one at which it slows down: each with what is left of it.
     fn judge_cgroup(&self, need: &Need) -> Finding {
-        let Some(max) = self.cgroup.memory_max else {
-            return match self.cgroup.memory_high {
-                Some(high) if high < worst_bytes(need) => {
-                    Finding::warn(CGROUP, format!("the control group is slowed down from {} on", Bytes(high)))
-                        .due(worst_text(need))
-                        .cure(raise("MemoryHigh", worst_bytes(need)))
-                }
-                _ => Finding::ok(CGROUP, "the control group has no limit of memory below the host's"),
-            };
-        };
-        let used = self.cgroup.memory_used;
-        let left = max.saturating_sub(used);
-        let found = format!("the control group may use {}, of which {} are in use", Bytes(max), Bytes(used));
-        let cure = raise("MemoryMax", worst_bytes(need).saturating_add(used));
-        if need.idle_bytes() > left {
-            let due =
-                format!("{} for {} idle connections", Bytes(need.idle_bytes()), Count(need.connections));
-            return Finding::bad(CGROUP, found).due(due).cure(cure);
-        }
-        if worst_bytes(need) > left {
-            return Finding::warn(CGROUP, found).due(worst_text(need)).cure(cure);
-        }
-        Finding::ok(CGROUP, found)
+        let Cgroup { memory_max, memory_high, .. } = self.cgroup;
+        let limits = [
+            memory_max.map(|bound| (bound, "MemoryMax", "may use", Level::Bad)),
+            memory_high.map(|bound| (bound, "MemoryHigh", "is slowed down from", Level::Warn)),
+        ];
+        let (idle, worst) = (need.idle_bytes(), worst_bytes(need));
+        let judged = limits.into_iter().flatten().map(|(bound, property, verb, level)| {
+            let (max, used) = (Bytes(bound.max), Bytes(bound.used));
+            let found = format!("the control group {verb} {max}, of which {used} are in use");
+            let cure = || raise(property, worst.saturating_add(bound.used));
+            if idle > bound.left() {
+                let due = format!("{} for {} idle connections", Bytes(idle), Count(need.connections));
+                return Finding::new(CGROUP, level, found).due(due).cure(cure());
+            }
+            if worst > bound.left() {
+                return Finding::warn(CGROUP, found).due(worst_text(need)).cure(cure());
+            }
+            Finding::ok(CGROUP, found)
+        });
+        // Of equals the first: it kills.
+        let none = Finding::ok(CGROUP, "the control group has no limit of memory below the host's");
+        judged.rev().max_by_key(|finding| finding.level).unwrap_or(none)
     }
 
     fn judge_tcp_mem(&self, need: &Need) -> Finding {
@@ -262,14 +262,20 @@ fn fewer_shards(need: &Need) -> String {
 
 fn raise(property: &str, bytes: u64) -> String {
     let mib = bytes.div_ceil(1 << 20);
-    format!(
-        "systemctl set-property corecast.service {property}={mib}M  # Docker: docker update --memory {mib}m NAME"
-    )
+    let systemd = format!("systemctl set-property corecast.service {property}={mib}M");
+    match property {
+        // Docker sets no memory.high. Of a container with a limit of memory it refuses one above that of memory and swap.
+        "MemoryMax" => {
+            format!("{systemd}  # Docker: docker update --memory {mib}m --memory-swap {mib}m NAME")
+        }
+        _ => systemd,
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::finding::Level;
+    use host::Bound;
+
     use super::super::need::tests::need;
     use super::*;
 
@@ -310,8 +316,9 @@ mod tests {
 
     #[test]
     fn the_limit_of_the_control_group_binds_what_it_has_left() {
-        let judged = |max, used, connections| {
-            let cgroup = Cgroup { memory_max: max, memory_used: used, ..Cgroup::default() };
+        let judged = |max: Option<u64>, used, connections| {
+            let memory_max = max.map(|max| Bound { max, used });
+            let cgroup = Cgroup { memory_max, ..Cgroup::default() };
             MemoryFacts { cgroup, ..facts(24 * GIB) }.judge_cgroup(&need(connections))
         };
         assert_eq!(judged(None, 0, 1_000_000).level, Level::Ok);
@@ -323,8 +330,17 @@ mod tests {
             bad.cure.is_some_and(|cure| cure.contains("MemoryMax=10541M")),
             "idle 4.9 GB, lost 5.3 GB, budgets"
         );
-        let high = Cgroup { memory_high: Some(GIB / 2), ..Cgroup::default() };
-        assert_eq!(MemoryFacts { cgroup: high, ..facts(24 * GIB) }.judge_cgroup(&need(1)).level, Level::Warn);
+        // 784 MiB of budgets.
+        let high = |max, used| {
+            let roomy = Some(Bound { max: 64 * GIB, used: 0 });
+            let cgroup =
+                Cgroup { memory_max: roomy, memory_high: Some(Bound { max, used }), ..Cgroup::default() };
+            MemoryFacts { cgroup, ..facts(24 * GIB) }.judge_cgroup(&need(1))
+        };
+        assert_eq!(high(GIB, 0).level, Level::Ok);
+        let slow = high(GIB, GIB / 2);
+        assert!(slow.level == Level::Warn && slow.found.contains("slowed down from 1 GiB"), "{slow:?}");
+        assert!(slow.cure.is_some_and(|cure| cure.contains(" MemoryHigh=")));
     }
 
     #[test]
