@@ -36,7 +36,8 @@ fn judge_cpu(cgroup: &Cgroup, need: &Need) -> Finding {
     let shards = (share.cores() as u64 / need.processes.len() as u64).max(1);
     let cure = match need.shards() > shards * need.processes.len() as u64 {
         true => format!(
-            "corecast serve --shards {shards}  # or raise it: systemd CPUQuota=, Docker --cpus {threads}"
+            "corecast serve{} --shards {shards}  # or raise it: systemd CPUQuota=, Docker --cpus {threads}",
+            need.several()
         ),
         false => format!("docker update --cpus {threads} NAME  # systemd: CPUQuota={}%", threads * 100),
     };

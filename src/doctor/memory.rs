@@ -64,7 +64,7 @@ impl MemoryFacts {
             self.judge_tcp_buffers(),
             self.judge_huge_pages(need),
             self.judge_overcommit(),
-            self.judge_swap(),
+            self.judge_swap(need),
         ]
     }
 
@@ -77,7 +77,7 @@ impl MemoryFacts {
             Count(need.connections)
         );
         let fit = memory.available / 5 * 4 / (KERNEL_BYTES + USER_BYTES);
-        let cure = fewer(fit);
+        let cure = fewer(need, fit);
         if need.idle_bytes() > memory.available {
             return Finding::bad(CONNECTIONS, found).due(due).cure(cure);
         }
@@ -156,7 +156,7 @@ impl MemoryFacts {
         if due > half {
             return finding
                 .due(format!("{text}; that is more than half of the host's memory"))
-                .cure(fewer(half * STUCK_ONE_IN / (STUCK_ONE_IN + STUCK_PAGES)));
+                .cure(fewer(need, half * STUCK_ONE_IN / (STUCK_ONE_IN + STUCK_PAGES)));
         }
         let limit = half.min(due.saturating_mul(3) / 2);
         finding.due(text).cure(format!("sysctl -w net.ipv4.tcp_mem=\"{} {due} {limit}\"", due / 4 * 3))
@@ -207,7 +207,7 @@ impl MemoryFacts {
         }
     }
 
-    fn judge_swap(&self) -> Finding {
+    fn judge_swap(&self, need: &Need) -> Finding {
         let Some(memory) = self.memory else { return Finding::untold(SWAP, "/proc/meminfo") };
         if memory.swap_total == 0 {
             return Finding::ok(SWAP, "no swap");
@@ -221,7 +221,11 @@ impl MemoryFacts {
         if memory.swap_used > memory.swap_total / 2 {
             return Finding::warn(SWAP, found)
                 .due("less than half: a connection whose state was swapped out waits for the disk")
-                .cure("sysctl -w vm.swappiness=1  # systemd: MemorySwapMax=0");
+                // Half as much again, so that it doesn't come back at once.
+                .cure(match memory.available / 3 * 2 >= memory.swap_used {
+                    true => "swapoff -a && swapon -a  # brings it back; systemd keeps the server out: MemorySwapMax=0".to_owned(),
+                    false => fewer(need, need.connections / 2),
+                });
         }
         Finding::info(SWAP, found)
     }
@@ -249,14 +253,21 @@ fn worst_text(need: &Need) -> String {
     )
 }
 
-fn fewer(connections: u64) -> String {
-    format!("corecast serve --connections-max {connections}  # or more memory")
+/// So many of all processes.
+fn fewer(need: &Need, connections: u64) -> String {
+    let each = connections / need.processes.len() as u64;
+    format!("corecast serve{} --connections-max {}  # or more memory", need.several(), each.max(1))
 }
 
 fn fewer_shards(need: &Need) -> String {
-    match need.shards() {
-        1 => fewer(need.connections / 2),
-        shards => format!("corecast serve --shards {}  # or fewer connections, or more memory", shards / 2),
+    let most = need.processes.iter().map(|plan| plan.shards.len()).max().unwrap_or(1);
+    match most {
+        1 => fewer(need, need.connections / 2),
+        shards => format!(
+            "corecast serve{} --shards {}  # or fewer connections, or more memory",
+            need.several(),
+            shards / 2
+        ),
     }
 }
 
@@ -382,9 +393,15 @@ mod tests {
         let overcommit = |mode| MemoryFacts { overcommit: Some(mode), ..facts(GIB) }.judge_overcommit().level;
         assert_eq!((overcommit(0), overcommit(1), overcommit(2)), (Level::Ok, Level::Ok, Level::Warn));
         let swap = |swap_total, swap_used| {
-            let memory = Some(Memory { total: GIB, available: GIB, swap_total, swap_used });
-            MemoryFacts { memory, ..facts(GIB) }.judge_swap().level
+            let memory = Some(Memory { total: 4 * GIB, available: 2 * GIB, swap_total, swap_used });
+            MemoryFacts { memory, ..facts(GIB) }.judge_swap(&need(1000))
         };
-        assert_eq!((swap(0, 0), swap(GIB, 0), swap(GIB, GIB)), (Level::Ok, Level::Info, Level::Warn));
+        assert_eq!(
+            [swap(0, 0).level, swap(GIB, 0).level, swap(GIB, GIB).level],
+            [Level::Ok, Level::Info, Level::Warn]
+        );
+        let cure = |swap_used| swap(2 * swap_used - 1, swap_used).cure.expect("it warns");
+        assert!(cure(GIB).starts_with("swapoff -a && swapon -a "), "{}", cure(GIB));
+        assert!(cure(3 * GIB).starts_with("corecast serve --connections-max 500 "), "{}", cure(3 * GIB));
     }
 }

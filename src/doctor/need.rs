@@ -138,6 +138,14 @@ impl Need {
         self.shards() * shard as u64 + self.processes.len() as u64 * node as u64
     }
 
+    /// The flag that keeps as many processes as there are; nothing for one.
+    pub fn several(&self) -> String {
+        match self.processes.len() {
+            1 => String::new(),
+            processes => format!(" --processes {processes}"),
+        }
+    }
+
     /// Connections that are taken to be stuck at once.
     pub fn stuck_connections(&self) -> u64 {
         self.connections / STUCK_ONE_IN
