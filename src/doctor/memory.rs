@@ -4,7 +4,7 @@ use host::{Cgroup, Memory, Root, TcpSockets};
 use shards::limits::TURN_BYTES_MAX;
 
 use super::finding::{Bytes, Count, Finding, Level};
-use super::need::{KERNEL_BYTES, Need, PAGE_BYTES, STUCK_ONE_IN, STUCK_PAGES, USER_BYTES};
+use super::need::{KERNEL_BYTES, Need, USER_BYTES};
 
 const CONNECTIONS: &str = "memory.connections";
 const BUDGETS: &str = "memory.budgets";
@@ -124,8 +124,9 @@ impl MemoryFacts {
         judged.rev().max_by_key(|finding| finding.level).unwrap_or(none)
     }
 
+    /// The numbers are those that the profiles of `corecast tune` would set: `tuning/knobs.toml`.
     fn judge_tcp_mem(&self, need: &Need) -> Finding {
-        let Some([_, pressure, max]) = self.tcp_mem else {
+        let Some([low, pressure, max]) = self.tcp_mem else {
             return Finding::info(
                 TCP_MEM,
                 "not judged: tcp_mem is seen only in the host's own network namespace",
@@ -136,15 +137,16 @@ impl MemoryFacts {
             "pressure from {} pages on, {} at most ({}), {} in use",
             Count(pressure),
             Count(max),
-            Bytes(max.saturating_mul(PAGE_BYTES)),
+            Bytes(max.saturating_mul(need.page_bytes)),
             Count(used)
         );
         // Idle sockets hold none. A message to everybody holds a page of each until it is acknowledged.
-        let due = need.connections.saturating_add(need.stuck_connections().saturating_mul(STUCK_PAGES));
+        let due = need.tcp_pages();
         let text = format!(
-            "{} pages: 1 for a message on its way to each of {}, {STUCK_PAGES} for each of {} whose network went away",
+            "{} pages: 1 for a message on its way to each of {}, {} for each of {} whose network went away",
             Count(due),
             Count(need.connections),
+            Bytes(need.stuck_bytes() / need.stuck_connections().max(1)),
             Count(need.stuck_connections())
         );
         if due <= pressure {
@@ -152,14 +154,14 @@ impl MemoryFacts {
         }
         let finding = Finding::warn(TCP_MEM, found);
         // A limit that TCP could reach only by taking most of the machine would protect nothing.
-        let half = self.memory.map_or(u64::MAX, |memory| memory.total / 2 / PAGE_BYTES);
-        if due > half {
+        let pages = self.memory.map_or(u64::MAX, |memory| memory.total / need.page_bytes);
+        if due > pages / 4 {
             return finding
-                .due(format!("{text}; that is more than half of the host's memory"))
-                .cure(fewer(need, half * STUCK_ONE_IN / (STUCK_ONE_IN + STUCK_PAGES)));
+                .due(format!("{text}; that is more than a quarter of the host's memory"))
+                .cure(fewer(need, need.connections_in(pages / 4)));
         }
-        let limit = half.min(due.saturating_mul(3) / 2);
-        finding.due(text).cure(format!("sysctl -w net.ipv4.tcp_mem=\"{} {due} {limit}\"", due / 4 * 3))
+        let limit = max.max((pages / 3).min(due.saturating_mul(3) / 2));
+        finding.due(text).cure(format!("sysctl -w net.ipv4.tcp_mem=\"{low} {due} {limit}\""))
     }
 
     fn judge_tcp_buffers(&self) -> Finding {
@@ -233,12 +235,8 @@ impl MemoryFacts {
 
 /// Idle connections, stuck ones, and every budget used up.
 fn worst_bytes(need: &Need) -> u64 {
-    let stuck = stuck_bytes(need);
+    let stuck = need.stuck_bytes();
     need.idle_bytes().saturating_add(stuck).saturating_add(need.budget_bytes())
-}
-
-fn stuck_bytes(need: &Need) -> u64 {
-    need.stuck_connections().saturating_mul(STUCK_PAGES * PAGE_BYTES)
 }
 
 fn worst_text(need: &Need) -> String {
@@ -246,7 +244,7 @@ fn worst_text(need: &Need) -> String {
         "{} at worst: {} idle, {} pinned by {} whose network went away, {} of budgets of {} shards (windows, messages, rings, logs)",
         Bytes(worst_bytes(need)),
         Bytes(need.idle_bytes()),
-        Bytes(stuck_bytes(need)),
+        Bytes(need.stuck_bytes()),
         Count(need.stuck_connections()),
         Bytes(need.budget_bytes()),
         need.shards()
@@ -286,6 +284,7 @@ fn raise(property: &str, bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use host::Bound;
+    use shards::config::Config;
 
     use super::super::need::tests::need;
     use super::*;
@@ -355,20 +354,18 @@ mod tests {
     }
 
     #[test]
-    fn tcp_mem_is_worked_out_and_never_beyond_half_of_the_memory() {
+    fn tcp_mem_is_worked_out_and_never_beyond_what_a_profile_would_set() {
         // A page for each of 166,900 and 13 for a tenth of them are 383,870.
         assert_eq!(facts(GIB).judge_tcp_mem(&need(166_890)).level, Level::Ok);
         assert_eq!(facts(GIB).judge_tcp_mem(&need(166_900)).level, Level::Warn);
         let cure = |connections| facts(GIB).judge_tcp_mem(&need(connections)).cure.expect("it warns");
-        assert_eq!(cure(300_000), "sysctl -w net.ipv4.tcp_mem=\"517500 690000 1035000\"");
-        // Half of 24 GiB are 3,145,728 pages.
-        assert_eq!(cure(1_000_000), "sysctl -w net.ipv4.tcp_mem=\"1725000 2300000 3145728\"");
-        assert!(
-            cure(1_400_000).starts_with("corecast serve --connections-max 1367707 "),
-            "{}",
-            cure(1_400_000)
-        );
-        assert!(cure(1_367_700).starts_with("sysctl -w "));
+        assert_eq!(cure(300_000), "sysctl -w net.ipv4.tcp_mem=\"287901 690000 1035000\"");
+        // A quarter of 24 GiB are 1,572,864 pages, a third 2,097,152.
+        assert_eq!(cure(680_000), "sysctl -w net.ipv4.tcp_mem=\"287901 1564000 2097152\"");
+        assert!(cure(700_000).starts_with("corecast serve --connections-max 683853 "), "{}", cure(700_000));
+        let two = Need::of(&Config { processes: 2, ..Config::default() }, Some(700_000), &[0, 1], None);
+        let cure = facts(GIB).judge_tcp_mem(&Need { page_bytes: 4096, ..two }).cure.expect("it warns");
+        assert!(cure.starts_with("corecast serve --processes 2 --connections-max 341926 "), "{cure}");
         let nested = MemoryFacts { tcp_mem: None, ..facts(GIB) };
         assert_eq!(nested.judge_tcp_mem(&need(2_000_000)).level, Level::Info);
     }

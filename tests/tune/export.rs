@@ -22,7 +22,7 @@ fn for_sysctl_it_is_one_line_for_each_parameter() {
         "fs.nr_open = 1048576",
         "fs.file-max = 805306",
         "net.netfilter.nf_conntrack_max = 262144",
-        "net.ipv4.tcp_mem = 94212 150000 200000",
+        "net.ipv4.tcp_mem = 94212 230000 345000",
     ];
     assert_eq!(export(&machine, "100k", "sysctl.d"), due);
 }
