@@ -240,7 +240,7 @@ fn a_host_with_defaults_is_well_and_one_that_is_not_is_told_what_to_do() {
     let other_user = [("proc/self/status", "Uid:\t33\t33\t33\t33\nCapEff:\t0\nCpus_allowed_list:\t0-3\n")];
     diagnose_host(&other_user, &["--listen", "127.0.0.1:1023"]).assert_levels(&[("ports.privileged", "bad")]);
     assert_eq!(ill.cure("net.somaxconn").split("  #").next(), Some("sysctl -w net.core.somaxconn=65535"));
-    assert_eq!(ill.cure("cpu.siblings"), "corecast serve --shards 2 --cores 0,2");
+    assert_eq!(ill.cure("cpu.siblings"), "corecast serve --shards 2 --cores 2,3");
     for (id, check) in &ill.checks {
         let is_fault = check["level"] == "warn" || check["level"] == "bad";
         assert!(!is_fault || check["cure"].is_string(), "{id} has no cure: {check}");
