@@ -77,7 +77,8 @@ pub fn run(args: TuneArgs) -> anyhow::Result<ExitCode> {
         TuneCommand::Experiment(args) => experiment::run(&args, &root),
         TuneCommand::Export { which, form } => {
             let plan = make_plan(&Place::open(root, None)?, &which)?;
-            print(&export::exported(&plan, form))?;
+            let unreadable = |why| Failure::new(UNAVAILABLE, format!("{why}; nothing is exported"));
+            print(&export::exported(&plan, form).map_err(unreadable)?)?;
             Ok(ExitCode::SUCCESS)
         }
     }
