@@ -184,6 +184,7 @@ fn each_verdict_is_told_in_words_with_its_exit_code_and_a_picture() {
         let pictures = told.reports("svg");
         let picture = fs::read_to_string(&pictures[0]).expect("it is there");
         let dots = picture.matches("<circle").count();
+        assert!(picture.contains("<title id=\"title\">B beside A</title>"), "{picture}");
         assert_eq!((picture.starts_with("<svg "), dots), (true, 6 * 2 + 2 + 1), "{picture}");
         assert_eq!(
             told.report()["sentence"].as_str().map(|words| finished.stdout.contains(words)),
