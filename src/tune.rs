@@ -14,6 +14,7 @@ mod facts;
 mod formula;
 mod journal;
 mod knob;
+mod outcome;
 mod place;
 mod plan;
 mod profile;
@@ -37,10 +38,12 @@ use crate::output::print;
 use crate::tune::apply::Apply;
 use crate::tune::args::{JournalFile, TuneCommand, Which};
 use crate::tune::facts::facts;
+use crate::tune::journal::Part;
 use crate::tune::knob::Scope;
 use crate::tune::place::Place;
 use crate::tune::plan::{Plan, State};
 use crate::tune::profile::Profile;
+use crate::tune::revert::Revert;
 
 /// Does what `args` say.
 ///
@@ -69,9 +72,11 @@ pub fn run(args: TuneArgs) -> anyhow::Result<ExitCode> {
             let how = Apply { is_of_host: host, is_dry: dry_run, is_json: form.is_json() };
             how.run(&place, &plan, &journal_path(&place, &journal))
         }
-        TuneCommand::Revert { netns, journal, force, form } => {
+        TuneCommand::Revert { netns, journal, experiments, force, form } => {
             let place = Place::open(root, netns.as_deref())?;
-            revert::run(&place, &journal_path(&place, &journal), force, form.is_json())
+            let part = if experiments { Part::OfExperiments } else { Part::Whole };
+            let how = Revert { part, is_forced: force, is_json: form.is_json() };
+            how.run(&place, &journal_path(&place, &journal))
         }
         TuneCommand::Status { journal, form } => status::run(&root, journal.file.as_deref(), form.is_json()),
         TuneCommand::Experiment(args) => experiment::run(&args, &root),

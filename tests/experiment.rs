@@ -68,6 +68,8 @@ impl Story {
             ("proc/self/ns/net", ""),
             ("proc/sys/kernel/random/boot_id", "boot\n"),
             ("proc/sys/kernel/osrelease", "6.18.0\n"),
+            ("proc/meminfo", "MemTotal: 1000000 kB\n"),
+            ("sys/devices/system/cpu/online", "0\n"),
             (THP, "always [madvise] never\n"),
         ] {
             let path = format!("root/{path}");
@@ -98,6 +100,13 @@ impl Story {
         command
     }
 
+    /// `corecast tune` on the machine of its own.
+    #[track_caller]
+    fn tune(&self, args: &[&str]) -> Finished {
+        let root = self.scratch.path("root").display().to_string();
+        program::run(&[&["tune"], args, &["--root", &root]].concat())
+    }
+
     fn text(&self, name: &str) -> String {
         program::text(&self.scratch.path(name))
     }
@@ -118,7 +127,7 @@ impl Story {
     }
 
     fn thp(&self) -> String {
-        self.text(&format!("root/{THP}"))
+        self.text(&format!("root/{THP}")).trim().to_owned()
     }
 }
 
@@ -324,10 +333,8 @@ fn after_a_kill_the_journal_is_there_the_generator_is_not_and_the_next_experimen
         refused.stderr.contains("an experiment was killed before it had put back 1 of this host's values"),
         "{refused:?}"
     );
-    assert!(refused.stderr.contains("corecast tune revert"), "{refused:?}");
-    let mut revert = program::command();
-    revert.args(["tune", "revert", "--root"]).arg(story.scratch.path("root"));
-    let reverted = program::finish(revert, Confinement::default());
+    assert!(refused.stderr.contains("`corecast tune revert --experiments`"), "{refused:?}");
+    let reverted = story.tune(&["revert", "--experiments"]);
     assert_eq!(reverted.code(), Some(0), "{reverted:?}");
     assert_eq!(story.thp(), "madvise");
     fs::remove_file(story.scratch.path("pid")).expect("it is there");

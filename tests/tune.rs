@@ -272,6 +272,25 @@ fn one_refused_value_undoes_those_before_it() {
 }
 
 #[test]
+fn a_value_that_was_empty_is_empty_again() {
+    let Some(trial) = Trial::new() else { return };
+    let before = parameters(&trial.netns);
+    let name = "net.ipv4.ip_local_reserved_ports";
+    assert_eq!(before[name], "");
+    let profile = format!(
+        "title = \"t\"\nconnections = 5\nknobs = []\n[[knob]]\nname = \"{name}\"\nword = \"8080,9000-9010\"\n\
+         scope = \"network\"\nreason = \"r\"\nrisk = \"r\"\nevidence = \"e\"\n"
+    );
+    let file = trial.scratch.write("mine.toml", &profile);
+    let applied = trial.tune(&["apply", "--profile-file", &file.to_string_lossy()]);
+    assert_eq!(applied.code(), Some(0), "{applied:?}");
+    assert_eq!(parameters(&trial.netns)[name], "8080,9000-9010");
+    let reverted = trial.tune(&["revert"]);
+    assert_eq!(reverted.code(), Some(0), "{reverted:?}");
+    assert_eq!(differences(&before, &parameters(&trial.netns)), [""; 0], "{reverted:?}");
+}
+
+#[test]
 fn what_somebody_else_changed_since_stays_unless_forced() {
     let Some(trial) = Trial::new() else { return };
     let before = parameters(&trial.netns);
@@ -410,11 +429,12 @@ fn interrupted_it_undoes_what_it_has_set() {
     let (mut apply, pipe) = apply_halfway(&machine);
     let pid = Pid::from_raw(apply.pid()).expect("a pid is positive");
     kill_process(pid, Signal::INT).expect("it runs");
-    assert_eq!(pipe.written(), "2000072");
-    // What it is after the write, and before it is undone.
+    assert_eq!(pipe.written(), "2000072\n");
+    // What it is after the write, and before and after it is undone.
     pipe.is_read_as("2000072\n");
     pipe.is_read_as("2000072\n");
-    assert_eq!(pipe.written(), "1048576");
+    assert_eq!(pipe.written(), "1048576\n");
+    pipe.is_read_as("1048576\n");
     assert_eq!(apply.wait(SOON, "it ends").code(), Some(130));
     fs::remove_file(machine.path("proc/sys/fs/nr_open")).expect("the pipe is there");
     machine.write("proc/sys/fs/nr_open", "1048576\n");

@@ -127,20 +127,10 @@ impl Apply {
                 &format!("Left out, because the whole host has it once (--host): {}.\n", left_out.join(", "));
         }
         if let Some(path) = journal.filter(|_| !rows.is_empty()) {
-            let undo = undo_command(place, path);
+            let undo = place.undo_command(path);
             text += &format!("Noted down in {}. To undo it: {undo}\n", path.display());
         }
         print(&text)?;
         Ok(ExitCode::SUCCESS)
     }
-}
-
-/// What a shell runs to undo what the journal at `path` says.
-fn undo_command(place: &Place, path: &Path) -> String {
-    let netns = place.name().map_or(String::new(), |name| format!(" --netns {name}"));
-    let journal = match path == place.journal() {
-        true => String::new(),
-        false => format!(" --journal {}", path.display()),
-    };
-    format!("corecast tune revert{netns}{journal}")
 }

@@ -101,7 +101,7 @@ pub fn run(args: &ExperimentArgs, root: &Root) -> anyhow::Result<ExitCode> {
     let (journal, identity) = (journal_path(&place, &args.journal), place.identity()?);
     let outstanding = Outstanding::read(&journal, &identity.boot_id)
         .map_err(|error| Failure::new(FAILED, error.to_string()))?;
-    check_outstanding(&outstanding, &journal)?;
+    check_outstanding(&outstanding, &place, &journal)?;
     let out = out_folder(args);
     fs::create_dir_all(&out)
         .map_err(|error| Failure::file(format!("can't make {}", out.display()), &error))?;
@@ -207,15 +207,15 @@ fn check_host_wide(plan: &Plan, is_allowed: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-fn check_outstanding(outstanding: &Outstanding, journal: &Path) -> Result<(), Failure> {
+fn check_outstanding(outstanding: &Outstanding, place: &Place, journal: &Path) -> Result<(), Failure> {
     match outstanding.of_experiments {
         0 => Ok(()),
         count => Err(Failure::new(
             FAILED,
             format!(
-                "an experiment was killed before it had put back {count} of this host's values ({}): do so with `corecast tune \
-                 revert` first",
-                journal.display()
+                "an experiment was killed before it had put back {count} of this host's values: do so first, with `{} \
+                 --experiments`",
+                place.undo_command(journal)
             ),
         )),
     }

@@ -14,6 +14,7 @@ use host::{NetworkNamespace, Root};
 use serde::{Deserialize, Serialize};
 
 use crate::iso8601;
+use crate::tune::outcome::{Outcome, Reverted};
 use crate::tune::target::{Target, TargetError};
 
 /// An open journal, locked until it is dropped.
@@ -83,23 +84,35 @@ pub struct Change {
     pub is_over: bool,
 }
 
-/// What became of a change.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
-    /// Its old value is back.
-    Restored,
-    /// It had its old value: the process ended before the write, or somebody put it back.
-    AlreadyRestored,
-    /// Somebody else has changed it since; it stays as it is.
-    Alien {
-        /// What it is.
-        now: String,
-    },
-    /// The kernel doesn't take the old value, or doesn't have the parameter any more.
-    Failed {
-        /// The kernel's word.
-        error: String,
-    },
+/// How [`Change::by`] begins where it is an experiment.
+pub const EXPERIMENT: &str = "experiment ";
+
+impl Change {
+    /// Whether it was made for a sample.
+    pub fn is_of_experiment(&self) -> bool {
+        self.by.starts_with(EXPERIMENT)
+    }
+}
+
+/// Which changes are to be undone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// All.
+    Whole,
+    /// All but so many, the oldest.
+    After(usize),
+    /// Those that experiments made: one that was killed could not put them back.
+    OfExperiments,
+}
+
+impl Part {
+    fn holds(self, index: usize, change: &Change) -> bool {
+        match self {
+            Self::Whole => true,
+            Self::After(kept) => index >= kept,
+            Self::OfExperiments => change.is_of_experiment(),
+        }
+    }
 }
 
 /// Why a journal can't be used.
@@ -378,48 +391,36 @@ impl Journal {
         Ok(found)
     }
 
-    /// Undoes what is not undone, newest first; what somebody else has changed since only if `is_forced`.
+    /// Undoes `part` of what is not undone, newest first; what somebody else has changed since only if `is_forced`.
     ///
     /// Once more for the same journal it finds nothing to do. Forced, and with nothing left, it also settles lines that
     /// can't be read, so that the journal may be used again. Acts in the network namespace of the calling thread, which
     /// is to be this journal's.
     ///
-    /// # Errors
-    /// [`JournalError`]; the kernel's refusals are among the outcomes, and don't keep the others from being undone.
-    pub fn revert(&mut self, root: &Root, is_forced: bool) -> Result<Vec<(Change, Outcome)>, JournalError> {
-        self.revert_since(root, 0, is_forced)
-    }
-
-    /// The same for all but the first `kept` changes.
-    ///
-    /// # Errors
-    /// As [`Journal::revert`].
-    pub fn revert_since(
-        &mut self,
-        root: &Root,
-        kept: usize,
-        is_forced: bool,
-    ) -> Result<Vec<(Change, Outcome)>, JournalError> {
-        self.cut(self.content.whole_bytes)?;
+    /// Neither the kernel's refusals nor a journal that takes no line keep other values from being undone.
+    pub fn revert(&mut self, root: &Root, part: Part, is_forced: bool) -> Reverted {
+        let mut noted = self.cut(self.content.whole_bytes);
         let mut outcomes = Vec::new();
-        for index in (kept..self.content.changes.len()).rev() {
+        for index in (0..self.content.changes.len()).rev() {
             let change = &self.content.changes[index];
-            if change.is_over {
+            if change.is_over || !part.holds(index, change) {
                 continue;
             }
-            let (change, outcome) = (change.clone(), undo(change, root, is_forced));
-            if matches!(outcome, Outcome::Restored | Outcome::AlreadyRestored) {
+            let change = change.clone();
+            let outcome = Outcome::of_undoing(&change, root, is_forced);
+            if outcome.is_restored() {
                 self.content.changes[index].is_over = true;
-                self.write(&Line::Restored { number: change.number, value: change.old.clone() })?;
+                let line = Line::Restored { number: change.number, value: change.old.clone() };
+                noted = noted.and(self.write(&line));
             }
             outcomes.push((change, outcome));
         }
         if is_forced && !self.content.corrupted.is_empty() && self.content.outstanding().next().is_none() {
-            self.write(&Line::Settled { time: now() })?;
+            noted = noted.and(self.write(&Line::Settled { time: now() }));
             self.content.corrupted.clear();
         }
-        self.file.sync_data().map_err(|error| self.error("write", error))?;
-        Ok(outcomes)
+        let synced = self.file.sync_data().map_err(|error| self.error("write", error));
+        Reverted { outcomes, noted: noted.and(synced) }
     }
 
     fn lock(path: &Path, mut file: File) -> Result<Self, JournalError> {
@@ -483,22 +484,6 @@ fn read_from(file: &mut File, path: &Path) -> Result<Content, JournalError> {
     match bytes.len() as u64 > JOURNAL_BYTES_MAX {
         true => Err(JournalError::TooLong(path.to_owned())),
         false => Ok(Content::parse(&bytes)),
-    }
-}
-
-fn undo(change: &Change, root: &Root, is_forced: bool) -> Outcome {
-    let now = match change.target.read(root) {
-        Ok(now) if now == change.old => return Outcome::AlreadyRestored,
-        Ok(now) => now,
-        Err(error) => return Outcome::Failed { error: error.to_string() },
-    };
-    let is_ours = now == change.new || change.found.as_ref() == Some(&now);
-    if !is_ours && !is_forced {
-        return Outcome::Alien { now };
-    }
-    match change.target.write(root, &change.old) {
-        Ok(()) => Outcome::Restored,
-        Err(error) => Outcome::Failed { error: error.to_string() },
     }
 }
 

@@ -36,7 +36,8 @@ fn begin(scratch: &Scratch) -> Journal {
 fn revert(scratch: &Scratch, is_forced: bool) -> Vec<Outcome> {
     let mut journal =
         Journal::open(&scratch.path("state/journal.jsonl")).expect("it opens").expect("it is there");
-    let outcomes = journal.revert(scratch.root(), is_forced).expect("it is written");
+    let Reverted { outcomes, noted } = journal.revert(scratch.root(), Part::Whole, is_forced);
+    noted.expect("it is written");
     outcomes.into_iter().map(|(_, outcome)| outcome).collect()
 }
 
@@ -52,7 +53,7 @@ fn what_was_set_is_restored_newest_first_and_only_once() {
 
     let mut journal =
         Journal::open(&scratch.path("state/journal.jsonl")).expect("it opens").expect("it is there");
-    let outcomes = journal.revert(scratch.root(), false).expect("it is written");
+    let outcomes = journal.revert(scratch.root(), Part::Whole, false).outcomes;
     let told: Vec<_> =
         outcomes.iter().map(|(change, _)| (change.target.to_string(), change.old.as_str())).collect();
     assert_eq!(
@@ -107,6 +108,47 @@ fn what_can_not_be_noted_down_is_not_set() {
     journal.file = File::open(&journal.path).expect("it is there");
     journal.set(scratch.root(), "test", &target(KNOBS[0]), "1").expect_err("it can't be written");
     assert_eq!(values(&scratch), ["before"; 3]);
+}
+
+#[test]
+fn a_journal_that_takes_no_line_keeps_no_value_from_being_restored() {
+    let scratch = root("journal-full");
+    let mut journal = begin(&scratch);
+    for knob in KNOBS {
+        journal.set(scratch.root(), "test", &target(knob), "ours").expect("it is taken");
+    }
+    journal.file = File::open(&journal.path).expect("it is there");
+    let Reverted { outcomes, noted } = journal.revert(scratch.root(), Part::Whole, false);
+    assert!(matches!(noted, Err(JournalError::File { verb: "write", .. })), "{noted:?}");
+    assert!(outcomes.iter().all(|(_, outcome)| *outcome == Outcome::Restored), "{outcomes:?}");
+    assert_eq!(values(&scratch), ["before"; 3]);
+    drop(journal);
+    assert_eq!(revert(&scratch, false), vec![Outcome::AlreadyRestored; 3]);
+}
+
+#[test]
+fn killed_before_it_knew_how_the_kernel_spells_a_value_it_is_still_ours() {
+    let scratch = root("journal-spelling");
+    begin(&scratch).set(scratch.root(), "test", &target(KNOBS[0]), "f").expect("it is taken");
+    let path = scratch.path("state/journal.jsonl");
+    let text = fs::read_to_string(&path).expect("it is text");
+    let kept: Vec<&str> = text.lines().filter(|line| !line.contains("\"done\"")).collect();
+    fs::write(&path, kept.join("\n") + "\n").expect("it is writable");
+    scratch.sysctl("net/core/somaxconn", "00000000,0000000f");
+    assert_eq!(revert(&scratch, false), [Outcome::Restored]);
+}
+
+#[test]
+fn a_part_leaves_the_rest_as_it_is() {
+    let scratch = root("journal-part");
+    let mut journal = begin(&scratch);
+    for (by, knob) in [("100k", KNOBS[0]), ("experiment thp", KNOBS[1]), ("1m", KNOBS[2])] {
+        journal.set(scratch.root(), by, &target(knob), "ours").expect("it is taken");
+    }
+    assert_eq!(journal.revert(scratch.root(), Part::OfExperiments, false).outcomes.len(), 1);
+    assert_eq!(values(&scratch), ["ours", "before", "ours"]);
+    assert_eq!(journal.revert(scratch.root(), Part::After(1), false).outcomes.len(), 1);
+    assert_eq!(values(&scratch), ["ours", "before", "before"]);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Where values are read and set: a network namespace, below a root.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::{fmt, io};
 
 use host::{NetworkNamespace, Root};
@@ -53,9 +53,14 @@ impl Place {
         self.namespace.is_of_first_process(&self.root)
     }
 
-    /// As it was named; `None` for the caller's own.
-    pub fn name(&self) -> Option<&str> {
-        self.name.as_deref()
+    /// What a shell runs to undo what the journal at `path` says of this place.
+    pub fn undo_command(&self, path: &Path) -> String {
+        let netns = self.name.as_ref().map_or(String::new(), |name| format!(" --netns {name}"));
+        let journal = match path == self.journal() {
+            true => String::new(),
+            false => format!(" --journal {}", path.display()),
+        };
+        format!("corecast tune revert{netns}{journal}")
     }
 
     /// Below what its files are.

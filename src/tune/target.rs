@@ -83,7 +83,7 @@ impl Target {
         }
     }
 
-    /// Sets it, by one write.
+    /// Sets it, by one write, with a line end behind it: without it the empty value would be none.
     ///
     /// # Errors
     /// [`TargetError`], where the kernel refuses the value, too.
@@ -92,7 +92,7 @@ impl Target {
             Self::Sysctl(name) => Ok(name.write(root, value)?),
             Self::File(file) => {
                 let opened = OpenOptions::new().write(true).truncate(true).open(root.path(&file.0));
-                let written = opened.and_then(|mut opened| opened.write_all(value.as_bytes()));
+                let written = opened.and_then(|mut opened| opened.write_all(format!("{value}\n").as_bytes()));
                 written.map_err(|error| file.error("set", error))
             }
         }

@@ -1,7 +1,8 @@
 //! Knobs of the whole host, set for one sample and put back after it, whatever ends the experiment.
 //!
 //! The journal on the disk knows of a value before it is set. It is reverted after each sample, when this is dropped, and
-//! by a panic's hook (a release build aborts, so that nothing is dropped); after a kill -9 `corecast tune revert` does it.
+//! by a panic's hook (a release build aborts, so that nothing is dropped); after a kill -9 `corecast tune revert --experiments`
+//! does it.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
@@ -10,7 +11,8 @@ use host::Root;
 
 use super::arm::Knob;
 use crate::output::complain;
-use crate::tune::journal::{Change, Content, Identity, Journal, JournalError, Outcome, SetError};
+use crate::tune::journal::{Change, Content, EXPERIMENT, Identity, Journal, JournalError, Part, SetError};
+use crate::tune::outcome::{Outcome, Reverted};
 
 /// See the module.
 pub struct HostKnobs {
@@ -39,7 +41,9 @@ pub enum HostKnobsError {
     #[error(transparent)]
     Journal(#[from] JournalError),
     /// A value that is not as it was.
-    #[error("{target} could not be put back to {old:?}: {why}; `corecast tune revert --force` puts it back")]
+    #[error(
+        "{target} could not be put back to {old:?}: {why}; `corecast tune revert --experiments --force` puts it back"
+    )]
     NotReverted {
         /// Which.
         target: String,
@@ -50,13 +54,10 @@ pub enum HostKnobsError {
     },
 }
 
-/// Who began the changes of an experiment, in the journal.
-const BY: &str = "experiment ";
-
 impl HostKnobs {
     /// Nothing is set, and no journal made, before the first [`set`](Self::set).
     pub fn new(root: Root, path: &Path, identity: Identity, experiment: &str) -> Self {
-        let by = format!("{BY}{experiment}");
+        let by = format!("{EXPERIMENT}{experiment}");
         let knobs = Self { root, by, path: path.to_owned(), journal: Arc::default(), identity };
         knobs.revert_on_panic();
         knobs
@@ -121,7 +122,7 @@ impl Drop for HostKnobs {
 
 impl Held {
     fn revert(&mut self, root: &Root) -> Result<(), HostKnobsError> {
-        let outcomes = self.journal.revert_since(root, self.kept, false)?;
+        let Reverted { outcomes, noted } = self.journal.revert(root, Part::After(self.kept), false);
         let left = outcomes.into_iter().find_map(|(change, outcome)| {
             let why = match outcome {
                 Outcome::Restored | Outcome::AlreadyRestored => return None,
@@ -130,7 +131,8 @@ impl Held {
             };
             Some(HostKnobsError::NotReverted { target: change.target.to_string(), old: change.old, why })
         });
-        left.map_or(Ok(()), Err)
+        left.map_or(Ok(()), Err)?;
+        Ok(noted?)
     }
 }
 
@@ -154,7 +156,7 @@ impl Outstanding {
             return Ok(Self::default());
         }
         let (experiments, others): (Vec<_>, Vec<_>) =
-            content.outstanding().partition(|change| change.by.starts_with(BY));
+            content.outstanding().partition(|change| change.is_of_experiment());
         let told = |change: &&Change| {
             format!("{} = {}", change.target, change.found.as_ref().unwrap_or(&change.new))
         };
@@ -179,7 +181,7 @@ mod tests {
     }
 
     fn thp(scratch: &Scratch) -> String {
-        std::fs::read_to_string(scratch.path(THP)).expect("it is there")
+        std::fs::read_to_string(scratch.path(THP)).expect("it is there").trim().to_owned()
     }
 
     fn outstanding(scratch: &Scratch, boot_id: &str) -> Outstanding {
