@@ -12,6 +12,7 @@ mod explain;
 mod export;
 mod facts;
 mod formula;
+mod identity;
 mod journal;
 mod knob;
 mod outcome;

@@ -100,11 +100,7 @@ fn a_profile_is_set_in_a_namespace_and_there_only_and_set_back_exactly() {
 #[test]
 fn a_namespace_may_be_named_by_a_process_in_it() {
     let Some(trial) = Trial::new() else { return };
-    let sleeper = Running(trial.netns.command(&["sleep", "600"]).spawn().expect("it starts"));
-    let own = fs::read_link("/proc/self/ns/net").expect("it is ours");
-    eventually(SOON, "it is inside", || {
-        fs::read_link(format!("/proc/{}/ns/net", sleeper.pid())).is_ok_and(|theirs| theirs != own)
-    });
+    let sleeper = sleeper(&trial.netns);
     let pid = sleeper.pid().to_string();
     let applied = run(&["tune", "apply", "10k", "--netns", &pid, "--journal", &trial.journal()]);
     assert_eq!(applied.code(), Some(0), "{applied:?}");
@@ -342,10 +338,16 @@ fn a_journal_holds_for_its_namespace_only() {
     assert_eq!(parameters(&trial.netns)["net.ipv4.tcp_tw_reuse"], "1");
     assert_eq!(parameters(&other)["net.ipv4.tcp_tw_reuse"], "2");
 
+    let status = || run(&["tune", "status", "--journal", &trial.journal()]).stdout;
+    assert!(status().contains("net.ipv4.tcp_tw_reuse"), "{}", status());
     trial.netns.delete();
     let gone = trial.tune(&["revert"]);
     assert_eq!(gone.code(), Some(69), "{gone:?}");
     assert!(gone.stderr.contains("can't open the network namespace "), "{gone:?}");
+    let told = run(&["tune", "revert", "--journal", &trial.journal()]);
+    assert_eq!(told.code(), Some(0), "{told:?}");
+    assert!(told.stdout.contains("its network namespace is gone, and its values went with it"), "{told:?}");
+    assert!(status().contains("its network namespace is gone; nothing is left of it"), "{}", status());
 }
 
 #[test]
@@ -356,11 +358,40 @@ fn a_namespace_that_was_made_anew_has_nothing_to_revert() {
     trial.netns.renew();
     trial.netns.output(&["sysctl", "-w", "net.ipv4.tcp_tw_reuse=1"]);
     let reverted = trial.tune(&["revert"]);
+    assert_eq!(reverted.code(), Some(0), "{reverted:?}");
+    assert!(
+        reverted.stdout.contains("Nothing is left to revert: its network namespace is gone"),
+        "{reverted:?}"
+    );
+    assert_eq!(parameters(&trial.netns)["net.ipv4.tcp_tw_reuse"], "1", "it was not set by apply");
+}
+
+#[test]
+fn a_successor_that_is_named_by_a_process_in_it_is_told_apart_too() {
+    let Some(trial) = Trial::new() else { return };
+    assert_eq!(trial.tune(&["apply", "load-generator"]).code(), Some(0));
+    trial.netns.renew();
+    trial.netns.output(&["sysctl", "-w", "net.ipv4.tcp_tw_reuse=1"]);
+    let sleeper = sleeper(&trial.netns);
+    let reverted =
+        run(&["tune", "revert", "--netns", &sleeper.pid().to_string(), "--journal", &trial.journal()]);
+    assert_eq!(reverted.code(), Some(0), "{reverted:?}");
     assert_eq!(
         parameters(&trial.netns)["net.ipv4.tcp_tw_reuse"],
         "1",
         "it was not set by apply: {reverted:?}"
     );
+}
+
+/// A process inside.
+#[track_caller]
+fn sleeper(netns: &Netns) -> Running {
+    let sleeper = Running(netns.command(&["sleep", "600"]).spawn().expect("it starts"));
+    let own = fs::read_link("/proc/self/ns/net").expect("it is ours");
+    eventually(SOON, "it is inside", || {
+        fs::read_link(format!("/proc/{}/ns/net", sleeper.pid())).is_ok_and(|theirs| theirs != own)
+    });
+    sleeper
 }
 
 #[test]

@@ -10,10 +10,12 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use host::{NetworkNamespace, Root};
+use host::Root;
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 use crate::iso8601;
+use crate::tune::identity::{Identity, Kinship};
 use crate::tune::outcome::{Outcome, Reverted};
 use crate::tune::target::{Target, TargetError};
 
@@ -23,30 +25,6 @@ pub struct Journal {
     path: PathBuf,
     file: File,
     content: Content,
-}
-
-/// The kernel and the namespace whose values a journal holds.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Identity {
-    /// Another one after each start of the kernel.
-    pub boot_id: String,
-    /// The network namespace's.
-    pub namespace_inode: u64,
-    /// When that was made, where it is known: seconds and nanoseconds since 1970.
-    pub namespace_made: Option<(i64, i64)>,
-}
-
-/// How the identity of a journal is to that of a place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kinship {
-    /// The same.
-    Same,
-    /// The kernel was started again since.
-    OtherBoot,
-    /// Its namespace is gone, and this one has its number.
-    Gone,
-    /// Its namespace is another one.
-    OtherNamespace,
 }
 
 /// What a journal says.
@@ -179,7 +157,11 @@ enum Line {
         version: u32,
         boot_id: String,
         namespace_inode: u64,
-        namespace_made: Option<(i64, i64)>,
+        #[serde(default)]
+        namespace_cookie: Option<u64>,
+        /// Told namespaces apart before there was a cookie.
+        #[serde(default, skip_serializing)]
+        namespace_made: Option<IgnoredAny>,
         time: String,
     },
     Change {
@@ -211,34 +193,6 @@ enum Line {
 const VERSION: u32 = 1;
 /// A change has about 300 bytes on its lines, so these are some 50,000.
 const JOURNAL_BYTES_MAX: u64 = 16 * 1024 * 1024;
-
-impl Identity {
-    /// This kernel's, with `namespace`.
-    ///
-    /// # Errors
-    /// Where `/proc` is not there.
-    pub fn of(root: &Root, namespace: &NetworkNamespace) -> io::Result<Self> {
-        Ok(Self {
-            boot_id: root.read("/proc/sys/kernel/random/boot_id")?,
-            namespace_inode: namespace.inode(),
-            namespace_made: namespace.made(),
-        })
-    }
-
-    /// How this one, a journal's, is to that of a place.
-    pub fn kinship(&self, place: &Self) -> Kinship {
-        let is_made_at_once = || match (self.namespace_made, place.namespace_made) {
-            (Some(ours), Some(theirs)) => ours == theirs,
-            _ => true,
-        };
-        match () {
-            () if self.boot_id != place.boot_id => Kinship::OtherBoot,
-            () if self.namespace_inode != place.namespace_inode => Kinship::OtherNamespace,
-            () if !is_made_at_once() => Kinship::Gone,
-            () => Kinship::Same,
-        }
-    }
-}
 
 impl Content {
     /// Reads the journal at `path`; `None` where there is none. Takes no lock.
@@ -275,9 +229,9 @@ impl Content {
     /// False for a line that doesn't fit what is before it. `numbers` are the places of the changes by their numbers.
     fn take(&mut self, line: Line, numbers: &mut BTreeMap<usize, usize>) -> bool {
         match line {
-            Line::Journal { version, boot_id, namespace_inode, namespace_made, .. } => {
+            Line::Journal { version, boot_id, namespace_inode, namespace_cookie, .. } => {
                 let is_first = self.identity.is_none() && self.changes.is_empty();
-                self.identity.get_or_insert(Identity { boot_id, namespace_inode, namespace_made });
+                self.identity.get_or_insert(Identity { boot_id, namespace_inode, namespace_cookie });
                 is_first && version == VERSION
             }
             Line::Change { number, by, target, old, new, time } => {
@@ -439,10 +393,17 @@ impl Journal {
     fn start(&mut self, identity: Identity) -> Result<(), JournalError> {
         self.content = Content::default();
         self.cut(0)?;
-        let Identity { boot_id, namespace_inode, namespace_made } = identity.clone();
+        let Identity { boot_id, namespace_inode, namespace_cookie } = identity.clone();
         self.content.identity = Some(identity);
         let time = now();
-        self.write(&Line::Journal { version: VERSION, boot_id, namespace_inode, namespace_made, time })?;
+        self.write(&Line::Journal {
+            version: VERSION,
+            boot_id,
+            namespace_inode,
+            namespace_cookie,
+            namespace_made: None,
+            time,
+        })?;
         // A new file is on the disk when its folder is.
         let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
         let synced = File::open(folder.unwrap_or(Path::new("."))).and_then(|folder| folder.sync_all());

@@ -6,7 +6,7 @@ use crate::tune::scratch::Scratch;
 const KNOBS: [&str; 3] = ["net.core.somaxconn", "net.ipv4.tcp_rmem", "fs.nr_open"];
 
 fn identity() -> Identity {
-    Identity { boot_id: "boot".to_owned(), namespace_inode: 7, namespace_made: None }
+    Identity { boot_id: "boot".to_owned(), namespace_inode: 7, namespace_cookie: None }
 }
 
 fn target(name: &str) -> Target {
@@ -171,7 +171,7 @@ fn another_namespace_does_not_continue_it_and_another_boot_begins_anew() {
     let namespace = Identity { namespace_inode: 8, ..identity() };
     let error = Journal::begin(&path, namespace.clone()).expect_err("its changes are elsewhere");
     assert!(matches!(error, JournalError::OtherNamespace { theirs: 7, ours: 8, .. }), "{error}");
-    let named = Identity { namespace_made: Some((1, 0)), ..identity() };
+    let named = Identity { namespace_cookie: Some(10), ..identity() };
     assert_eq!(Journal::begin(&path, named.clone()).expect("it may be the same").content().changes.len(), 1);
     let boot = Identity { boot_id: "another".to_owned(), ..identity() };
     let journal = Journal::begin(&path, boot.clone()).expect("nothing is left to undo");
@@ -182,14 +182,27 @@ fn another_namespace_does_not_continue_it_and_another_boot_begins_anew() {
 fn a_namespace_with_the_number_of_one_that_is_gone_is_another_one() {
     let scratch = root("journal-gone");
     let path = scratch.path("state/journal.jsonl");
-    let gone = Identity { namespace_made: Some((1, 0)), ..identity() };
+    let gone = Identity { namespace_cookie: Some(10), ..identity() };
     let mut journal = Journal::begin(&path, gone).expect("a journal");
     journal.set(scratch.root(), "test", &target(KNOBS[0]), "1").expect("it is taken");
     drop(journal);
-    let successor = Identity { namespace_made: Some((1, 5)), ..identity() };
+    let successor = Identity { namespace_cookie: Some(15), ..identity() };
     let content = Content::read(&path).expect("it is read").expect("it is there");
     assert_eq!(content.identity.map(|theirs| theirs.kinship(&successor)), Some(Kinship::Gone));
     assert!(Journal::begin(&path, successor).expect("nothing is left to undo").content().changes.is_empty());
+}
+
+#[test]
+fn a_journal_of_before_there_were_cookies_is_followed() {
+    let scratch = root("journal-old");
+    begin(&scratch).set(scratch.root(), "test", &target(KNOBS[0]), "1").expect("it is taken");
+    let path = scratch.path("state/journal.jsonl");
+    let text = fs::read_to_string(&path).expect("it is text");
+    let old = text.replacen("\"namespace_cookie\":null", "\"namespace_made\":[1,5]", 1);
+    assert_ne!(old, text);
+    fs::write(&path, old).expect("it is writable");
+    assert_eq!(begin(&scratch).content().changes.len(), 1);
+    assert_eq!(revert(&scratch, false), [Outcome::Restored]);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::{fmt, io};
 use host::{NetworkNamespace, Root};
 
 use crate::exit::{Failure, NO_PERMISSION, UNAVAILABLE};
-use crate::tune::journal::Identity;
+use crate::tune::identity::Identity;
 
 /// The caller's own network namespace, or another one that was named.
 #[derive(Debug)]

@@ -9,7 +9,8 @@ use crate::exit::{FAILED, Failure};
 use crate::output::{complain, print};
 use crate::tune::columns::columns;
 use crate::tune::explain::document;
-use crate::tune::journal::{Change, Content, Identity, Journal, JournalError, Kinship, Part};
+use crate::tune::identity::{Identity, Kinship};
+use crate::tune::journal::{Change, Content, Journal, JournalError, Part};
 use crate::tune::outcome::{Outcome, Reverted};
 use crate::tune::place::Place;
 use crate::tune::transaction::{journal_failure, left_over};
@@ -98,6 +99,9 @@ fn lost(content: &Content, path: &Path, place: &Place) -> Result<Option<String>,
         )),
         Kinship::Gone => Some("its network namespace is gone, and this one only has its number".to_owned()),
         Kinship::OtherNamespace if content.outstanding().next().is_none() => None,
+        Kinship::OtherNamespace if theirs.is_gone(place.root()) => {
+            Some("its network namespace is gone, and its values went with it".to_owned())
+        }
         Kinship::OtherNamespace => return Err(other_namespace(path, theirs, place)),
         Kinship::Same => None,
     })
@@ -109,7 +113,7 @@ fn other_namespace(path: &Path, theirs: &Identity, place: &Place) -> Failure {
         FAILED,
         format!(
             "{path} holds changes of the network namespace {theirs}, found {place}: revert with --netns NAME or a process \
-             in it. If that namespace is gone, its values are, and nothing is left to revert"
+             in it"
         ),
     )
 }

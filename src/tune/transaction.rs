@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use host::Root;
 
 use crate::exit::{FAILED, Failure, NO_PERMISSION};
-use crate::tune::journal::{Change, Identity, Journal, JournalError, Part, SetError};
+use crate::tune::identity::Identity;
+use crate::tune::journal::{Change, Journal, JournalError, Part, SetError};
 use crate::tune::outcome::{Outcome, Reverted};
 use crate::tune::target::Target;
 
@@ -121,7 +122,7 @@ mod tests {
     use crate::tune::scratch::Scratch;
 
     fn identity() -> Identity {
-        Identity { boot_id: "boot".to_owned(), namespace_inode: 7, namespace_made: None }
+        Identity { boot_id: "boot".to_owned(), namespace_inode: 7, namespace_cookie: None }
     }
 
     fn values(pairs: &[(&str, &str)]) -> Vec<(Target, String)> {

@@ -11,7 +11,8 @@ use host::Root;
 
 use super::arm::Knob;
 use crate::output::complain;
-use crate::tune::journal::{Change, Content, EXPERIMENT, Identity, Journal, JournalError, Part, SetError};
+use crate::tune::identity::Identity;
+use crate::tune::journal::{Change, Content, EXPERIMENT, Journal, JournalError, Part, SetError};
 use crate::tune::outcome::{Outcome, Reverted};
 
 /// See the module.
@@ -176,7 +177,7 @@ mod tests {
     }
 
     fn knobs(scratch: &Scratch) -> HostKnobs {
-        let identity = Identity { boot_id: "boot".to_owned(), namespace_inode: 1, namespace_made: None };
+        let identity = Identity { boot_id: "boot".to_owned(), namespace_inode: 1, namespace_cookie: None };
         HostKnobs::new(scratch.root().clone(), &scratch.path("journal"), identity, "thp")
     }
 
@@ -240,7 +241,7 @@ mod tests {
     fn an_applied_profile_stays_and_is_told() {
         let scratch = Scratch::new("knobs-profile");
         scratch.write(THP, "madvise");
-        let identity = Identity { boot_id: "boot".to_owned(), namespace_inode: 1, namespace_made: None };
+        let identity = Identity { boot_id: "boot".to_owned(), namespace_inode: 1, namespace_cookie: None };
         let mut journal = Journal::begin(&scratch.path("journal"), identity).expect("it can be made");
         let Knob { target, value } = knob("always");
         journal.set(scratch.root(), "profile 100k", &target, &value).expect("it can be set");
