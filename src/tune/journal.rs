@@ -7,10 +7,14 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use host::Root;
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use rustix::process::geteuid;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
@@ -123,6 +127,14 @@ pub enum JournalError {
         /// The caller's.
         ours: u64,
     },
+    /// It may be somebody else's, or something else.
+    #[error("{} is not touched: {why}; take another --journal, or look at it and mend it", .path.display())]
+    Untrusted {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: &'static str,
+    },
     /// More than [`JOURNAL_BYTES_MAX`].
     #[error("{} has more than {JOURNAL_BYTES_MAX} bytes: that is no journal of corecast's", .0.display())]
     TooLong(PathBuf),
@@ -191,6 +203,8 @@ enum Line {
 }
 
 const VERSION: u32 = 1;
+/// Of every file that holds anything: its first line is [`Line::Journal`].
+const BEGINNING: &[u8] = b"{\"journal\":";
 /// A change has about 300 bytes on its lines, so these are some 50,000.
 const JOURNAL_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
@@ -200,12 +214,8 @@ impl Content {
     /// # Errors
     /// [`JournalError::File`], [`JournalError::TooLong`].
     pub fn read(path: &Path) -> Result<Option<Self>, JournalError> {
-        let fail = |error| JournalError::File { verb: "read", path: path.to_owned(), error };
-        match File::open(path) {
-            Ok(mut file) => read_from(&mut file, path).map(Some),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(fail(error)),
-        }
+        let file = existing(open_file(path, OpenOptions::new().read(true)))?;
+        file.map(|mut file| read_from(&mut file, path)).transpose()
     }
 
     /// Changes that are not undone, newest first.
@@ -271,8 +281,8 @@ impl Journal {
             fs::create_dir_all(folder).map_err(fail("make the folder of"))?;
         }
         let mut options = OpenOptions::new();
-        let file = options.read(true).write(true).create(true).truncate(false).open(path);
-        let mut journal = Self::lock(path, file.map_err(fail("open"))?)?;
+        let file = open_file(path, options.read(true).write(true).create(true).truncate(false))?;
+        let mut journal = Self::lock(path, file)?;
         let theirs = journal.content.identity.as_ref();
         let kinship = theirs.map(|theirs| theirs.kinship(&identity));
         let is_lost = matches!(kinship, Some(Kinship::OtherBoot | Kinship::Gone));
@@ -296,11 +306,8 @@ impl Journal {
     /// # Errors
     /// [`JournalError`]; a corrupted one is opened, see [`Content::corrupted`].
     pub fn open(path: &Path) -> Result<Option<Self>, JournalError> {
-        match OpenOptions::new().read(true).write(true).open(path) {
-            Ok(file) => Self::lock(path, file).map(Some),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(JournalError::File { verb: "open", path: path.to_owned(), error }),
-        }
+        let file = existing(open_file(path, OpenOptions::new().read(true).write(true)))?;
+        file.map(|file| Self::lock(path, file)).transpose()
     }
 
     /// What it says.
@@ -435,6 +442,35 @@ impl Journal {
     }
 }
 
+/// `None` for a file that is not there.
+fn existing(opened: Result<File, JournalError>) -> Result<Option<File>, JournalError> {
+    match opened {
+        Err(JournalError::File { error, .. }) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        opened => opened.map(Some),
+    }
+}
+
+/// Opens the file of a journal. What it says is written to the kernel by whoever reverts, mostly root: so it must be nobody
+/// else's to write.
+fn open_file(path: &Path, options: &mut OpenOptions) -> Result<File, JournalError> {
+    let untrusted = |why| JournalError::Untrusted { path: path.to_owned(), why };
+    // A link leads anywhere, and a pipe lets everybody wait.
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+    let opened = options.mode(0o644).custom_flags(flags).open(path);
+    let fail = |error: io::Error| match Errno::from_io_error(&error) {
+        Some(Errno::LOOP) => untrusted("it is a symbolic link"),
+        _ => JournalError::File { verb: "open", path: path.to_owned(), error },
+    };
+    let file = opened.map_err(fail)?;
+    let metadata = file.metadata().map_err(fail)?;
+    match metadata.uid() {
+        _ if !metadata.is_file() => Err(untrusted("it is no file")),
+        owner if owner != 0 && owner != geteuid().as_raw() => Err(untrusted("it belongs to somebody else")),
+        _ if metadata.mode() & 0o022 != 0 => Err(untrusted("others than its owner may write to it")),
+        _ => Ok(file),
+    }
+}
+
 fn read_from(file: &mut File, path: &Path) -> Result<Content, JournalError> {
     let mut bytes = Vec::new();
     file.take(JOURNAL_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|error| JournalError::File {
@@ -442,8 +478,13 @@ fn read_from(file: &mut File, path: &Path) -> Result<Content, JournalError> {
         path: path.to_owned(),
         error,
     })?;
+    // Whose first line was not finished has the beginning of it.
+    let is_journal = bytes.starts_with(BEGINNING) || BEGINNING.starts_with(&bytes);
     match bytes.len() as u64 > JOURNAL_BYTES_MAX {
         true => Err(JournalError::TooLong(path.to_owned())),
+        false if !is_journal => {
+            Err(JournalError::Untrusted { path: path.to_owned(), why: "it is no journal" })
+        }
         false => Ok(Content::parse(&bytes)),
     }
 }

@@ -1,3 +1,5 @@
+use std::os::unix::fs::PermissionsExt;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -237,8 +239,43 @@ fn a_line_that_can_not_be_read_stops_a_new_set_and_not_the_rest_of_a_revert() {
 fn what_is_no_journal_is_not_read_without_end() {
     let scratch = root("journal-long");
     let path = scratch.path("zeroes");
-    File::create(&path).and_then(|file| file.set_len(JOURNAL_BYTES_MAX + 1)).expect("a file with a hole");
+    let mut options = OpenOptions::new();
+    let file = options.write(true).create_new(true).mode(0o600).open(&path);
+    file.and_then(|file| file.set_len(JOURNAL_BYTES_MAX + 1)).expect("a file with a hole");
     assert!(matches!(Content::read(&path), Err(JournalError::TooLong(_))));
+}
+
+#[test]
+fn a_file_that_is_no_journal_or_may_be_somebody_elses_is_neither_followed_nor_changed() {
+    let scratch = root("journal-untrusted");
+    let path = scratch.path("precious");
+    let why = |path: &Path| {
+        let errors =
+            [Journal::begin(path, identity()).err(), Journal::open(path).err(), Content::read(path).err()];
+        errors.map(|error| match error {
+            Some(JournalError::Untrusted { why, .. }) => why,
+            other => panic!("{other:?}"),
+        })
+    };
+    fs::write(&path, "no line end").expect("a folder of our own");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("it is ours");
+    assert_eq!(why(&path), ["it is no journal"; 3]);
+    assert_eq!(fs::read_to_string(&path).expect("it is there"), "no line end");
+
+    begin(&scratch).set(scratch.root(), "test", &target(KNOBS[0]), "1").expect("it is taken");
+    let journal = scratch.path("state/journal.jsonl");
+    let link = scratch.path("link");
+    std::os::unix::fs::symlink(&journal, &link).expect("a folder of our own");
+    assert_eq!(why(&link), ["it is a symbolic link"; 3]);
+    fs::set_permissions(&journal, fs::Permissions::from_mode(0o666)).expect("it is ours");
+    assert_eq!(why(&journal), ["others than its owner may write to it"; 3]);
+    fs::set_permissions(&journal, fs::Permissions::from_mode(0o600)).expect("it is ours");
+    if geteuid().is_root() {
+        std::os::unix::fs::chown(&journal, Some(12_345), None).expect("root may");
+        assert_eq!(why(&journal), ["it belongs to somebody else"; 3]);
+        std::os::unix::fs::chown(&journal, Some(0), None).expect("root may");
+    }
+    assert_eq!(revert(&scratch, false), [Outcome::Restored]);
 }
 
 proptest! {
