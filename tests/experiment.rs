@@ -76,6 +76,10 @@ impl Story {
             fs::create_dir_all(scratch.path(&path).parent().expect("it has a folder")).expect("a folder");
             scratch.write(&path, text);
         }
+        // The first process is in the same network namespace.
+        fs::create_dir_all(scratch.path("root/proc/1/ns")).expect("a folder");
+        let ours = scratch.path("root/proc/self/ns/net");
+        fs::hard_link(ours, scratch.path("root/proc/1/ns/net")).expect("a link");
         Self { scratch }
     }
 

@@ -351,6 +351,18 @@ fn a_journal_holds_for_its_namespace_only() {
 }
 
 #[test]
+fn the_host_is_not_changed_from_within_another_namespace() {
+    let Some(trial) = Trial::new() else { return };
+    let program = program::path();
+    let words = [&program.to_string_lossy(), "tune", "apply", "1m", "--host", "--journal", &trial.journal()];
+    let refused = trial.netns.command(&words).output().expect("it runs");
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(2), "{said}");
+    assert!(said.contains("--host is found in this process's network namespace"), "{said}");
+    assert!(!trial.scratch.path("journal.jsonl").exists());
+}
+
+#[test]
 fn a_namespace_that_was_made_anew_has_nothing_to_revert() {
     let Some(trial) = Trial::new() else { return };
     assert_eq!(trial.tune(&["apply", "load-generator"]).code(), Some(0));

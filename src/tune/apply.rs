@@ -30,7 +30,8 @@ impl Apply {
     /// Sets what `plan` would change in `place`, noted down in the journal at `path`.
     ///
     /// # Errors
-    /// 2 where the host's own namespace was meant and not said; 69 for a value that can't be read; those of [`transact`].
+    /// 2 where the host's own namespace was meant and not said, or said elsewhere; 69 for a value that can't be read; those of
+    /// [`transact`].
     pub fn run(&self, place: &Place, plan: &Plan, path: &Path) -> anyhow::Result<ExitCode> {
         self.allow(place)?;
         let (values, left_out) = self.chosen(plan);
@@ -50,7 +51,10 @@ impl Apply {
 
     /// Whether this may be done at all.
     fn allow(&self, place: &Place) -> Result<(), Failure> {
-        if self.is_of_host || self.is_dry || !place.is_host() {
+        if self.is_of_host {
+            return place.require_host();
+        }
+        if self.is_dry || !place.is_host() {
             return Ok(());
         }
         Err(Failure::usage(format!(

@@ -98,6 +98,9 @@ pub fn run(args: &ExperimentArgs, root: &Root) -> anyhow::Result<ExitCode> {
     }
     check_host_wide(&plan, args.host)?;
     let place = Place::open(root.clone(), None)?;
+    if plan.arms.iter().any(|arm| arm.host) {
+        place.require_host()?;
+    }
     let (journal, identity) = (journal_path(&place, &args.journal), place.identity()?);
     let outstanding = Outstanding::read(&journal, &identity.boot_id)
         .map_err(|error| Failure::new(FAILED, error.to_string()))?;

@@ -53,6 +53,21 @@ impl Place {
         self.namespace.is_of_first_process(&self.root)
     }
 
+    /// What the whole host has once is noted down in the host's journal, and only the host's namespace has all of it.
+    ///
+    /// # Errors
+    /// 2 in another one.
+    pub fn require_host(&self) -> Result<(), Failure> {
+        if self.is_host() {
+            return Ok(());
+        }
+        Err(Failure::usage(format!(
+            "--host is found in {self}, due in the host's: what the whole host has once would be noted down with this \
+             namespace's values, and forgotten with it. Leave the namespace first (`nsenter -t 1 -n corecast tune ...`), or \
+             leave --host away"
+        )))
+    }
+
     /// What a shell runs to undo what the journal at `path` says of this place.
     pub fn undo_command(&self, path: &Path) -> String {
         let netns = self.name.as_ref().map_or(String::new(), |name| format!(" --netns {name}"));
