@@ -309,7 +309,7 @@ const HANGING: &str = "if [ $n = 12 ]; then echo $$ >\"$STATE/pid.new\"; mv \"$S
 
 #[test]
 fn a_signal_ends_the_sample_puts_everything_back_and_keeps_what_was_measured() {
-    for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
+    for signal in [Signal::INT, Signal::TERM, Signal::HUP, Signal::QUIT] {
         let story = Story::new(HANGING, &file_with_a_host_knob());
         let (mut running, generator) = hung(&story);
         assert_eq!(story.thp(), "never");

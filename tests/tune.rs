@@ -467,11 +467,19 @@ fn killed_between_two_writes_it_leaves_what_revert_undoes() {
 
 #[test]
 fn interrupted_it_undoes_what_it_has_set() {
+    for signal in [Signal::INT, Signal::HUP, Signal::QUIT] {
+        interrupted_by(signal);
+    }
+}
+
+fn interrupted_by(signal: Signal) {
     let machine = Machine::new();
     let before = machine.values();
     let (mut apply, pipe) = apply_halfway(&machine);
     let pid = Pid::from_raw(apply.pid()).expect("a pid is positive");
-    kill_process(pid, Signal::INT).expect("it runs");
+    kill_process(pid, signal).expect("it runs");
+    // Of somebody without patience.
+    kill_process(pid, signal).expect("it runs");
     assert_eq!(pipe.written(), "2000072\n");
     // What it is after the write, and before and after it is undone.
     pipe.is_read_as("2000072\n");

@@ -40,7 +40,7 @@ impl Apply {
         }
         self.require_readable(plan)?;
         let identity = place.identity()?;
-        let stop = signals::stop_flag()?;
+        let stop = signals::patient_stop_flag()?;
         let by = &plan.profile.name;
         let applied = match values.is_empty() {
             true => Vec::new(),

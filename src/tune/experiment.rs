@@ -20,14 +20,11 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::SystemTime;
 
 use anyhow::Context;
 use clap::Args;
 use host::Root;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use self::host_knobs::{HostKnobs, Outstanding};
 use self::plan::{FILE_BYTES_MAX, Plan, Side};
@@ -38,6 +35,7 @@ use self::statistics::{PAIRS_MAX, PAIRS_MIN};
 use self::verdict::{Verdict, percent};
 use crate::exit::{FAILED, Failure, UNAVAILABLE};
 use crate::output::{complain, print};
+use crate::signals;
 use crate::tune::args::JournalFile;
 use crate::tune::journal_path;
 use crate::tune::place::Place;
@@ -109,7 +107,7 @@ pub fn run(args: &ExperimentArgs, root: &Root) -> anyhow::Result<ExitCode> {
     fs::create_dir_all(&out)
         .map_err(|error| Failure::file(format!("can't make {}", out.display()), &error))?;
     // Before anything is started or set.
-    let stop = stop_flag()?;
+    let stop = signals::patient_stop_flag()?;
     let folder = Folder::create().context("can't make a folder for the samples")?;
     let (enclosure, setups) = runner::prepare(&plan, root, folder.path())?;
     let began = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -222,16 +220,6 @@ fn check_outstanding(outstanding: &Outstanding, place: &Place, journal: &Path) -
             ),
         )),
     }
-}
-
-/// Becomes true with a signal that wants the experiment to end. A second one changes nothing: what is set must be put back,
-/// and that takes no longer than the generator's grace.
-fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM, SIGHUP] {
-        signal_hook::flag::register(signal, Arc::clone(&stop)).context("can't listen for signals")?;
-    }
-    Ok(stop)
 }
 
 /// What `--dry-run` prints.
