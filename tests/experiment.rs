@@ -347,6 +347,57 @@ fn after_a_kill_the_journal_is_there_the_generator_is_not_and_the_next_experimen
 }
 
 #[test]
+fn what_a_killed_experiment_left_is_put_back_and_the_applied_profile_stays() {
+    let story = Story::new(HANGING, &file_with_a_host_knob());
+    let profile = format!(
+        "title = \"t\"\nconnections = 5\nknobs = []\n[[knob]]\nname = \"/{THP}\"\nword = \"always\"\nscope = \"host\"\n\
+         reason = \"r\"\nrisk = \"r\"\nevidence = \"e\"\n"
+    );
+    let profile = story.scratch.write("mine.toml", &profile);
+    let applied = story.tune(&["apply", "--host", "--profile-file", &profile.to_string_lossy()]);
+    assert_eq!((applied.code(), story.thp().as_str()), (Some(0), "always"), "{applied:?}");
+    let (mut running, _) = hung(&story);
+    running.kill();
+    assert_eq!(story.thp(), "never");
+    let reverted = story.tune(&["revert", "--experiments"]);
+    assert_eq!((reverted.code(), story.thp().as_str()), (Some(0), "always"), "{reverted:?}");
+    let again = story.tune(&["revert", "--experiments"]);
+    assert!(again.stdout.contains("no experiment has left anything"), "{again:?}");
+    fs::remove_file(story.scratch.path("pid")).expect("it is there");
+    let finished = program::finish(story.rooted(), Confinement::default());
+    assert_eq!(finished.code(), Some(0), "{finished:?}");
+    let report = story.report();
+    assert_eq!(report["applied_profile"][0], format!("/{THP} = always"));
+    assert_eq!(report["applied_outside_of_samples"].as_array().map(Vec::len), Some(0));
+    let reverted = story.tune(&["revert"]);
+    assert_eq!((reverted.code(), story.thp().as_str()), (Some(0), "madvise"), "{reverted:?}");
+}
+
+#[test]
+fn what_the_kernel_makes_of_a_knob_stands_in_the_report() {
+    let story = Story::new("", &file_with_a_host_knob());
+    let finished = program::finish(story.rooted(), Confinement::default());
+    assert_eq!(finished.code(), Some(0), "{finished:?}");
+    let report = story.report();
+    let of = |side: &str| {
+        report["samples"].as_array().and_then(|all| all.iter().find(|s| s["side"] == side)).cloned()
+    };
+    assert_eq!(of("A").map(|sample| sample["knobs"].clone()), Some(serde_json::json!([])));
+    let knob = serde_json::json!([{"target": format!("/{THP}"), "value": "never", "found": "never"}]);
+    assert_eq!(of("B").map(|sample| sample["knobs"].clone()), Some(knob));
+}
+
+#[test]
+fn a_knob_that_the_host_does_not_have_ends_it_before_the_first_sample() {
+    let file = file_with_a_host_knob().replace(THP, "sys/kernel/mm/no_such_knob");
+    let story = Story::new("", &file);
+    let finished = program::finish(story.rooted(), Confinement::default());
+    assert_eq!(finished.code(), Some(1), "{finished:?}");
+    assert!(finished.stderr.contains("/sys/kernel/mm/no_such_knob is not there"), "{finished:?}");
+    assert!(!story.scratch.path("count").exists(), "a sample was taken");
+}
+
+#[test]
 fn network_knobs_are_set_in_the_samples_own_namespace() {
     if !rustix::process::geteuid().is_root() {
         println!("only root may make a namespace: this was not tested");

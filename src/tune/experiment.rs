@@ -110,6 +110,8 @@ pub fn run(args: &ExperimentArgs, root: &Root) -> anyhow::Result<ExitCode> {
     let stop = signals::patient_stop_flag()?;
     let folder = Folder::create().context("can't make a folder for the samples")?;
     let (enclosure, setups) = runner::prepare(&plan, root, folder.path())?;
+    let reach = runner::reach(outstanding.of_others, enclosure, root, folder.path());
+    let (applied, applied_outside) = reach.map_err(|error| Failure::new(FAILED, error.to_string()))?;
     let began = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let run = {
         let host_knobs = &HostKnobs::new(root.clone(), &journal, identity, &plan.name);
@@ -117,8 +119,7 @@ pub fn run(args: &ExperimentArgs, root: &Root) -> anyhow::Result<ExitCode> {
         Runner { plan: &plan, programs: &programs, enclosure, root, setups, host_knobs, folder, stop: &stop }
             .run()
     };
-    let circumstances =
-        Circumstances { began, enclosure, root: root.clone(), applied: outstanding.of_others };
+    let circumstances = Circumstances { began, enclosure, root: root.clone(), applied, applied_outside };
     finish(&Report::new(&plan, &run, &circumstances), &out)
 }
 

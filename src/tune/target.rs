@@ -22,6 +22,9 @@ pub enum Target {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SysFile(String);
 
+/// A mount of sysfs shows here the devices of the namespace it was made in.
+pub const NETWORK_DEVICES: &str = "/sys/class/net/";
+
 /// Why a value could not be named, read or set.
 #[derive(Debug, thiserror::Error)]
 pub enum TargetError {
@@ -69,6 +72,14 @@ impl TargetError {
 }
 
 impl Target {
+    /// Whether each network namespace may have its own.
+    pub fn is_of_network(&self) -> bool {
+        match self {
+            Self::Sysctl(name) => name.is_of_network(),
+            Self::File(file) => file.0.starts_with(NETWORK_DEVICES),
+        }
+    }
+
     /// The value, its words separated by single blanks; of a choice (`always [madvise] never`) the chosen word.
     ///
     /// # Errors

@@ -4,16 +4,18 @@
 //! by a panic's hook (a release build aborts, so that nothing is dropped); after a kill -9 `corecast tune revert --experiments`
 //! does it.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
 use host::Root;
 
-use super::arm::Knob;
+use super::arm::{Knob, SetKnob};
 use crate::output::complain;
 use crate::tune::identity::Identity;
 use crate::tune::journal::{Change, Content, EXPERIMENT, Journal, JournalError, Part, SetError};
 use crate::tune::outcome::{Outcome, Reverted};
+use crate::tune::target::Target;
 
 /// See the module.
 pub struct HostKnobs {
@@ -64,12 +66,13 @@ impl HostKnobs {
         knobs
     }
 
-    /// Sets `knobs`, in order.
+    /// Sets `knobs`, in order; what the kernel made of them.
     ///
     /// # Errors
     /// [`HostKnobsError::Set`]; those before it are set, and to be reverted.
-    pub fn set(&self, knobs: &[Knob]) -> Result<(), HostKnobsError> {
+    pub fn set(&self, knobs: &[Knob]) -> Result<Vec<SetKnob>, HostKnobsError> {
         let mut held = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut set = Vec::new();
         for knob in knobs {
             let held = match &mut *held {
                 Some(held) => held,
@@ -79,9 +82,10 @@ impl HostKnobs {
                     none.insert(Held { journal, kept })
                 }
             };
-            held.journal.set(&self.root, &self.by, &knob.target, &knob.value)?;
+            let found = held.journal.set(&self.root, &self.by, &knob.target, &knob.value)?;
+            set.push(SetKnob { knob: knob.clone(), found });
         }
-        Ok(())
+        Ok(set)
     }
 
     /// Puts everything back.
@@ -142,8 +146,23 @@ impl Held {
 pub struct Outstanding {
     /// Changes of an experiment that was killed.
     pub of_experiments: usize,
-    /// Changes that are meant to be there, of an applied profile, as the report tells them: `net.core.somaxconn = 65535`.
-    pub of_others: Vec<String>,
+    /// Changes that are meant to be there, of an applied profile.
+    pub of_others: Vec<Applied>,
+}
+
+/// A value that a profile was applied with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Applied {
+    /// Which.
+    pub target: Target,
+    /// What it is.
+    pub value: String,
+}
+
+impl fmt::Display for Applied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} = {}", self.target, self.value)
+    }
 }
 
 impl Outstanding {
@@ -158,10 +177,11 @@ impl Outstanding {
         }
         let (experiments, others): (Vec<_>, Vec<_>) =
             content.outstanding().partition(|change| change.is_of_experiment());
-        let told = |change: &&Change| {
-            format!("{} = {}", change.target, change.found.as_ref().unwrap_or(&change.new))
+        let applied = |change: &&Change| Applied {
+            target: change.target.clone(),
+            value: change.found.as_ref().unwrap_or(&change.new).clone(),
         };
-        Ok(Self { of_experiments: experiments.len(), of_others: others.iter().map(told).collect() })
+        Ok(Self { of_experiments: experiments.len(), of_others: others.iter().map(applied).collect() })
     }
 }
 
@@ -250,7 +270,7 @@ mod tests {
         knobs.set(&[knob("never")]).expect("it can be set");
         knobs.revert().expect("it can be put back");
         assert_eq!(thp(&scratch), "always");
-        let of_others = vec![format!("/{THP} = always")];
+        let of_others = vec![Applied { target, value }];
         assert_eq!(outstanding(&scratch, "boot"), Outstanding { of_experiments: 0, of_others });
     }
 
