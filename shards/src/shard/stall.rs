@@ -225,7 +225,8 @@ impl Shard {
                 let Some(connection) = self.connection(id) else { return };
                 let closing = connection.phase == Phase::Closing;
                 if closing {
-                    return self.end_after_lane(id, now);
+                    // It has what is left of its longer patience: what its socket took a moment ago it has not read yet.
+                    return self.actions.push(Action::ShutdownWrite(id));
                 }
                 self.read_held(id, PAUSED_BY_LANE, wire, now);
             }

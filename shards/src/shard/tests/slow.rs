@@ -130,3 +130,22 @@ fn a_reader_that_is_torn_in_the_middle_of_its_keys_gets_whole_frames_and_no_olde
         bench.settled();
     }
 }
+
+#[test]
+fn a_slow_reader_that_takes_its_close_frame_late_has_the_whole_of_its_patience_to_read_it() {
+    let mut bench = Bench::with(class(SlowPolicy::Disconnect, 2, None), EngineBounds::default());
+    let id = bench.member(1, &["a"]);
+    bench.wire.space.insert(1, 3);
+    bench.publish("a", "half of this");
+    bench.pass();
+    bench.shard.close(id, CloseReason::SlowFrames, &mut bench.wire, bench.now);
+    bench.sweep_after(Duration::from_secs(1));
+    bench.shard.actions.clear();
+    bench.writable(id, usize::MAX);
+    assert_eq!(bench.shard.actions, [Action::ShutdownWrite(id)]);
+    bench.shard.actions.clear();
+    bench.sweep_after(Duration::from_secs(3));
+    assert_eq!(bench.shard.actions, [], "four of five seconds");
+    bench.sweep_after(Duration::from_secs(2));
+    assert_eq!(bench.shard.actions, [Action::Shutdown(id)]);
+}
