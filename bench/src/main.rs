@@ -188,7 +188,7 @@ fn finish(
     let missed = table.iter().any(|row| !matches!(row.verdict(), Verdict::Ok | Verdict::Informative))
         || outcomes.iter().any(|outcome| !outcome.flaws().is_empty());
     Ok(ExitCode::from(match (sys::interrupted(), missed) {
-        (true, _) => 130,
+        (true, _) => sys::INTERRUPTED_CODE as u8,
         (false, true) => 1,
         (false, false) => 0,
     }))

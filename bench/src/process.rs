@@ -20,6 +20,11 @@ const SUBSCRIBED_TIMEOUT: Duration = Duration::from_secs(2);
 /// What is shown of a process that failed.
 const OUTPUT_SHOWN_BYTES: usize = 2_000;
 
+/// Somebody asked the run to end before what was begun was through; no fault of anybody's.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted")]
+pub struct Interrupted;
+
 /// A child that doesn't outlive its owner.
 pub struct Owned {
     /// For its pipes.
@@ -31,7 +36,9 @@ impl Owned {
     pub fn start(mut command: Command, cores: &[usize]) -> Result<Self> {
         sys::bind_child(&mut command, cores);
         let child = command.spawn().with_context(|| format!("starting {command:?}"))?;
-        Ok(Self { child })
+        let owned = Self { child };
+        sys::note_group(&owned.child)?;
+        Ok(owned)
     }
 
     /// Its process id.
@@ -42,9 +49,8 @@ impl Owned {
 
 impl Drop for Owned {
     fn drop(&mut self) {
-        sys::kill_group(&self.child);
-        // The kill can't be refused, so this returns; without it the child would stay as a zombie.
-        if let Err(error) = self.child.wait() {
+        // The kill can't be refused, so this returns; without the wait the child would stay as a zombie.
+        if let Err(error) = sys::end_group(&mut self.child) {
             eprintln!("process {} could not be waited for: {error}", self.child.id());
         }
     }
@@ -65,6 +71,8 @@ impl Scratch {
             fs::remove_dir_all(&folder).with_context(|| format!("emptying {}", folder.display()))?;
         }
         fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+        let last = folder.clone();
+        sys::at_second_interrupt(move || drop(fs::remove_dir_all(last)));
         Ok(Self { folder, made: Cell::new(0) })
     }
 
@@ -181,7 +189,7 @@ impl Server {
         let output = File::create(&output_path)?;
         let mut command = Command::new(program);
         command.args(arguments).stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
-        let mut owned = Owned::start(command, &places.cores)?;
+        let owned = Owned::start(command, &places.cores)?;
         let ready = || -> Option<SocketAddr> {
             if has_ports_file {
                 let ports: Value = serde_json::from_str(&fs::read_to_string(&ports_file).ok()?).ok()?;
@@ -190,7 +198,7 @@ impl Server {
             let address = SocketAddr::from(([127, 0, 0, 1], port));
             TcpStream::connect(address).is_ok().then_some(address)
         };
-        match wait_until_ready(&mut owned, ready) {
+        match wait_until_ready(&owned, ready) {
             Ok(SocketAddr::V4(address)) => Ok(Self {
                 pid: owned.pid(),
                 owned: Some(owned),
@@ -222,7 +230,7 @@ impl Server {
     pub fn check_alive(&mut self) -> Result<()> {
         match &mut self.owned {
             Some(owned) => {
-                if let Some(status) = owned.child.try_wait()? {
+                if let Some(status) = sys::peek_end(&owned.child)? {
                     bail!("the server ended with {status} during the run\n{}", tail(&self.output_path));
                 }
             }
@@ -259,7 +267,7 @@ impl Redis {
             .stdin(Stdio::null())
             .stdout(File::create(&output_path)?)
             .stderr(Stdio::null());
-        let mut owned = Owned::start(command, cores)?;
+        let owned = Owned::start(command, cores)?;
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         let answers_ping = || {
             let mut stream = TcpStream::connect(address).ok()?;
@@ -269,7 +277,7 @@ impl Redis {
             stream.read_exact(&mut answer).ok()?;
             (&answer == b"+PONG\r\n").then_some(address)
         };
-        match wait_until_ready(&mut owned, answers_ping) {
+        match wait_until_ready(&owned, answers_ping) {
             Ok(address) => Ok(Self { owned: Some(owned), address }),
             Err(error) => Err(error.context(format!("redis-server\n{}", tail(&output_path)))),
         }
@@ -311,20 +319,20 @@ fn count_of(stream: &mut TcpStream, what: &str) -> Result<u64> {
     Ok(count)
 }
 
-fn wait_until_ready<T>(owned: &mut Owned, mut ready: impl FnMut() -> Option<T>) -> Result<T> {
+fn wait_until_ready<T>(owned: &Owned, mut ready: impl FnMut() -> Option<T>) -> Result<T> {
     let deadline = Instant::now() + START_TIMEOUT;
     loop {
         if let Some(found) = ready() {
             return Ok(found);
         }
-        if let Some(status) = owned.child.try_wait()? {
+        if let Some(status) = sys::peek_end(&owned.child)? {
             bail!("ended with {status} before it was ready");
         }
         if Instant::now() > deadline {
             bail!("was not ready after {START_TIMEOUT:?}");
         }
         if sys::interrupted() {
-            bail!("interrupted");
+            bail!(Interrupted);
         }
         std::thread::sleep(Duration::from_millis(10));
     }

@@ -12,7 +12,7 @@ use crate::comeback::{Return, Returned};
 use crate::dial::{Dial, Dialed};
 use crate::latency::Latencies;
 use crate::orders::{Connect, Order, PathTemplate, Receiving, Reply};
-use crate::process::Owned;
+use crate::process::{Interrupted, Owned};
 use crate::progress::Ticker;
 use crate::sys;
 use crate::tally::{Counts, Seating, Settled};
@@ -100,7 +100,8 @@ impl Receivers {
         let dialed = self.connect_over(&[self.audience.address], Duration::ZERO)?;
         let wanted = self.audience.connections;
         if dialed.left > 0 {
-            bail!("interrupted when {} of {wanted} connections were open", dialed.done);
+            let at = format!("when {} of {wanted} connections were open", dialed.done);
+            return Err(anyhow::Error::new(Interrupted).context(at));
         }
         if dialed.failed > 0 {
             bail!("{} of {wanted} connections failed: {}", dialed.failed, dialed.errors.join("; "));

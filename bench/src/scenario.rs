@@ -36,6 +36,7 @@ use crate::cli::Crowd;
 use crate::figure::Figure;
 use crate::peer::{Contender, OURS};
 use crate::phase::Phase;
+use crate::process::Interrupted;
 pub(crate) use crate::progress::window as progress;
 use crate::sheet::Sheet;
 use crate::sys;
@@ -146,12 +147,23 @@ impl Outcome {
     }
 
     /// A side can't go on. A peer's end is a flaw of that peer's and costs nobody else anything; ours, and the floor's,
-    /// end the scenario, unless somebody interrupted it.
+    /// end the scenario. What only an interrupt has cut off is no fault of anybody's; a side that crashed meanwhile still has,
+    /// and what was measured before is kept.
     pub(crate) fn fail(&mut self, side: &str, error: Error) -> Result<()> {
-        if sys::interrupted() {
+        self.fail_in(side, error, sys::interrupted())
+    }
+
+    fn fail_in(&mut self, side: &str, error: Error, is_interrupted: bool) -> Result<()> {
+        if error.chain().any(|cause| cause.is::<Interrupted>()) {
             return Ok(());
         }
-        let Some(peer) = self.peer(side) else { return Err(error) };
+        let Some(peer) = self.peer(side) else {
+            if !is_interrupted {
+                return Err(error);
+            }
+            self.other_flaws.push(format!("{side}: {error:#}"));
+            return Ok(());
+        };
         eprintln!("{side} is out: {error:#}");
         peer.is_out = true;
         peer.other_flaws.push(format!("{error:#}"));
@@ -300,6 +312,16 @@ mod tests {
         assert!(outcome.flaws().is_empty(), "a peer's flaw is not ours");
         assert!(outcome.fail(OURS, Error::msg("gone")).is_err());
         assert!(outcome.fail(FLOOR, Error::msg("gone")).is_err());
+        outcome.fail_in("them", Error::new(Interrupted).context("connecting"), true).unwrap();
+        outcome.fail_in(OURS, Error::new(Interrupted).context("connecting"), true).unwrap();
+        assert_eq!((outcome.flaws_of("them").len(), outcome.flaws().len()), (1, 0), "nobody's fault");
+        outcome.fail_in("them", Error::msg("ended with signal 11"), true).unwrap();
+        outcome.fail_in(OURS, Error::msg("ended with signal 11"), true).unwrap();
+        assert_eq!(
+            (outcome.flaws_of("them").len(), outcome.flaws().len()),
+            (2, 1),
+            "a crash is one at any time"
+        );
         let mut sheet = Sheet::default();
         sheet.note("cost", "us", OURS, 1.0);
         outcome.add_figures(&sheet);

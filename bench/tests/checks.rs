@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -116,6 +118,16 @@ fn text(payload: &[u8]) -> Vec<u8> {
 ///
 /// One at a time: another generator would be a child of the measured process, and end in the middle of it.
 fn bench(name: &str, port: u16, arguments: &[&str]) -> (i32, Value) {
+    bench_until(name, port, arguments, || false)
+}
+
+/// The same, interrupted as by a terminal's Ctrl-C as soon as `is_enough`.
+fn bench_until(
+    name: &str,
+    port: u16,
+    arguments: &[&str],
+    mut is_enough: impl FnMut() -> bool,
+) -> (i32, Value) {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(|broken| broken.into_inner());
     let out = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
@@ -129,13 +141,30 @@ fn bench(name: &str, port: u16, arguments: &[&str]) -> (i32, Value) {
         .args(["--publish", "http", "--receivers", "poll:1ms", "--warm-up", "50ms"])
         .arg("--out")
         .arg(&out)
-        .output()
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
         .unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
+    let mut errors = child.stderr.take().unwrap();
+    let said = std::thread::spawn(move || {
+        let mut said = Vec::new();
+        errors.read_to_end(&mut said).unwrap();
+        String::from_utf8_lossy(&said).into_owned()
+    });
+    while child.try_wait().unwrap().is_none() {
+        if is_enough() {
+            let interrupted = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+            assert!(interrupted.success());
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let status = child.wait().unwrap();
+    let said = said.join().unwrap();
     let file =
         std::fs::read_dir(&out).unwrap_or_else(|_| panic!("no results: {said}")).next().unwrap().unwrap();
     let results = serde_json::from_slice(&std::fs::read(file.path()).unwrap()).unwrap();
-    (output.status.code().unwrap(), results)
+    (status.code().unwrap(), results)
 }
 
 fn phases<'a>(results: &'a Value, side: &'a str) -> impl Iterator<Item = &'a Value> {
@@ -199,6 +228,25 @@ fn a_server_that_loses_and_repeats_and_swaps_is_found_out() {
     assert_eq!(sum("gaps"), 2 * 3 * 10);
     let missing: u64 = phases(&results, "server").map(|phase| phase["missing"].as_u64().unwrap()).sum();
     assert_eq!(missing, 2 * 3 * 10);
+}
+
+#[test]
+fn what_was_lost_before_an_interrupt_is_still_told() {
+    static PUBLISHED: AtomicU64 = AtomicU64::new(0);
+    let mischief: Mischief = |number| {
+        PUBLISHED.fetch_max(number, Ordering::Relaxed);
+        if number % 4 == 3 { &[] } else { &[0] }
+    };
+    let arguments =
+        ["fanout", "--clients", "4", "--receiver-processes", "1", "--rate", "100", "--bytes", "64"];
+    let arguments = [&arguments[..], &["--runs", "1", "--duration", "10m", "--no-floor"]].concat();
+    // Past the warm-up of 5 messages.
+    let is_enough = || PUBLISHED.load(Ordering::Relaxed) > 40;
+    let (code, results) = bench_until("interrupted", serve(mischief), &arguments, is_enough);
+    assert_eq!((code, &results["interrupted"]), (130, &true.into()));
+    let missing: u64 = phases(&results, "server").map(|phase| phase["missing"].as_u64().unwrap()).sum();
+    assert!(missing >= 4 * 8, "every fourth of more than 35 to each of four: {missing}");
+    assert_eq!(results["outcomes"][0]["flaws"].as_array().unwrap().len(), 1);
 }
 
 /// A storm on a quiet machine takes less than 100 ms: each room gets some forty messages even then.

@@ -26,13 +26,18 @@ struct Run {
 
 impl Run {
     fn start(name: &str, arguments: &[&str]) -> Self {
+        Self::start_by("", name, arguments)
+    }
+
+    /// The server is started by `wrapper`.
+    fn start_by(wrapper: &str, name: &str, arguments: &[&str]) -> Self {
         let out = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
         if out.exists() {
             std::fs::remove_dir_all(&out).unwrap();
         }
         let server = format!(
-            "{} serve --listen {{listen}} --ports-file {{ports_file}} --shards {{shards}} --cores {{cores}} --redis \
-             {{redis}} --config {{config}}",
+            "{wrapper} {} serve --listen {{listen}} --ports-file {{ports_file}} --shards {{shards}} --cores {{cores}} \
+             --redis {{redis}} --config {{config}}",
             corecast().display()
         );
         let child = Command::new(env!("CARGO_BIN_EXE_corecast-bench"))
@@ -64,10 +69,20 @@ impl Run {
         std::thread::spawn(move || lines.for_each(drop));
     }
 
-    /// What a terminal's Ctrl-C does.
+    /// What a terminal's Ctrl-C does. Returns when the process has taken notice, so that a second one is not the same.
     fn interrupt(&self) {
-        let killed = Command::new("kill").args(["-INT", &self.child.id().to_string()]).status().unwrap();
+        let pid = self.child.id();
+        let killed = Command::new("kill").args(["-INT", &pid.to_string()]).status().unwrap();
         assert!(killed.success());
+        let is_pending = || {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            let mut masks = status.lines().filter_map(|line| line.strip_prefix("ShdPnd:").map(str::trim));
+            // Nobody takes notice any more where nobody lives.
+            !status.contains("State:\tZ") && masks.any(|mask| !mask.trim_start_matches('0').is_empty())
+        };
+        while is_pending() {
+            std::thread::yield_now();
+        }
     }
 
     /// Its exit code and raw results.
@@ -247,4 +262,40 @@ fn handshakes_that_are_interrupted_leave_the_record_of_those_that_were_done() {
     assert_eq!((code, &results["interrupted"]), (130, &true.into()));
     assert!(number(&details(&results)["done"]) > 0);
     assert_eq!(number(&details(&results)["failed"]), 0);
+}
+
+/// Whether a process that is no zombie has this id.
+fn is_running(pid: &str) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, fields)| !fields.starts_with('Z'))
+}
+
+#[test]
+fn a_second_interrupt_leaves_no_process_and_no_folder() {
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("second-interrupt");
+    std::fs::create_dir_all(&folder).unwrap();
+    let (wrapper, pid_file) = (folder.join("with-child.sh"), folder.join("pid"));
+    // A server with a child of its own, as nginx has: the end of its parent is no news to it.
+    let script = format!("sleep 600 & echo $! >{}; exec \"$@\"\n", pid_file.display());
+    std::fs::write(&wrapper, script).unwrap();
+    let arguments = [&SOAK[..], &["--for", "10m"]].concat();
+    let mut run = Run::start_by(&format!("sh {}", wrapper.display()), "second-interrupt/out", &arguments);
+    run.wait_for_line("descriptors");
+    let child = std::fs::read_to_string(&pid_file).unwrap().trim().to_owned();
+    let scratch = std::env::temp_dir().join(format!("corecast-bench-{}", run.child.id()));
+    assert!(is_running(&child) && scratch.exists());
+    run.interrupt();
+    run.interrupt();
+    assert_eq!(run.child.wait().unwrap().code(), Some(130));
+    assert!(!run.out.exists(), "there was no time for results");
+    assert!(!scratch.exists(), "{}", scratch.display());
+    let deadline = Instant::now() + DEADLINE;
+    while is_running(&child) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let was_left = is_running(&child);
+    if was_left {
+        Command::new("kill").arg(&child).status().unwrap();
+    }
+    assert!(!was_left, "the server's child {child} was left");
 }
