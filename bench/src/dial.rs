@@ -35,6 +35,17 @@ pub struct Dial {
     pub pace_ns: u64,
     /// An attempt that failed is repeated after this time; without, it has failed for good.
     pub retry_ns: Option<u64>,
+    /// Who takes little that it has not read.
+    pub slow: Option<Slow>,
+}
+
+/// Connections that stop reading now and then, and are not timed.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct Slow {
+    /// Every so many-th of a process.
+    pub every: usize,
+    /// What the kernel keeps unread for each: little, so that it is the server that notices.
+    pub receive_bytes: usize,
 }
 
 /// A connection whose 101 has arrived.
@@ -88,7 +99,7 @@ impl Dial {
     /// To one address, all at once, each connection with one attempt.
     pub fn to(address: SocketAddrV4, process: usize, parallel: usize) -> Self {
         let addresses = vec![address];
-        Self { addresses, parallel, process, opened_before: 0, pace_ns: 0, retry_ns: None }
+        Self { addresses, parallel, process, opened_before: 0, pace_ns: 0, retry_ns: None, slow: None }
     }
 
     /// Opens `count` connections, connection n with the path `path(n)`, and hands each to `keep`.
@@ -307,7 +318,8 @@ impl Dialing {
         let place = self.dial.opened_before + self.begun;
         let source = address.ip().is_loopback().then(|| addresses::source(self.dial.process, place));
         self.begun += 1;
-        let stream = sys::connect(address, source).and_then(|stream| {
+        let slow = self.dial.slow.filter(|slow| index.is_multiple_of(slow.every));
+        let stream = sys::connect(address, source, slow.map(|slow| slow.receive_bytes)).and_then(|stream| {
             self.epoll.add(&stream, slot as u64, Watch::InputAndOutput)?;
             Ok(stream)
         });

@@ -166,10 +166,9 @@ impl Meter {
     /// Reads everything.
     pub fn read(&self) -> Result<Reading> {
         let stat = fs::read_to_string("/proc/stat")?;
-        let (mut server_ns, mut user, mut system) = (0, 0, 0);
+        let server_ns = self.server_cpu_ns()?;
+        let (mut user, mut system) = (0, 0);
         for pid in self.server.borrow().iter() {
-            server_ns +=
-                sys::process_cpu_ns(*pid).with_context(|| format!("the server's process {pid} is gone"))?;
             let ticks = fs::read_to_string(format!("/proc/{pid}/stat"))?;
             let (one_user, one_system) = process_ticks(&ticks).context("unreadable /proc/PID/stat")?;
             user += one_user;
@@ -244,6 +243,14 @@ impl Meter {
     /// The server's processes, with the descendants that they had when the meter last looked.
     pub fn server_pids(&self) -> Vec<u32> {
         self.server.borrow().clone()
+    }
+
+    /// CPU time of the server's processes, user and system, since each was started.
+    pub fn server_cpu_ns(&self) -> Result<u64> {
+        self.server.borrow().iter().try_fold(0, |sum, pid| {
+            let one = sys::process_cpu_ns(*pid);
+            Ok(sum + one.with_context(|| format!("the server's process {pid} is gone"))?)
+        })
     }
 
     /// Open descriptors of each of the server's processes, descendants and all.

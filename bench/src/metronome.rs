@@ -18,25 +18,38 @@ pub struct Metronome {
     /// When which message is due.
     pub timetable: Timetable,
     stop: Arc<AtomicBool>,
-    published: Arc<AtomicU64>,
+    told: Arc<Told>,
     thread: JoinHandle<Result<Sent>>,
+}
+
+/// What it tells while it runs.
+#[derive(Default)]
+struct Told {
+    published: AtomicU64,
+    /// The longest that a message left after it was due, since somebody asked.
+    late_ns: AtomicU64,
 }
 
 impl Metronome {
     /// Begins at once, with messages of `bytes` to rooms that take turns.
     pub fn start(rhythm: Rhythm, rooms: u32, bytes: usize, to: Box<dyn Publish>) -> Result<Self> {
         let timetable = Timetable { rhythm, start_ns: sys::monotonic_ns(), first: 0, rooms };
-        let (stop, published) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
+        let (stop, told) = (Arc::<AtomicBool>::default(), Arc::<Told>::default());
         let thread = std::thread::Builder::new().name("metronome".to_owned()).spawn({
-            let (stop, published) = (Arc::clone(&stop), Arc::clone(&published));
-            move || publish(&timetable, Author::new(rooms, bytes), to, &stop, &published)
+            let (stop, told) = (Arc::clone(&stop), Arc::clone(&told));
+            move || publish(&timetable, Author::new(rooms, bytes), to, &stop, &told)
         })?;
-        Ok(Self { timetable, stop, published, thread })
+        Ok(Self { timetable, stop, told, thread })
     }
 
     /// Messages that have left so far.
     pub fn published(&self) -> u64 {
-        self.published.load(Ordering::Acquire)
+        self.told.published.load(Ordering::Acquire)
+    }
+
+    /// The longest that a message left after it was due, in microseconds, since this was asked last.
+    pub fn take_late_us(&self) -> f64 {
+        self.told.late_ns.swap(0, Ordering::Relaxed) as f64 / 1e3
     }
 
     /// Whether it has ended by itself, which only an error makes it do.
@@ -59,7 +72,7 @@ fn publish(
     mut author: Author,
     mut to: Box<dyn Publish>,
     stop: &AtomicBool,
-    published: &AtomicU64,
+    told: &Told,
 ) -> Result<Sent> {
     sys::sharpen_timers();
     let mut sent = Sent::default();
@@ -71,13 +84,14 @@ fn publish(
             continue;
         }
         sent.late_max_us = sent.late_max_us.max((now_ns - next_ns) as f64 / 1e3);
+        told.late_ns.fetch_max(now_ns - next_ns, Ordering::Relaxed);
         let due = timetable.rhythm.due_by(now_ns - timetable.start_ns);
         for index in sent.messages..due.min(sent.messages + PUBLISH_BATCH_MAX) {
             author.publish(timetable.due_ns(index), to.as_mut())?;
             sent.messages += 1;
         }
         to.flush()?;
-        published.store(sent.messages, Ordering::Release);
+        told.published.store(sent.messages, Ordering::Release);
     }
     Ok(sent)
 }
@@ -111,6 +125,7 @@ mod tests {
         while metronome.published() < 40 {
             std::thread::yield_now();
         }
+        assert!(metronome.take_late_us() > 0.0, "no message leaves in the nanosecond in which it is due");
         let sent = metronome.stop().unwrap().messages;
         let stamps = kept.lock().unwrap();
         assert_eq!(stamps.len() as u64, sent);

@@ -29,9 +29,8 @@ pub enum Order {
     End,
     /// Report what was counted, and begin again at zero.
     Take,
-    /// Stop reading every so many-th connection; with `receive_bytes` its receive buffer shrinks to that, and
-    /// its latency is no longer counted.
-    Stall { every: usize, receive_bytes: Option<usize> },
+    /// Stop reading every so many-th connection.
+    Stall { every: usize },
     /// Read all again.
     Resume,
     /// Who ends from now on comes back.

@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use charts::escape;
 
+pub(crate) use crate::page::doubts::merged_doubts;
 use crate::page::run::Run;
 use crate::page::side::Sides;
 

@@ -10,7 +10,7 @@ use crate::comeback::{Comeback, Return};
 use crate::dial::{Dialing, Opened, PATIENCE_NS};
 use crate::orders::{Connect, Order, Receiving, Reply};
 use crate::sys::{self, Epoll, Ready, Watch};
-use crate::tally::Tally;
+use crate::tally::{BROKEN, Tally};
 use crate::wire::{self, Event, FrameParser};
 
 /// One receive takes what a socket holds after a burst.
@@ -21,6 +21,8 @@ const CONTROL: u64 = u64::MAX;
 const DIAL_LOOK_MS: i32 = 1;
 /// Close code of a client that leaves (RFC 6455 section 7.4.1).
 const LEAVING: u16 = 1000;
+/// Replies that wait for the socket to take them; pongs beyond are left out, whole, and the server's time-out finds out.
+const REPLIES_BYTES_MAX: usize = 64 * 1024;
 
 /// Runs until standard input ends, which it does when the generator dies.
 pub fn run(index: usize, processes: usize, counters_path: &str, receiving: Receiving) -> Result<()> {
@@ -72,8 +74,12 @@ struct Connection {
     first_room: u32,
     /// The server's Close frame came.
     close_code: Option<Option<u16>>,
-    /// Our Close frame was first.
-    is_leaving: bool,
+    /// Our Close frame was first, at this time.
+    left_ns: Option<u64>,
+    /// What the socket has not taken yet: the rest of a frame, and those behind it.
+    replies: Vec<u8>,
+    /// The socket's space is waited for.
+    is_blocked: bool,
 }
 
 impl Receiver {
@@ -157,8 +163,7 @@ impl Receiver {
         let Some(tally) = &mut self.tally else { return Ok(()) };
         let Opened { index, stream, opened_ns, rest } = one;
         let first_room = tally.first_room(index);
-        let parser = FrameParser::default();
-        let mut connection = Connection { stream, parser, first_room, close_code: None, is_leaving: false };
+        let mut connection = Connection::new(stream, first_room);
         if let Some(comeback) = &mut self.comeback {
             comeback.open(index, opened_ns);
             tally.rejoin(index, opened_ns);
@@ -168,7 +173,7 @@ impl Receiver {
         {
             bail!("connection {index}: {error}");
         }
-        self.epoll.add(&connection.stream, index as u64, Watch::Input)?;
+        self.epoll.add(&connection.stream, index as u64, connection.watch())?;
         self.connections[index] = Some(connection);
         self.open += 1;
         Ok(())
@@ -178,8 +183,13 @@ impl Receiver {
     fn part_with(&mut self, index: usize) -> Option<Connection> {
         let connection = self.connections[index].take()?;
         self.open -= 1;
+        let now_ns = sys::monotonic_ns();
+        if let Some(tally) = &mut self.tally {
+            let was_told = connection.close_code.is_some() && connection.left_ns.is_none();
+            tally.part(index, connection.left_ns.unwrap_or(now_ns), was_told);
+        }
         if let (Some(comeback), Some(dialing)) = (&mut self.comeback, &mut self.dialing) {
-            dialing.push(index, comeback.end(index, sys::monotonic_ns()));
+            dialing.push(index, comeback.end(index, now_ns));
         }
         Some(connection)
     }
@@ -188,6 +198,7 @@ impl Receiver {
     fn receive(&mut self, index: usize, ended: bool) {
         let Some(connection) = self.connections.get_mut(index).and_then(Option::as_mut) else { return };
         let Some(tally) = &mut self.tally else { return };
+        connection.send_replies();
         let end = loop {
             match connection.stream.read(&mut self.buffer) {
                 Ok(0) => break Some("none".to_owned()),
@@ -206,15 +217,16 @@ impl Receiver {
                 Err(_) => break Some("none".to_owned()),
             }
         };
+        connection.wait_for_space(index, &self.epoll);
         if let Some(end) = end {
             let end = match connection.close_code {
-                Some(Some(LEAVING)) if connection.is_leaving => None,
+                Some(Some(LEAVING)) if connection.left_ns.is_some() => None,
                 Some(Some(code)) => Some(code.to_string()),
                 Some(None) => Some("1005".to_owned()),
                 None => Some(end),
             };
             if let Some(end) = end {
-                *tally.counts.closes.entry(end).or_default() += 1;
+                tally.count_close(index, end);
             }
             self.part_with(index);
         }
@@ -263,19 +275,11 @@ impl Receiver {
                 Reply::Counted { counts: tally.counts.clone(), latencies: tally.latencies.pairs() }
             }
             Order::Take => {
-                let tally = self.tally_mut()?;
-                let latencies = tally.latencies.pairs();
-                tally.latencies.clear();
-                Reply::Counted { counts: std::mem::take(&mut tally.counts), latencies }
+                let (counts, latencies) = self.tally_mut()?.take_counted();
+                Reply::Counted { counts, latencies }
             }
-            Order::Stall { every, receive_bytes } => {
-                if receive_bytes.is_some() {
-                    self.tally_mut()?.leave_untimed(every.max(1));
-                }
+            Order::Stall { every } => {
                 for connection in self.connections.iter().step_by(every.max(1)).flatten() {
-                    if let Some(bytes) = receive_bytes {
-                        sys::shrink_receive_buffer(&connection.stream, bytes)?;
-                    }
                     // Who is stalled already is not registered; for it everything is as ordered.
                     if let Err(error) = self.epoll.remove(&connection.stream)
                         && error.kind() != io::ErrorKind::NotFound
@@ -289,8 +293,8 @@ impl Receiver {
                 for (index, connection) in self.connections.iter().enumerate() {
                     let Some(connection) = connection else { continue };
                     // Those that were read all along are registered already; for them it is the same as before.
-                    if self.epoll.add(&connection.stream, index as u64, Watch::Input).is_err() {
-                        self.epoll.modify(&connection.stream, index as u64, Watch::Input)?;
+                    if self.epoll.add(&connection.stream, index as u64, connection.watch()).is_err() {
+                        self.epoll.modify(&connection.stream, index as u64, connection.watch())?;
                     }
                 }
                 Reply::Done
@@ -301,6 +305,8 @@ impl Receiver {
             }
             Order::Cut => {
                 for index in 0..self.connections.len() {
+                    // What has arrived was delivered, whoever has not looked yet.
+                    self.receive(index, false);
                     if let Some(connection) = self.part_with(index) {
                         sys::abort(connection.stream)?;
                     }
@@ -308,8 +314,12 @@ impl Receiver {
                 Reply::Done
             }
             Order::Leave { every, offset } => {
-                for connection in self.connections.iter_mut().skip(offset).step_by(every.max(1)).flatten() {
-                    connection.leave();
+                let all = self.connections.iter_mut().enumerate().skip(offset).step_by(every.max(1));
+                for (index, connection) in all {
+                    if let Some(connection) = connection {
+                        connection.leave();
+                        connection.wait_for_space(index, &self.epoll);
+                    }
                 }
                 Reply::Done
             }
@@ -349,7 +359,11 @@ impl Receiver {
         if self.tally.is_some() {
             bail!("a second order to connect");
         }
-        self.tally = Some(Tally::new(seating, first, connections));
+        let mut tally = Tally::new(seating, first, connections);
+        if let Some(slow) = dial.slow {
+            tally.leave_untimed(slow.every);
+        }
+        self.tally = Some(tally);
         self.connections = (0..connections).map(|_| None).collect();
         let path = move |index| path.fill(seating.rooms_of(first + index));
         let mut dialing = Dialing::new(dial, Box::new(path), false)?;
@@ -369,38 +383,149 @@ fn answer(reply: &Reply) -> Result<()> {
 }
 
 impl Connection {
+    /// A connection whose 101 has come.
+    fn new(stream: TcpStream, first_room: u32) -> Self {
+        Self {
+            stream,
+            parser: FrameParser::default(),
+            first_room,
+            close_code: None,
+            left_ns: None,
+            replies: Vec::new(),
+            is_blocked: false,
+        }
+    }
+
+    /// What there is to wait for.
+    fn watch(&self) -> Watch {
+        if self.replies.is_empty() { Watch::Input } else { Watch::InputAndOutput }
+    }
+
+    /// Has the socket's space waited for where replies wait, and no longer where none do.
+    fn wait_for_space(&mut self, index: usize, epoll: &Epoll) {
+        let is_blocked = !self.replies.is_empty();
+        if is_blocked != self.is_blocked {
+            // Who is not read at present is not registered, and sends the rest when it is read again.
+            let is_watched = epoll.modify(&self.stream, index as u64, self.watch()).is_ok();
+            self.is_blocked = is_blocked && is_watched;
+        }
+    }
+
     /// Sends the Close frame of a client that leaves; its end is seen when the server has answered.
     fn leave(&mut self) {
-        let mut frame = Vec::new();
-        wire::client_frame(wire::CLOSE, &LEAVING.to_be_bytes(), &mut frame);
-        // A socket that takes no frame is ending already: its end is news of its own.
-        self.is_leaving |= self.stream.write(&frame).is_ok_and(|written| written == frame.len());
+        if self.left_ns.is_none() && self.close_code.is_none() {
+            wire::client_frame(wire::CLOSE, &LEAVING.to_be_bytes(), &mut self.replies);
+            self.left_ns = Some(sys::monotonic_ns());
+            self.send_replies();
+        }
     }
 
     /// Takes received bytes: counts messages, answers pings and the Close frame. The error is the name of the end.
     fn take(&mut self, index: usize, input: &[u8], tally: &mut Tally) -> Result<(), String> {
         let now_ns = sys::monotonic_ns();
-        let Self { stream, parser, first_room, close_code, is_leaving } = self;
-        let mut replies = Vec::new();
+        let Self { parser, first_room, close_code, left_ns, replies, .. } = self;
         let fed = parser.feed(input, |event| match event {
             Event::Message { prefix, bytes } => tally.take(index, *first_room, prefix, bytes, now_ns),
             Event::Ping(payload) => {
                 tally.counts.pings += 1;
-                wire::client_frame(wire::PONG, payload, &mut replies);
+                // Nothing may follow a Close frame of ours, whether it was the first or the answer (RFC 6455 section 5.5.1).
+                if left_ns.is_none() && close_code.is_none() && replies.len() < REPLIES_BYTES_MAX {
+                    wire::client_frame(wire::PONG, payload, replies);
+                }
             }
             Event::Pong => {}
             Event::Close(code) => {
-                *close_code = Some(code);
-                // Ours was first where we leave: nothing may follow it.
-                if !*is_leaving {
-                    wire::client_frame(wire::CLOSE, &code.unwrap_or(1000).to_be_bytes(), &mut replies);
+                if left_ns.is_none() && close_code.is_none() {
+                    wire::client_frame(wire::CLOSE, &code.unwrap_or(1000).to_be_bytes(), replies);
                 }
+                close_code.get_or_insert(code);
             }
         });
-        // A reply that doesn't fit the socket's buffer is left out: the server that never reads finds out by its time-out.
-        if !replies.is_empty() && stream.write(&replies).is_err() {
-            return Err("none".to_owned());
+        self.send_replies();
+        fed.map_err(|error| format!("{BROKEN}{error}"))
+    }
+
+    /// Sends what the socket takes of the replies; the rest waits, so that no frame is torn.
+    fn send_replies(&mut self) {
+        while !self.replies.is_empty() {
+            match self.stream.write(&self.replies) {
+                Ok(written) => drop(self.replies.drain(..written)),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // It has ended: that is news of its own, behind what there still is to read.
+                Err(_) => self.replies.clear(),
+            }
         }
-        fed.map_err(|error| format!("broken: {error}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tally::Seating;
+    use std::net::TcpListener;
+
+    /// A connection, and the server's end of it.
+    fn pair() -> (Connection, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        (Connection::new(stream, 0), listener.accept().unwrap().0)
+    }
+
+    fn tally() -> Tally {
+        Tally::new(Seating { rooms: 1, rooms_per_connection: 1 }, 0, 1)
+    }
+
+    const PING: [u8; 4] = [0x89, 2, b'h', b'i'];
+
+    /// Opcodes of the whole frames that a client has sent; panics at one that is torn.
+    fn opcodes(mut bytes: &[u8]) -> Vec<u8> {
+        let mut found = Vec::new();
+        while let [first, second, ..] = bytes {
+            let frame_bytes = 2 + 4 + usize::from(second & 0x7f);
+            assert!(bytes.len() >= frame_bytes, "a torn frame of {} bytes", bytes.len());
+            found.push(first & 0x0f);
+            bytes = &bytes[frame_bytes..];
+        }
+        found
+    }
+
+    #[test]
+    fn nothing_follows_a_close_frame_of_ours() {
+        let (mut connection, mut server) = pair();
+        connection.leave();
+        connection.take(0, &PING, &mut tally()).unwrap();
+        connection.take(0, &[0x88, 2, 3, 0xe8], &mut tally()).unwrap();
+        connection.take(0, &PING, &mut tally()).unwrap();
+        drop(connection);
+        let mut sent = Vec::new();
+        server.read_to_end(&mut sent).unwrap();
+        assert_eq!(opcodes(&sent), [wire::CLOSE]);
+    }
+
+    #[test]
+    fn replies_that_a_full_socket_does_not_take_are_sent_later_and_whole() {
+        let (mut connection, mut server) = pair();
+        let mut tally = tally();
+        let pings = PING.repeat(1_000);
+        while connection.replies.is_empty() {
+            connection.take(0, &pings, &mut tally).unwrap();
+        }
+        assert_eq!(connection.watch(), Watch::InputAndOutput);
+        let reader = std::thread::spawn(move || {
+            let mut sent = Vec::new();
+            server.read_to_end(&mut sent).unwrap();
+            sent
+        });
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while !connection.replies.is_empty() && std::time::Instant::now() < deadline {
+            connection.send_replies();
+        }
+        assert_eq!(connection.watch(), Watch::Input);
+        drop(connection);
+        let opcodes = opcodes(&reader.join().unwrap());
+        assert!(opcodes.iter().all(|opcode| *opcode == wire::PONG));
+        assert!(opcodes.len() as u64 <= tally.counts.pings);
     }
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::board::{self, Board};
 use crate::comeback::{Return, Returned};
-use crate::dial::{Dial, Dialed};
+use crate::dial::{Dial, Dialed, Slow};
 use crate::latency::Latencies;
 use crate::orders::{Connect, Order, PathTemplate, Receiving, Reply};
 use crate::process::{Interrupted, Owned};
@@ -51,6 +51,7 @@ pub struct Receivers {
     processes: Vec<Process>,
     board: Board,
     audience: Audience,
+    slow: Option<Slow>,
     churned: usize,
 }
 
@@ -92,7 +93,12 @@ impl Receivers {
             let connections = audience.connections * (index + 1) / count - first;
             processes.push(Process { owned, orders, replies, first, connections });
         }
-        Ok(Self { processes, board, audience, churned: 0 })
+        Ok(Self { processes, board, audience, slow: None, churned: 0 })
+    }
+
+    /// From before the first connection on: who will [`stall`](Self::stall) now and then.
+    pub fn have_slow(&mut self, slow: Slow) {
+        self.slow = Some(slow);
     }
 
     /// Opens all connections. Fails unless every one got its 101.
@@ -117,6 +123,7 @@ impl Receivers {
             let dial = Dial {
                 addresses: addresses.to_vec(),
                 pace_ns: pace.as_nanos() as u64,
+                slow: self.slow,
                 ..Dial::to(addresses[0], index, DIALS_PARALLEL)
             };
             let (first, connections) = (process.first, process.connections);
@@ -218,11 +225,6 @@ impl Receivers {
         self.all(&Order::Leave { every, offset })
     }
 
-    /// Every so many-th connection of a process is no longer read, and takes little that is not.
-    pub fn stall_small(&mut self, every: usize, receive_bytes: usize) -> Result<()> {
-        self.all(&Order::Stall { every, receive_bytes: Some(receive_bytes) })
-    }
-
     /// Who came back.
     pub fn returned(&mut self) -> Result<Returned> {
         let mut all = Returned::default();
@@ -251,7 +253,7 @@ impl Receivers {
 
     /// Every so many-th connection is no longer read. Returns the members that each room has left.
     pub fn stall(&mut self, every: usize) -> Result<Vec<u32>> {
-        self.all(&Order::Stall { every, receive_bytes: None })?;
+        self.all(&Order::Stall { every })?;
         let reading = self.processes.iter().flat_map(|process| {
             let is_read = move |at: &usize| !at.is_multiple_of(every);
             (0..process.connections).filter(is_read).map(|at| process.first + at)

@@ -34,6 +34,7 @@ pub use self::storm::{StormPlan, storm};
 
 use crate::cli::Crowd;
 use crate::figure::Figure;
+use crate::page::merged_doubts;
 use crate::peer::{Contender, OURS};
 use crate::phase::Phase;
 use crate::process::Interrupted;
@@ -272,11 +273,23 @@ pub(crate) fn crowd_json(crowd: &Crowd) -> Value {
     })
 }
 
-/// What a run found; nothing, with a note, where it failed because somebody interrupted it.
+/// Tells what was doubted of windows (or what else `of` calls them), each doubt once, with how often.
+pub(crate) fn tell_doubts(doubts: &[Vec<String>], of: &str, outcome: &mut Outcome) {
+    let windows: Vec<_> = doubts.iter().map(|doubts| (OURS, doubts.as_slice())).collect();
+    let told = merged_doubts(&windows, of).into_iter().map(|doubt| format!("doubt: {doubt}"));
+    outcome.notes.extend(told);
+}
+
+/// What a run found; nothing, with a note, where it failed because somebody interrupted it, and with a flaw, where it failed
+/// after somebody had.
 pub(crate) fn cut_short<T>(found: Result<T>, outcome: &mut Outcome) -> Result<Option<T>> {
     match found {
+        Err(error) if error.chain().any(|cause| cause.is::<Interrupted>()) => {
+            outcome.notes.push(format!("{error:#}"));
+            Ok(None)
+        }
         Err(error) if sys::interrupted() => {
-            outcome.notes.push(format!("interrupted: {error:#}"));
+            outcome.other_flaws.push(format!("after the interrupt: {error:#}"));
             Ok(None)
         }
         found => found.map(Some),

@@ -248,13 +248,23 @@ pub fn interrupted() -> bool {
 /// A TCP connection under way: non-blocking, without delay, from `source` if given.
 ///
 /// The source's port is chosen at connect, so that one source address reaches as many sockets per destination as there
-/// are ephemeral ports.
-pub fn connect(address: SocketAddrV4, source: Option<Ipv4Addr>) -> io::Result<TcpStream> {
+/// are ephemeral ports. With `receive_bytes` the kernel keeps at most twice that unread (it doubles it for its own accounts,
+/// socket(7)). Bounded before the connect, because the window scale is agreed on there: a window that shrinks later has the
+/// sender's segments no longer fit it, and leaves them to its probe timer, which doubles each time.
+pub fn connect(
+    address: SocketAddrV4,
+    source: Option<Ipv4Addr>,
+    receive_bytes: Option<usize>,
+) -> io::Result<TcpStream> {
     // SAFETY: socket touches no memory; a descriptor that it returns is new and owned by nobody else.
     let socket = unsafe {
         let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
         OwnedFd::from_raw_fd(check(libc::socket(libc::AF_INET, kind, 0))?)
     };
+    if let Some(bytes) = receive_bytes {
+        let bytes = c_int::try_from(bytes).unwrap_or(c_int::MAX);
+        set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUF, bytes)?;
+    }
     if let Some(source) = source {
         set_option(&socket, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
         let from = socket_address(SocketAddrV4::new(source, 0));
@@ -281,12 +291,6 @@ pub fn abort(stream: TcpStream) -> io::Result<()> {
     check(unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_LINGER, value, bytes) })?;
     drop(stream);
     Ok(())
-}
-
-/// Bounds what the kernel keeps unread for a socket; the kernel doubles it for its own accounts (socket(7)).
-pub fn shrink_receive_buffer(stream: &TcpStream, bytes: usize) -> io::Result<()> {
-    let bytes = c_int::try_from(bytes).unwrap_or(c_int::MAX);
-    set_option(stream, libc::SOL_SOCKET, libc::SO_RCVBUF, bytes)
 }
 
 const ADDRESS_BYTES: libc::socklen_t = size_of::<libc::sockaddr_in>() as libc::socklen_t;

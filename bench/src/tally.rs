@@ -1,6 +1,8 @@
 //! What a receiver process knows about its deliveries: counted, in order, once, in the right room. Pure.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -45,14 +47,20 @@ impl Seating {
     }
 }
 
+/// A connection that ends has been told of nothing that was due so shortly before: it was still under way, here, through the
+/// server and in Redis. Beside it counts what the slowest delivery took that came meanwhile, for machines that are busy.
+pub const UNDER_WAY: Duration = Duration::from_secs(1);
+
 /// What was counted since the measurement began.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     /// Messages that arrived, each once per connection and room, late ones included.
     pub delivered: u64,
-    /// Messages that were passed over and have not arrived since.
+    /// Messages that were passed over and have not arrived since, and those that had been due for longer than they are
+    /// [`UNDER_WAY`] when a connection ended without them.
     pub gaps: u64,
-    /// Messages that a connection missed because it was not there: before the 101 with which it came back.
+    /// Messages that a connection missed because it was not there: due after its end (or under way then) and before the 101
+    /// with which it came back.
     #[serde(default)]
     pub absent: u64,
     /// Messages that had arrived before.
@@ -70,6 +78,9 @@ pub struct Counts {
     /// Connections that ended, by close code, `none` (TCP ended without a Close frame), or
     /// what was wrong with a frame.
     pub closes: BTreeMap<String, u64>,
+    /// The same of connections that read when they like.
+    #[serde(default)]
+    pub slow_closes: BTreeMap<String, u64>,
 }
 
 impl Counts {
@@ -84,8 +95,10 @@ impl Counts {
         self.unreadable += other.unreadable;
         self.bytes += other.bytes;
         self.pings += other.pings;
-        for (code, count) in &other.closes {
-            *self.closes.entry(code.clone()).or_default() += count;
+        for (all, more) in [(&mut self.closes, &other.closes), (&mut self.slow_closes, &other.slow_closes)] {
+            for (code, count) in more {
+                *all.entry(code.clone()).or_default() += count;
+            }
         }
     }
 
@@ -96,14 +109,24 @@ impl Counts {
 
     /// The same, whoever was closed: no connection missed anything while it was there.
     pub fn is_faithful(&self) -> bool {
-        self.gaps + self.duplicates + self.out_of_order + self.wrong_room + self.unreadable == 0
+        self.gaps == 0 && self.is_undamaged()
+    }
+
+    /// Whether what arrived was whole, in order, once and in the right room, whatever did not arrive.
+    pub fn is_undamaged(&self) -> bool {
+        let is_broken = |code: &String| code.starts_with(BROKEN);
+        self.duplicates + self.out_of_order + self.wrong_room + self.unreadable == 0
+            && !self.closes.keys().chain(self.slow_closes.keys()).any(is_broken)
     }
 }
+
+/// How the name of an end begins that came of a frame with something wrong in it.
+pub const BROKEN: &str = "broken: ";
 
 /// What is still open when nothing comes any more, of all connections of a process.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settled {
-    /// Messages that connections which are there have not had: lost without a word.
+    /// Messages that connections have not had although they were there: lost without a word.
     pub missing: u64,
     /// Messages since their end that connections which are gone have not had, and since they are back before their 101.
     pub absent: u64,
@@ -132,6 +155,10 @@ struct Lives {
     timetable: Timetable,
     /// When each connection's last 101 came; 0: that of the beginning.
     opened_ns: Vec<u64>,
+    /// Until when it was owed what was due, where its life has ended without a word from the server.
+    ended_ns: Vec<Option<u64>>,
+    /// What the slowest delivery took, in this measurement and in the one before.
+    slowest_ns: [u64; 2],
     /// Came back and has heard nothing since.
     is_deaf: Vec<bool>,
     firsts: Latencies,
@@ -191,21 +218,51 @@ impl Tally {
         self.lives = Some(Lives {
             timetable,
             opened_ns: vec![0; connections],
+            ended_ns: vec![None; connections],
+            slowest_ns: [0; 2],
             is_deaf: vec![false; connections],
             firsts: Latencies::new(),
             heard: 0,
         });
     }
 
+    /// `connection` ended at `ended_ns` (or said goodbye then): what had been due for longer than it is under way was owed to
+    /// it. Nothing was to who `was_told` by the server that it ends, and to who reads when it likes.
+    pub fn part(&mut self, connection: usize, ended_ns: u64, was_told: bool) {
+        let is_excused = was_told || self.reads_when_it_likes(connection);
+        if let Some(lives) = &mut self.lives {
+            lives.ended_ns[connection] = (!is_excused).then_some(ended_ns);
+        }
+    }
+
     /// `connection` had its 101 again at `opened_ns`: what is due after that it is owed.
     pub fn rejoin(&mut self, connection: usize, opened_ns: u64) {
+        let first_room = self.first_room(connection);
         let Some(lives) = &mut self.lives else { return };
-        lives.opened_ns[connection] = opened_ns;
-        lives.is_deaf[connection] = true;
-        let rooms = self.seating.rooms_per_connection as usize;
-        for seat in &mut self.seats[connection * rooms..][..rooms] {
+        let Seating { rooms, rooms_per_connection } = self.seating;
+        let seats = &mut self.seats[connection * rooms_per_connection as usize..];
+        for (place, seat) in (0..rooms_per_connection).zip(seats) {
+            let lost = lives.lost_by_end(connection, (first_room + place) % rooms, seat);
+            seat.lose(lost, &mut self.counts);
             seat.is_new_life = true;
         }
+        lives.opened_ns[connection] = opened_ns;
+        lives.ended_ns[connection] = None;
+        lives.is_deaf[connection] = true;
+    }
+
+    /// Whether a connection is one of those whose latency is not counted.
+    pub fn reads_when_it_likes(&self, connection: usize) -> bool {
+        self.untimed_every.is_some_and(|every| connection.is_multiple_of(every))
+    }
+
+    /// A connection ended that had not said goodbye: `end` is the close code, or what there was instead.
+    pub fn count_close(&mut self, connection: usize, end: String) {
+        let closes = match self.reads_when_it_likes(connection) {
+            true => &mut self.counts.slow_closes,
+            false => &mut self.counts.closes,
+        };
+        *closes.entry(end).or_default() += 1;
     }
 
     /// Connections that came back and have heard something since, each time counted.
@@ -228,7 +285,11 @@ impl Tally {
             let room = (first_room + place) % self.seating.rooms;
             let behind = heads.get(room as usize).map_or(0, |head| head.saturating_sub(seat.next));
             let owed = match &self.lives {
-                _ if !is_open(connection) => 0,
+                Some(lives) if !is_open(connection) => {
+                    let lost = lives.lost_by_end(connection, room, seat);
+                    lost.end.saturating_sub(lost.start).min(behind)
+                }
+                None if !is_open(connection) => 0,
                 Some(lives) if seat.is_new_life => {
                     let from = lives.timetable.first_owed(room, lives.opened_ns[connection]);
                     behind.saturating_sub(from.saturating_sub(seat.next))
@@ -243,10 +304,19 @@ impl Tally {
 
     /// Forgets what was counted, not who has seen what. With `track`, completeness is counted from message `number` on.
     pub fn begin(&mut self, number: u64, track: bool) {
-        self.counts = Counts::default();
-        self.latencies.clear();
+        self.take_counted();
         self.complete = number;
         self.copies = track.then(|| vec![0; TRACKED_MAX as usize]);
+    }
+
+    /// What was counted, which begins again at zero.
+    pub fn take_counted(&mut self) -> (Counts, LatencyPairs) {
+        if let Some(lives) = &mut self.lives {
+            lives.slowest_ns = [0, lives.slowest_ns[0]];
+        }
+        let latencies = self.latencies.pairs();
+        self.latencies.clear();
+        (std::mem::take(&mut self.counts), latencies)
     }
 
     /// Every message below this number has arrived at every member of this process.
@@ -287,8 +357,12 @@ impl Tally {
             return;
         }
         self.counts.delivered += 1;
-        if self.untimed_every.is_none_or(|every| !connection.is_multiple_of(every)) {
-            self.latencies.record(now_ns.saturating_sub(stamp.intended_ns));
+        if !self.reads_when_it_likes(connection) {
+            let latency_ns = now_ns.saturating_sub(stamp.intended_ns);
+            self.latencies.record(latency_ns);
+            if let Some(lives) = &mut self.lives {
+                lives.slowest_ns[0] = lives.slowest_ns[0].max(latency_ns);
+            }
         }
         if self.copies.is_some() {
             self.track(schedule::number(stamp.room, stamp.sequence, rooms));
@@ -315,6 +389,18 @@ impl Tally {
 }
 
 impl Lives {
+    /// The messages of `room` that `connection` was owed when its last life ended, and has not had.
+    fn lost_by_end(&self, connection: usize, room: u32, seat: &Seat) -> Range<u32> {
+        let Some(ended_ns) = self.ended_ns[connection] else { return 0..0 };
+        let from = match seat.is_new_life {
+            true => self.timetable.first_owed(room, self.opened_ns[connection]).max(seat.next),
+            false => seat.next,
+        };
+        let [now_ns, before_ns] = self.slowest_ns;
+        let under_way_ns = UNDER_WAY.as_nanos() as u64 + now_ns.max(before_ns);
+        from..self.timetable.first_owed(room, ended_ns.saturating_sub(under_way_ns))
+    }
+
     /// A delivery has come; the first one since the return is noted.
     fn hear(&mut self, connection: usize, now_ns: u64) {
         if std::mem::take(&mut self.is_deaf[connection]) {
@@ -325,6 +411,16 @@ impl Lives {
 }
 
 impl Seat {
+    /// A life has ended without these messages: those before them were missed by being away.
+    fn lose(&mut self, lost: Range<u32>, counts: &mut Counts) {
+        if lost.is_empty() {
+            return;
+        }
+        counts.gaps += u64::from(lost.end - lost.start);
+        counts.absent += u64::from(lost.start - self.next);
+        (self.next, self.arrived) = (lost.end, 0);
+    }
+
     /// The first message of a new life is `sequence`, and all from `owed` on were due after it began: those before were
     /// missed by being away, those from there on were lost.
     fn begin_life(&mut self, sequence: u32, owed: u32, counts: &mut Counts) {
@@ -452,6 +548,62 @@ mod tests {
         let owed = 3 * 15;
         let Counts { delivered, absent, gaps, .. } = tally.counts;
         assert_eq!(delivered + absent + gaps + settled.missing + settled.absent, owed);
+    }
+
+    /// One message each 100 ms from 1,000 ns on; those that `take` hands over arrive 4 us late.
+    fn slow_timetable() -> Timetable {
+        Timetable { rhythm: Rhythm::steady(10.0), start_ns: 1_000, first: 0, rooms: 1 }
+    }
+
+    const SECOND_NS: u64 = 1_000_000_000;
+
+    #[test]
+    fn what_was_due_long_before_a_silent_end_was_lost_and_the_rest_missed_by_being_away() {
+        let mut tally = one_room(4);
+        tally.expect_returns(slow_timetable());
+        tally.leave_untimed(3);
+        (0..4).for_each(|connection| take(&mut tally, connection, 0, 0));
+        // Deaf since 0 s. At 3 s messages 0 to 30 have been due, 0 to 20 a second before.
+        let ended_ns = 3 * SECOND_NS + 500_000;
+        [0, 1, 3].iter().for_each(|connection| tally.part(*connection, ended_ns, false));
+        tally.part(2, ended_ns, true);
+        let open = |_: usize| false;
+        assert_eq!(tally.settle(&[31], open), Settled { missing: 20, absent: 4 * 30 - 20 });
+        (0..4).for_each(|connection| tally.rejoin(connection, 4 * SECOND_NS + 500_000));
+        assert_eq!(
+            (tally.counts.gaps, tally.counts.absent),
+            (20, 0),
+            "of the one who was not told and reads"
+        );
+        (0..4).for_each(|connection| take(&mut tally, connection, 0, 41));
+        assert_eq!((tally.counts.gaps, tally.counts.absent), (20, 4 * 40 - 20));
+        assert_eq!(tally.counts.delivered + tally.counts.gaps + tally.counts.absent, 4 * 42);
+    }
+
+    #[test]
+    fn a_life_in_which_nothing_was_heard_was_owed_what_was_due_in_it() {
+        let mut tally = one_room(1);
+        tally.expect_returns(slow_timetable());
+        tally.rejoin(0, 2 * SECOND_NS + 500_000);
+        tally.part(0, 5 * SECOND_NS + 500_000, false);
+        // In its life messages 21 to 50 were due, 21 to 40 a second before its end.
+        assert_eq!(tally.settle(&[51], |_| false), Settled { missing: 20, absent: 31 });
+        tally.rejoin(0, 6 * SECOND_NS);
+        assert_eq!((tally.counts.gaps, tally.counts.absent), (20, 21));
+    }
+
+    #[test]
+    fn where_deliveries_take_long_more_is_under_way_at_an_end() {
+        let mut tally = one_room(2);
+        tally.expect_returns(slow_timetable());
+        let mut payload = blank_payload(STAMP_BYTES);
+        Stamp { room: 0, sequence: 0, intended_ns: 0 }.write(&mut payload);
+        tally.take(1, 0, &payload, STAMP_BYTES as u64, 2 * SECOND_NS);
+        tally.take_counted();
+        tally.part(0, 3 * SECOND_NS + 500_000, false);
+        assert_eq!(tally.settle(&[31], |connection| connection == 1).missing, 30 + 1);
+        tally.rejoin(0, 3 * SECOND_NS + 600_000);
+        assert_eq!(tally.counts.gaps, 1, "one took two seconds, so only what was due three before is lost");
     }
 
     #[test]

@@ -16,6 +16,10 @@ type Mischief = fn(u64) -> &'static [i64];
 
 /// Sends message n, then those at these distances from it, of all that came so far.
 const HONEST: Mischief = |_| &[0];
+/// No distance: the members are told that they are closed (1013), and let go.
+const CLOSE: i64 = i64::MIN;
+/// No distance: the members are let go without a word.
+const LET_GO: i64 = i64::MIN + 1;
 
 #[derive(Default)]
 struct Rooms {
@@ -82,6 +86,15 @@ fn publish(rooms: &mut Rooms, room: &str, body: Vec<u8>, mischief: Mischief) {
     let number = sent.len() as i64;
     sent.push(body);
     for distance in mischief(number as u64) {
+        if [CLOSE, LET_GO].contains(distance) {
+            for mut member in rooms.members.remove(room).into_iter().flatten() {
+                let close = [0x88, 2, 0x03, 0xf5];
+                let told = if *distance == CLOSE { member.write_all(&close) } else { Ok(()) };
+                // Who has left needs no end.
+                let _ = told.and_then(|()| member.shutdown(Shutdown::Write));
+            }
+            continue;
+        }
         let Some(body) = sent.get((number + distance) as usize) else { continue };
         for member in rooms.members.get_mut(room).into_iter().flatten() {
             // A member that has left is none of the test's business.
@@ -134,7 +147,7 @@ fn bench_until(
     if out.exists() {
         std::fs::remove_dir_all(&out).unwrap();
     }
-    let output = Command::new(env!("CARGO_BIN_EXE_corecast-bench"))
+    let mut child = Command::new(env!("CARGO_BIN_EXE_corecast-bench"))
         .args(arguments)
         .args(["--pid", &std::process::id().to_string()])
         .args(["--url", &format!("ws://127.0.0.1:{port}/ws?room={{room}}")])
@@ -271,14 +284,15 @@ fn who_comes_back_to_an_honest_server_has_lost_nothing() {
 fn a_server_that_loses_every_other_message_while_clients_come_and_go_is_found_out() {
     // The very first is lost, so that a storm that is over with the second has lost something too.
     let mischief: Mischief = |number| if number % 2 == 0 { &[] } else { &[0] };
-    for arguments in [&STORM[..], &SOAK] {
+    let soak = [&SOAK[..], &["--for", "1s"]].concat();
+    for arguments in [&STORM[..], &soak] {
         let (code, results) = bench(&format!("{}-lossy", arguments[0]), serve(mischief), arguments);
         assert_eq!(code, 1, "{}: losses are no success", arguments[0]);
         assert!(of_account(&results, "lost") > 0);
     }
 }
 
-const SOAK: [&str; 19] = [
+const SOAK: [&str; 17] = [
     "soak",
     "--clients",
     "20",
@@ -292,13 +306,45 @@ const SOAK: [&str; 19] = [
     "64",
     "--slow-every",
     "0",
-    "--for",
-    "1s",
     "--interval",
     "50ms",
     "--growth-max",
     "8MiB",
 ];
+
+/// Nobody leaves by itself.
+const STAYING: [&str; 4] = ["--leaving", "0", "--for", "4s"];
+
+fn flaws(results: &Value) -> String {
+    results["outcomes"][0]["flaws"].to_string()
+}
+
+#[test]
+fn a_server_that_goes_deaf_and_then_lets_go_has_lost_what_was_due_meanwhile() {
+    // 100 messages a second to each of two rooms: deaf from 0.5 s to 3 s, then honest to who comes back.
+    let mischief: Mischief = |number| match number {
+        50..300 => &[],
+        300 => &[LET_GO],
+        _ => &[0],
+    };
+    let (code, results) = bench("soak-deaf", serve(mischief), &[&SOAK[..], &STAYING].concat());
+    assert_eq!(code, 1, "losses are no success");
+    // Of 250 messages to each of 20 clients those of the last second may have been under way.
+    let lost = of_account(&results, "lost");
+    assert!((20 * 100..=20 * 250).contains(&lost), "{lost}");
+    assert!(flaws(&results).contains("lost by connections that were there"), "{}", flaws(&results));
+    assert!(!flaws(&results).contains("balance"), "{}", flaws(&results));
+}
+
+#[test]
+fn a_server_that_closes_who_reads_is_found_out() {
+    let mischief: Mischief = |number| if number == 100 { &[0, CLOSE] } else { &[0] };
+    let (code, results) = bench("soak-closing", serve(mischief), &[&SOAK[..], &STAYING].concat());
+    assert_eq!((code, of_account(&results, "lost")), (1, 0), "{}", flaws(&results));
+    assert!(flaws(&results).contains("read all along were closed"), "{}", flaws(&results));
+    let counts = &results["outcomes"][0]["details"][0]["account"]["counts"];
+    assert_eq!(counts["closes"], serde_json::json!({"1013": 20}));
+}
 
 #[test]
 fn a_server_whose_memory_grows_with_each_message_is_found_out() {
@@ -307,7 +353,8 @@ fn a_server_whose_memory_grows_with_each_message_is_found_out() {
         std::mem::forget(vec![1u8; 128 << 10]);
         &[0]
     };
-    let (code, results) = bench("soak-growing", serve(mischief), &SOAK);
+    let arguments = [&SOAK[..], &["--for", "1s"]].concat();
+    let (code, results) = bench("soak-growing", serve(mischief), &arguments);
     assert_eq!(code, 1, "growth is no success");
     let flaws = results["outcomes"][0]["flaws"].as_array().unwrap();
     assert!(flaws.iter().any(|flaw| flaw.as_str().unwrap().contains("memory grew")), "{flaws:?}");

@@ -16,20 +16,25 @@ struct Doubt<'a> {
 
 /// What to think of before believing a scenario's figures: a line each.
 pub fn doubts(phases: &[Phase]) -> Vec<String> {
+    let windows: Vec<_> = phases.iter().map(|phase| (phase.side.as_str(), phase.doubts.as_slice())).collect();
+    merged_doubts(&windows, "windows")
+}
+
+/// The doubts of windows (or what else `of` calls them), by the side of each: every doubt once, with how often who had it.
+pub fn merged_doubts(windows: &[(&str, &[String])], of: &str) -> Vec<String> {
     let mut doubts: Vec<Doubt> = Vec::new();
-    for phase in phases {
-        for text in &phase.doubts {
+    for (side, texts) in windows {
+        for text in *texts {
             let (words, numbers) = parts(text);
             let numbers: Vec<_> = numbers.into_iter().map(|number| (number, number)).collect();
-            let sides = vec![(phase.side.as_str(), 1)];
             match doubts.iter_mut().find(|doubt| doubt.words == words) {
-                Some(doubt) => doubt.merge(&numbers, &phase.side),
-                None => doubts.push(Doubt { words, numbers, sides }),
+                Some(doubt) => doubt.merge(&numbers, side),
+                None => doubts.push(Doubt { words, numbers, sides: vec![(side, 1)] }),
             }
         }
     }
-    let windows = |side: &str| phases.iter().filter(|phase| phase.side == side).count();
-    doubts.iter().map(|doubt| doubt.told(windows)).collect()
+    let count = |side: &str| windows.iter().filter(|(of, _)| *of == side).count();
+    doubts.iter().map(|doubt| doubt.told(of, count)).collect()
 }
 
 impl<'a> Doubt<'a> {
@@ -48,7 +53,7 @@ impl<'a> Doubt<'a> {
         }
     }
 
-    fn told(&self, windows: impl Fn(&str) -> usize) -> String {
+    fn told(&self, of: &str, windows: impl Fn(&str) -> usize) -> String {
         let mut text = String::new();
         for (place, words) in self.words.iter().enumerate() {
             text.push_str(words);
@@ -60,7 +65,7 @@ impl<'a> Doubt<'a> {
         }
         let sides =
             self.sides.iter().map(|(side, had)| format!("{} {had} of {}", shown(side), windows(side)));
-        format!("{text} (windows: {})", sides.collect::<Vec<_>>().join(", "))
+        format!("{text} ({of}: {})", sides.collect::<Vec<_>>().join(", "))
     }
 }
 

@@ -9,14 +9,18 @@ use serde_json::json;
 
 use super::account::{Account, settle};
 use super::storm::metronome_heads;
-use super::{Outcome, seating};
+use super::{Outcome, seating, tell_doubts};
 use crate::cli::Crowd;
 use crate::comeback::Return;
+use crate::dial::Slow;
 use crate::figure::Figure;
 use crate::growth::Growth;
 use crate::latency::Latencies;
 use crate::measure::{Meter, Reading};
 use crate::metronome::Metronome;
+use crate::peer::OURS;
+use crate::phase::doubts;
+use crate::publisher::Sent;
 use crate::receivers::Receivers;
 use crate::rhythm::Rhythm;
 use crate::stage::{Bench, PATIENCE};
@@ -60,7 +64,7 @@ pub struct SoakPlan {
     /// Clients that leave each second, in turn, and come back within the next; 0: none.
     #[arg(long, default_value_t = 20)]
     pub leaving: usize,
-    /// Every so many-th client stops reading again and again; 0: none.
+    /// Every so many-th client stops reading again and again, and its kernel keeps little for it; 0: none.
     #[arg(long, default_value_t = 20)]
     pub slow_every: usize,
     /// How long it doesn't read, and then does. A server that tells a slow reader that it is too slow waits some seconds for
@@ -98,9 +102,13 @@ struct Sample {
     absent: u64,
     /// Lost by connections that were there.
     gaps: u64,
-    /// How connections ended that did not say goodbye.
+    /// How connections ended that did not say goodbye, and read all along.
     closes: std::collections::BTreeMap<String, u64>,
+    /// The same of those that stop reading now and then.
+    slow_closes: std::collections::BTreeMap<String, u64>,
     used: crate::measure::Used,
+    /// Why this sample may not mean what it seems to.
+    doubts: Vec<String>,
 }
 
 /// The load, sampled, and the account in the end.
@@ -120,6 +128,9 @@ pub fn soak(bench: &Bench, plan: &SoakPlan) -> Result<Outcome> {
     let (mut receivers, _) = bench.idle_receivers(&stage, seating, clients)?;
     let meter = bench.meter(&stage, &receivers);
     let descriptors_before: usize = meter.descriptors()?.iter().sum();
+    if plan.slow_every > 0 {
+        receivers.have_slow(Slow { every: plan.slow_every, receive_bytes: SLOW_RECEIVE_BYTES });
+    }
     receivers.connect().context("connecting to the server")?;
     receivers.begin(0, false)?;
     let publisher = stage.publisher(seating)?;
@@ -136,13 +147,13 @@ pub fn soak(bench: &Bench, plan: &SoakPlan) -> Result<Outcome> {
             bail!("publishing ended in the middle: {:?}", metronome.stop().err());
         }
         stage.server.check_alive()?;
-        soaking.step(started.elapsed(), metronome.published(), &mut receivers)?;
+        soaking.step(started.elapsed(), &metronome, &mut receivers)?;
     }
     if sys::interrupted() {
         let seconds = started.elapsed().as_secs();
         outcome.notes.push(format!("interrupted after {seconds} s of {} s", plan.length.as_secs()));
     }
-    soaking.sample(started.elapsed(), metronome.published(), &mut receivers)?;
+    soaking.sample(started.elapsed(), &metronome, &mut receivers)?;
     receivers.resume()?;
     let published = metronome_heads(metronome, &receivers)?;
     let open = wait_all_back(&receivers, clients);
@@ -161,15 +172,18 @@ pub fn soak(bench: &Bench, plan: &SoakPlan) -> Result<Outcome> {
     }
     let account = Account::of(published.owed(seating, clients), soaking.counts.clone(), settled);
     outcome.other_flaws.extend(account.flaws());
+    let Counts { closes, slow_closes, .. } = &account.counts;
+    if !closes.is_empty() {
+        outcome.other_flaws.push(format!("connections that read all along were closed: {closes:?}"));
+    }
     let returned = receivers.returned()?;
     outcome.notes.push(format!(
-        "{} were owed: {} came, {} were missed by {} connections that had ended (told by {:?}), {} were lost",
-        account.owed, account.delivered, account.absent, returned.ended, account.counts.closes, account.lost,
+        "{} were owed: {} came, {} were missed by {} connections that had ended (told so, of those that read slowly: \
+         {slow_closes:?}), {} were lost",
+        account.owed, account.delivered, account.absent, returned.ended, account.lost,
     ));
-    let late_ms = published.late_max_us / 1e3;
-    if late_ms > 100.0 {
-        outcome.notes.push(format!("a message left {late_ms:.0} ms late (the latency includes it)"));
-    }
+    let doubts: Vec<_> = soaking.samples.iter().map(|sample| sample.doubts.clone()).collect();
+    tell_doubts(&doubts, "samples", &mut outcome);
     soaking.judge(plan, &mut outcome);
     outcome.details.push(json!({
         "samples": soaking.samples, "account": account, "growth": Growth::of(&soaking.memory()),
@@ -225,7 +239,7 @@ impl<'a> Soaking<'a> {
     }
 
     /// Does what is due after `elapsed`: some leave, some stop or begin to read, a sample is taken.
-    fn step(&mut self, elapsed: Duration, published: u64, receivers: &mut Receivers) -> Result<()> {
+    fn step(&mut self, elapsed: Duration, metronome: &Metronome, receivers: &mut Receivers) -> Result<()> {
         let plan = self.plan;
         if elapsed >= STEP * (self.steps as u32 + 1) {
             self.steps += 1;
@@ -239,29 +253,30 @@ impl<'a> Soaking<'a> {
         if is_slow != self.is_slow {
             self.is_slow = is_slow;
             if is_slow {
-                receivers.stall_small(plan.slow_every, SLOW_RECEIVE_BYTES)?;
+                receivers.stall(plan.slow_every)?;
             } else {
                 receivers.resume()?;
             }
         }
         if elapsed >= self.since + plan.interval {
-            self.sample(elapsed, published, receivers)?;
+            self.sample(elapsed, metronome, receivers)?;
         }
         Ok(())
     }
 
     /// Takes a sample and shows it.
-    fn sample(&mut self, elapsed: Duration, published: u64, receivers: &mut Receivers) -> Result<()> {
+    fn sample(&mut self, elapsed: Duration, metronome: &Metronome, receivers: &mut Receivers) -> Result<()> {
         let (counts, latencies) = receivers.take()?;
         let reading = self.meter.read()?;
         let used = self.meter.between(&self.reading, &reading);
         let memory = self.meter.memory()?;
         self.latencies.merge(&latencies.pairs());
         let latency = latencies.percentiles();
+        let sent = Sent { late_max_us: metronome.take_late_us(), ..Sent::default() };
         let sample = Sample {
             seconds: elapsed.as_secs_f64(),
             clients: receivers.open(),
-            messages: published,
+            messages: metronome.published(),
             deliveries_per_second: counts.delivered as f64 / used.seconds,
             p99_us: latency.p99_us,
             max_us: latency.max_us,
@@ -274,6 +289,9 @@ impl<'a> Soaking<'a> {
             absent: counts.absent,
             gaps: counts.gaps,
             closes: counts.closes.clone(),
+            slow_closes: counts.slow_closes.clone(),
+            // What was lost or closed is judged by the account.
+            doubts: doubts(&used, &Counts::default(), &sent, 0, OURS),
             used,
         };
         eprintln!("{sample}");
