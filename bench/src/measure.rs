@@ -260,16 +260,40 @@ impl Meter {
 
     /// Memory of the server's processes.
     pub fn memory(&self) -> Result<Memory> {
-        let mut all = Memory::default();
-        for pid in self.server.borrow().iter() {
-            let status = fs::read_to_string(format!("/proc/{pid}/status"))
-                .with_context(|| format!("the server's process {pid} is gone"))?;
-            all.resident_bytes += kibibytes(&status, "VmRSS:") * 1024;
-            all.anonymous_bytes += kibibytes(&status, "RssAnon:") * 1024;
+        memory(&self.server.borrow())
+    }
+}
+
+/// Memory of these processes together, and of the machine's sockets.
+pub fn memory(pids: &[u32]) -> Result<Memory> {
+    let mut all = Memory::default();
+    for pid in pids {
+        let status = fs::read_to_string(format!("/proc/{pid}/status"))
+            .with_context(|| format!("the server's process {pid} is gone"))?;
+        all.add_process(&status);
+    }
+    all.tcp_pages = tcp_pages(&fs::read_to_string("/proc/net/sockstat")?);
+    all.slab_bytes = kibibytes(&fs::read_to_string("/proc/meminfo")?, "Slab:") * 1024;
+    Ok(all)
+}
+
+impl Memory {
+    /// Counts a process by its `/proc/PID/status`.
+    fn add_process(&mut self, status: &str) {
+        self.resident_bytes += kibibytes(status, "VmRSS:") * 1024;
+        // Shared memory of its own making is a server's as much as what it allocates: nginx keeps messages in it. What
+        // several processes share counts for each that has touched it.
+        self.anonymous_bytes += (kibibytes(status, "RssAnon:") + kibibytes(status, "RssShmem:")) * 1024;
+    }
+
+    /// The larger of each, of two looks.
+    pub fn peak(self, other: Self) -> Self {
+        Self {
+            resident_bytes: self.resident_bytes.max(other.resident_bytes),
+            anonymous_bytes: self.anonymous_bytes.max(other.anonymous_bytes),
+            tcp_pages: self.tcp_pages.max(other.tcp_pages),
+            slab_bytes: self.slab_bytes.max(other.slab_bytes),
         }
-        all.tcp_pages = tcp_pages(&fs::read_to_string("/proc/net/sockstat")?);
-        all.slab_bytes = kibibytes(&fs::read_to_string("/proc/meminfo")?, "Slab:") * 1024;
-        Ok(all)
     }
 }
 
@@ -278,7 +302,7 @@ impl Meter {
 pub struct Memory {
     /// Resident.
     pub resident_bytes: u64,
-    /// Resident and backed by no file: what the program has allocated and touched.
+    /// Resident and backed by no file on a disk, shared or not: what the program has allocated and touched.
     pub anonymous_bytes: u64,
     /// Pages that data in TCP buffers holds.
     pub tcp_pages: u64,
@@ -387,7 +411,9 @@ mod tests {
         let ticks = CoreTicks { user: 3, system: 3, irq: 6, idle: 9, softirq: 7, steal: 8, all: 36 };
         assert_eq!(core_ticks("cpu1 1 2 3 4 5 6 7 8 9 10"), Some((1, ticks)));
         assert_eq!(core_ticks("cpu  1 2 3 4 5 6 7 8 9 10"), None);
-        assert_eq!(kibibytes("VmRSS:\t  120 kB\nRssAnon:\t 7 kB\n", "RssAnon:"), 7);
+        let mut memory = Memory::default();
+        memory.add_process("VmRSS:\t  120 kB\nRssAnon:\t 7 kB\nRssFile:\t 109 kB\nRssShmem:\t 4 kB\n");
+        assert_eq!((memory.resident_bytes, memory.anonymous_bytes), (120 << 10, 11 << 10));
         assert_eq!(tcp_pages("sockets: used 5\nTCP: inuse 3 orphan 0 tw 4 alloc 9 mem 21\n"), 21);
     }
 

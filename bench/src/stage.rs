@@ -2,13 +2,14 @@
 
 use std::net::{SocketAddr, SocketAddrV4};
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
 use crate::cli::{Common, PublishVia};
 use crate::floor::{Floor, FloorLoad};
-use crate::measure::{Memory, Meter};
+use crate::measure::{Memory, Meter, memory};
 use crate::orders::{PathTemplate, Receiving};
 use crate::peer::{Access, Contender, FLOOR, OURS, Peer};
 use crate::phase::{Phase, doubts};
@@ -28,6 +29,9 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
 const SETTLED_LOOKS: usize = 5;
 const SETTLE_LOOK: Duration = Duration::from_millis(200);
 const SETTLE_LOOKS_MAX: usize = 50;
+
+/// Between two looks for the peak: a tenth of a second of 16 KiB x 100/s to twenty stuck readers is 3 MB.
+const PEAK_LOOK: Duration = Duration::from_millis(50);
 
 /// All that is the same in every scenario of a run.
 pub struct Bench {
@@ -392,10 +396,23 @@ impl Side {
         Ok((phase, busy))
     }
 
-    /// Every so many-th client stops reading; what it is owed no longer counts as expected.
-    pub fn stall(&mut self, every: usize) -> Result<()> {
+    /// The same, and the most memory that the server had meanwhile.
+    pub fn measure_with_peak(&mut self, load: Load) -> Result<(Phase, Memory)> {
+        let (pids, stop) = (self.meter.server_pids(), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            let watching = scope.spawn(|| peak_memory(&pids, &stop));
+            let measured = self.measure(load);
+            stop.store(true, Ordering::Relaxed);
+            let Ok(peak) = watching.join() else { bail!("the thread that looks at memory panicked") };
+            Ok((measured?, peak?))
+        })
+    }
+
+    /// Every so many-th client stops reading; what it is owed no longer counts as expected. Returns how many these are.
+    pub fn stall(&mut self, every: usize) -> Result<usize> {
+        let before: u32 = self.members.iter().sum();
         self.members = self.receivers.stall(every)?;
-        Ok(())
+        Ok((before - self.members.iter().sum::<u32>()) as usize)
     }
 
     /// The stalled read again. Returns what then arrived and how connections ended.
@@ -410,6 +427,16 @@ impl Side {
     pub fn settled_memory(&self) -> Result<Memory> {
         settled_memory(&self.meter)
     }
+}
+
+/// The most memory that these processes have until `stop`.
+fn peak_memory(pids: &[u32], stop: &AtomicBool) -> Result<Memory> {
+    let mut peak = memory(pids)?;
+    while !stop.load(Ordering::Relaxed) {
+        std::thread::sleep(PEAK_LOOK);
+        peak = peak.peak(memory(pids)?);
+    }
+    Ok(peak)
 }
 
 /// Memory of a meter's server when it no longer changes (or after 10 s).

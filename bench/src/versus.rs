@@ -19,7 +19,7 @@ const fn of_uwebsockets(ratio: f64) -> Option<Target> {
     Some(Target::AtMostOfPeer { peer: UWEBSOCKETS, ratio })
 }
 
-const ROWS: &[Row] = &[
+pub(crate) const ROWS: &[Row] = &[
     (
         "single",
         |bench| scenario::fanout(&bench.share(3, 1.0), &CROWD, 100.0, 1),
@@ -139,16 +139,38 @@ const ROWS: &[Row] = &[
     (
         "slow",
         // 16 KiB x 100/s x 8 s = 13 MB for each that stops reading: beyond what TCP hides (some 4 MB).
-        |bench| scenario::slow(&bench.share(1, 4.0), 200, 10, 100.0, 16 * 1024),
+        |bench| scenario::slow(&bench.share(3, 4.0), 200, 10, 100.0, 16 * 1024),
         &[
             (
                 scenario::GROWN_BY_STALLED,
-                "20 of 200 stop reading, 16 KB, 100/s: user memory grown",
+                "20 of 200 stop reading, 16 KB, 100/s: user memory grown, at its peak",
                 Some(Target::AtMost(16.0)),
+            ),
+            (scenario::STALLED_CLOSED, "of these 20: closed", None),
+            (scenario::STALLED_DELIVERED, "delivered to these 20, of what they were owed", None),
+            (
+                "user memory grown by the stalled, at its peak, drop-oldest",
+                "the same, ours with drop-oldest: user memory grown, at its peak",
+                Some(Target::AtMost(16.0)),
+            ),
+            (
+                "delivered to the stalled, of what they were owed, drop-oldest",
+                "ours with drop-oldest: delivered to these 20",
+                None,
+            ),
+            (
+                "user memory grown by the stalled, at its peak, keeping 64 MiB",
+                "the same, ours keeping 64 MiB: user memory grown, at its peak",
+                Some(Target::AtMost(16.0)),
+            ),
+            (
+                "delivered to the stalled, of what they were owed, keeping 64 MiB",
+                "ours keeping 64 MiB: delivered to these 20",
+                None,
             ),
             (scenario::P99_ALL_READING, "p99, all 200 reading", None),
             (scenario::P99_SOME_STALLED, "p99 of the other 180, 20 stopped", None),
-            (scenario::P99_RISE, "the same over that of all reading", None),
+            (scenario::P99_RISE, "the same over that of all reading", Some(Target::AtMost(RISE_MAX))),
         ],
     ),
     (

@@ -212,7 +212,7 @@ pub struct Used {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Memory {
-    /// `RssAnon`.
+    /// `RssAnon` and `RssShmem`.
     pub anonymous_bytes: Option<f64>,
     /// `VmRSS`.
     pub resident_bytes: Option<f64>,

@@ -77,7 +77,7 @@ pub struct SoakPlan {
     /// Between two samples.
     #[arg(long, default_value = "10s", value_parser = parse_duration)]
     pub interval: Duration,
-    /// How much the server's memory (RssAnon) may grow from the first settled samples to the last.
+    /// How much the server's memory (RssAnon and RssShmem) may grow from the first settled samples to the last.
     #[arg(long, default_value = "8MiB", value_parser = parse_bytes)]
     pub growth_max: u64,
 }
