@@ -15,6 +15,7 @@ COPY domains domains
 COPY host host
 COPY tuning tuning
 COPY charts charts
+COPY statistics statistics
 COPY bench bench
 COPY consumer consumer
 COPY examples examples

@@ -40,6 +40,7 @@ Examples:
   corecast-bench fanout --server 'node server.js {port} {redis}' --path '/ws?room={room}'
   corecast-bench burst --peer 'node=node server.js {port} {redis}' --peer-set 'node.path=/?room={room}'
   corecast-bench versus --peers peers.toml --runs 10
+  corecast-bench versus --peers peers.toml --rows single,rooms --runs 15
   corecast-bench ingest --rooms 100 --members 1
   corecast-bench idle --preset workflow --path '/ws?username={room}' --clients 5000 --rooms 5000
   corecast-bench storm --clients 10000 --cut server --pace 2s
@@ -55,13 +56,13 @@ Raw results go to --out as JSON, with the machine, the kernel and the command; t
 pub enum Command {
     /// All figures that corecast promises, on one server core, in a few minutes.
     Table(#[command(flatten)] Common),
-    /// The figures that servers are compared by, ours beside each --peer in one run: some ten minutes with four of them.
+    /// The figures that servers are compared by, ours beside each --peer in one run: some twenty minutes with four of them.
     Versus {
-        /// Only these rows: single, burst, windows, rooms, large-room, large-frames, idle, idle-own-rooms, slow, churn,
-        /// dirty-rooms, hop.
+        /// Only these rows, each with all of --runs: single, burst, windows, rooms, large-room, large-frames, idle,
+        /// idle-own-rooms, slow, churn, dirty-rooms, echo, shards, hop.
         #[arg(long, value_delimiter = ',', value_name = "ROWS")]
         rows: Vec<String>,
-        /// See Common. Rows take a share of --runs and --duration each.
+        /// See Common. Rows take a share of --runs (all of them with --rows) and of --duration each.
         #[command(flatten)]
         common: Common,
     },

@@ -1,6 +1,7 @@
 //! A measured figure: its samples, those of the floor beside it, what is due, and whether it was reached.
 
 use serde::Serialize;
+use statistics::{Interval, interval_or_span};
 
 /// One row of a table.
 #[derive(Debug, Clone, Serialize)]
@@ -38,9 +39,9 @@ pub struct PeerSamples {
 pub enum Target {
     /// The median is at most this.
     AtMost(f64),
-    /// The median is below that of the floor.
+    /// Run by run it is below the floor.
     BelowFloor,
-    /// The median is at most this share of a peer's; without that peer nothing is due.
+    /// Run by run it is at most this share of a peer's; without that peer nothing is due.
     AtMostOfPeer {
         /// As on the command line.
         peer: &'static str,
@@ -57,6 +58,8 @@ pub enum Verdict {
     Ok,
     /// Not reached.
     Missed,
+    /// The runs don't tell: the bound lies within what they say of the ratio. More of them may.
+    Undecided,
     /// Nothing was due.
     Informative,
     /// Something was due and could not be measured.
@@ -89,6 +92,23 @@ impl Figure {
         median(&self.samples).map(|median| median / theirs)
     }
 
+    /// What the runs say of the ratio to other samples, each beside that of the same run: what a machine does to both of a
+    /// run cancels. A run that was cut short has its samples last, and no partner.
+    pub fn interval_to(&self, others: &[f64]) -> Option<Interval> {
+        let pairs: Vec<(f64, f64)> = others.iter().copied().zip(self.samples.iter().copied()).collect();
+        let are_positive = pairs.iter().all(|(theirs, ours)| *theirs > 0.0 && *ours > 0.0);
+        interval_or_span(&pairs).filter(|_| are_positive)
+    }
+
+    /// The same of what its target compares it with, if it does and there is such a thing.
+    pub fn interval(&self) -> Option<Interval> {
+        match self.target? {
+            Target::AtMost(_) => None,
+            Target::BelowFloor => self.interval_to(&self.floor),
+            Target::AtMostOfPeer { peer, .. } => self.interval_to(&self.peer(peer)?.samples),
+        }
+    }
+
     /// What the peer called `name` made of it, if there is one.
     pub fn peer(&self, name: &str) -> Option<&PeerSamples> {
         self.peers.iter().find(|peer| peer.name == name)
@@ -99,19 +119,31 @@ impl Figure {
         let mut is_flawed = self.is_flawed;
         let reached = match self.target {
             None => return Verdict::Informative,
-            Some(Target::AtMost(bound)) => median(&self.samples).map(|median| median <= bound),
-            Some(Target::BelowFloor) => self.ratio().map(|ratio| ratio < 1.0),
+            Some(Target::AtMost(bound)) => match median(&self.samples) {
+                Some(median) if median <= bound => Verdict::Ok,
+                Some(_) => Verdict::Missed,
+                None => Verdict::Unmeasured,
+            },
+            Some(Target::BelowFloor) => self.judge(1.0),
             Some(Target::AtMostOfPeer { peer, ratio: bound }) => {
                 let Some(peer) = self.peer(peer) else { return Verdict::Informative };
                 is_flawed |= peer.is_flawed;
-                self.ratio_to(&peer.samples).map(|ratio| ratio <= bound)
+                self.judge(bound)
             }
         };
         match reached {
-            Some(_) if is_flawed => Verdict::Flawed,
-            Some(true) => Verdict::Ok,
-            Some(false) => Verdict::Missed,
+            Verdict::Unmeasured => Verdict::Unmeasured,
+            _ if is_flawed => Verdict::Flawed,
+            reached => reached,
+        }
+    }
+
+    fn judge(&self, bound: f64) -> Verdict {
+        match self.interval() {
             None => Verdict::Unmeasured,
+            Some(found) if found.high <= bound => Verdict::Ok,
+            Some(found) if found.low > bound => Verdict::Missed,
+            Some(_) => Verdict::Undecided,
         }
     }
 }
@@ -161,13 +193,29 @@ mod tests {
 
     #[test]
     fn a_figure_is_compared_with_its_bound_or_its_floor() {
-        let figure = Figure::new("x", "us", vec![1.0, 2.0, 3.0]).beside(vec![2.5]);
+        let figure = Figure::new("x", "us", vec![1.0, 2.0, 3.0]).beside(vec![1.5, 2.5, 3.5]);
         assert_eq!(due(&figure, Target::AtMost(2.0)), Verdict::Ok);
         assert_eq!(due(&figure, Target::AtMost(1.9)), Verdict::Missed);
         assert_eq!(due(&figure, Target::BelowFloor), Verdict::Ok);
         let flawed = Figure { is_flawed: true, ..figure.clone() };
         assert_eq!(due(&flawed, Target::AtMost(2.0)), Verdict::Flawed);
-        assert_eq!(due(&figure.beside(vec![2.0]), Target::BelowFloor), Verdict::Missed);
+        assert_eq!(due(&figure.beside(vec![0.5, 1.5, 2.5]), Target::BelowFloor), Verdict::Missed);
+    }
+
+    #[test]
+    fn runs_that_disagree_about_a_bound_decide_nothing_however_their_median_falls() {
+        let target = Target::AtMostOfPeer { peer: "them", ratio: 0.9 };
+        let mut figure = Figure::new("x", "us", vec![0.8, 0.8, 1.0]);
+        figure.peers = vec![PeerSamples { name: "them".to_owned(), samples: vec![1.0; 3], is_flawed: false }];
+        assert_eq!(due(&figure, target), Verdict::Undecided);
+        assert!(figure.ratio_to(&[1.0; 3]).unwrap() < 0.9);
+        // Fifteen runs of which one is off are told apart from fifteen that scatter about the bound.
+        figure.samples = vec![0.8; 15];
+        figure.samples[3] = 1.3;
+        figure.peers[0].samples = vec![1.0; 15];
+        assert_eq!(due(&figure, target), Verdict::Ok);
+        figure.samples = (0..15).map(|at| 0.83 + 0.01 * f64::from(at)).collect();
+        assert_eq!(due(&figure, target), Verdict::Undecided);
     }
 
     #[test]
@@ -175,9 +223,10 @@ mod tests {
         let target = Target::AtMostOfPeer { peer: "them", ratio: 0.5 };
         let mut figure = Figure::new("x", "us", vec![1.0, 2.0]);
         assert_eq!(due(&figure, target), Verdict::Informative);
-        figure.peers = vec![PeerSamples { name: "them".to_owned(), samples: vec![3.0], is_flawed: false }];
+        figure.peers =
+            vec![PeerSamples { name: "them".to_owned(), samples: vec![2.0, 4.0], is_flawed: false }];
         assert_eq!(due(&figure, target), Verdict::Ok);
-        figure.peers[0].samples = vec![2.9];
+        figure.peers[0].samples = vec![1.9, 3.9];
         assert_eq!(due(&figure, target), Verdict::Missed);
         figure.peers[0].is_flawed = true;
         assert_eq!(due(&figure, target), Verdict::Flawed);

@@ -2,7 +2,8 @@
 
 use crate::figure::{Figure, Target, Verdict, median, spread};
 
-/// One line per figure, under a head: ours, the floor, each peer with ours over theirs, what is due, and the verdict.
+/// One line per figure, under a head: ours, of how many runs, the floor, each peer with ours over theirs, what is due, and the
+/// verdict; behind that, what the runs say of the ratio that is due.
 pub fn text(figures: &[Figure]) -> String {
     let has_floor = figures.iter().any(|figure| !figure.floor.is_empty());
     let has_target = figures.iter().any(|figure| figure.target.is_some());
@@ -12,7 +13,7 @@ pub fn text(figures: &[Figure]) -> String {
             peers.push(&peer.name);
         }
     }
-    let mut head = vec!["figure", "median", "spread"];
+    let mut head = vec!["figure", "median", "spread", "n"];
     if has_floor {
         head.extend(["floor", "ratio"]);
     }
@@ -29,6 +30,7 @@ pub fn text(figures: &[Figure]) -> String {
             figure.name.clone(),
             with_unit(median(&figure.samples), figure.unit),
             spread.map_or("-".to_owned(), number),
+            figure.samples.len().to_string(),
         ];
         if has_floor {
             row.extend(beside(figure, &figure.floor));
@@ -38,7 +40,7 @@ pub fn text(figures: &[Figure]) -> String {
         }
         if has_target {
             row.push(figure.target.as_ref().map_or("-".to_owned(), |target| due(target, figure.unit)));
-            row.push(verdict(figure.verdict()).to_owned());
+            row.push(verdict(figure.verdict()).to_owned() + &interval(figure));
         }
         rows.push(row);
     }
@@ -58,6 +60,13 @@ fn peer_cells(figure: &Figure, peer: &str) -> [String; 2] {
     [median, if peer.is_flawed { "FLAWED".to_owned() } else { ratio }]
 }
 
+/// Between which ratios the true one lies, and how surely.
+fn interval(figure: &Figure) -> String {
+    figure.interval().map_or_else(String::new, |found| {
+        format!(" {:.2} to {:.2} ({:.0} %)", found.low, found.high, found.confidence * 100.0)
+    })
+}
+
 fn due(target: &Target, unit: &str) -> String {
     match target {
         Target::AtMost(bound) => format!("<= {} {unit}", number(*bound)),
@@ -70,6 +79,7 @@ fn verdict(verdict: Verdict) -> &'static str {
     match verdict {
         Verdict::Ok => "ok",
         Verdict::Missed => "MISSED",
+        Verdict::Undecided => "UNDECIDED",
         Verdict::Informative => "",
         Verdict::Unmeasured => "NOT MEASURED",
         Verdict::Flawed => "FLAWED",
@@ -132,11 +142,15 @@ mod tests {
             .collect();
         assert_eq!(
             lines[0],
-            ["figure", "median", "spread", "floor", "ratio", "quick", "ratio", "lossy", "ratio", "target"]
+            [
+                "figure", "median", "spread", "n", "floor", "ratio", "quick", "ratio", "lossy", "ratio",
+                "target"
+            ]
         );
-        let quick = ["cost", "1.00 us", "0.000", "4.00 us", "0.25", "2.00 us", "0.50", "1.00 us", "FLAWED"];
-        assert_eq!(lines[1][..9], quick);
-        assert_eq!(lines[1][9..], ["<= 0.6 of quick", "ok"]);
-        assert_eq!(lines[2], ["rise", "1.50 x", "0.000", "-", "-", "-", "-", "-", "-", "-"]);
+        let quick =
+            ["cost", "1.00 us", "0.000", "1", "4.00 us", "0.25", "2.00 us", "0.50", "1.00 us", "FLAWED"];
+        assert_eq!(lines[1][..10], quick);
+        assert_eq!(lines[1][10..], ["<= 0.6 of quick", "ok 0.50 to 0.50 (0 %)"]);
+        assert_eq!(lines[2], ["rise", "1.50 x", "0.000", "1", "-", "-", "-", "-", "-", "-", "-"]);
     }
 }

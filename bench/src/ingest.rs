@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
+use statistics::{Interval, interval};
 
 use crate::cli::{Crowd, PublicationSource, PublishVia};
 use crate::figure::{Figure, median};
@@ -440,42 +441,24 @@ pub fn preset_cost(bench: &Bench, crowd: &Crowd, rate: f64, group: u64) -> Resul
         }
     }
     let ratios: Vec<f64> = costs[1].iter().zip(&costs[0]).map(|(field, raw)| field / raw).collect();
-    if let Some((low, high)) = median_within(&ratios) {
+    let [raw, field] = costs;
+    let pairs: Vec<(f64, f64)> = raw.iter().copied().zip(field.iter().copied()).collect();
+    if let Some(Interval { low, high, confidence, .. }) = interval(&pairs) {
         outcome.notes.push(format!(
-            "{} pairs: the true median ratio lies between {low:.3} and {high:.3} in 19 of 20 such runs",
-            ratios.len()
+            "{} pairs: the true ratio lies between {low:.3} and {high:.3} in {:.0} of 100 such runs",
+            pairs.len(),
+            confidence * 100.0,
         ));
     }
-    let [raw, field] = costs;
     outcome.figures.push(Figure::new(format!("{CPU_PER_DELIVERY}, raw"), "us", raw));
     outcome.figures.push(Figure::new(format!("{CPU_PER_DELIVERY}, field:data"), "us", field));
     outcome.figures.push(Figure::new(COST_OF_FIELD, "x", ratios));
     Ok(outcome)
 }
 
-/// Between which samples the median lies with 95 % confidence; `None` for too few of them to say.
-///
-/// Source: order statistics. The number of samples below the true median is binomial with p = 1/2: n/2 +- 1.96 sqrt(n)/2.
-fn median_within(samples: &[f64]) -> Option<(f64, f64)> {
-    let mut sorted = samples.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let below = (sorted.len() as f64 / 2.0 - 0.98 * (sorted.len() as f64).sqrt()).floor();
-    // Of less than one the cast makes zero, which has nothing before it.
-    let rank = (below.max(0.0) as usize).checked_sub(1)?;
-    Some((sorted[rank], sorted[sorted.len() - 1 - rank]))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_median_is_known_as_well_as_there_are_samples() {
-        // n = 41: 20.5 - 6.3 = 14.2, so the 14th from either end.
-        let samples: Vec<f64> = (1..=41).rev().map(f64::from).collect();
-        assert_eq!(median_within(&samples), Some((14.0, 28.0)));
-        assert_eq!(median_within(&samples[..5]), None);
-    }
 
     #[test]
     fn the_page_is_read_for_what_was_placed_and_where_time_went() {

@@ -104,6 +104,9 @@ fn figure_json(figure: &Figure) -> Value {
             "is_flawed": peer.is_flawed,
         }))).collect::<serde_json::Map<_, _>>(),
         "target": figure.target,
+        "interval": figure.interval().map(|found| json!({
+            "low": found.low, "high": found.high, "estimate": found.estimate, "confidence": found.confidence,
+        })),
         "verdict": figure.verdict(),
     })
 }

@@ -39,6 +39,8 @@ pub struct Bench {
     pub common: Common,
     /// Other servers to measure.
     pub peers: Rc<[Peer]>,
+    /// A row of a table takes all runs, not its share of them.
+    pub has_whole_runs: bool,
     scratch: Rc<Scratch>,
 }
 
@@ -75,7 +77,7 @@ impl Bench {
     /// Makes its scratch folder, and reads who the peers are.
     pub fn new(common: Common) -> Result<Self> {
         let peers = common.peers.resolve()?.into();
-        Ok(Self { common, peers, scratch: Rc::new(Scratch::create()?) })
+        Ok(Self { common, peers, has_whole_runs: false, scratch: Rc::new(Scratch::create()?) })
     }
 
     /// The servers to measure: ours first.
@@ -85,7 +87,13 @@ impl Bench {
 
     /// The same with other settings.
     pub fn with(&self, common: Common) -> Self {
-        Self { common, peers: Rc::clone(&self.peers), scratch: Rc::clone(&self.scratch) }
+        let (peers, scratch) = (Rc::clone(&self.peers), Rc::clone(&self.scratch));
+        Self { common, peers, has_whole_runs: self.has_whole_runs, scratch }
+    }
+
+    /// The same where each row takes all runs, or its share.
+    pub fn with_whole_runs(&self, has_whole_runs: bool) -> Self {
+        Self { has_whole_runs, ..self.with(self.common.clone()) }
     }
 
     /// Starts (or attaches to) a server with `shards` shards on `cores`.

@@ -222,16 +222,20 @@ pub fn run(bench: &Bench, names: &[String]) -> Result<Measured> {
         let known: Vec<_> = ROWS.iter().map(|(name, ..)| *name).collect();
         bail!("there is no row {unknown:?}: known are {}", known.join(", "));
     }
+    let bench = &bench.with_whole_runs(!names.is_empty());
     let rows: Vec<_> =
         ROWS.iter().filter(|(row, ..)| names.is_empty() || names.iter().any(|name| name == row)).collect();
     Ok(table::measure(bench, rows.into_iter()))
 }
 
 impl Bench {
-    /// The same with a share of the runs (fifths, but at least one) and windows of another length. What takes long, or says
-    /// the same each time, is repeated less often.
+    /// The same with a share of the runs (fifths, but at least one; all of them where rows were picked) and windows of another
+    /// length. What takes long, or says the same each time, is repeated less often.
     fn share(&self, fifths: usize, length: f64) -> Bench {
-        let runs = (self.common.runs * fifths).div_ceil(5).max(1);
+        let runs = match self.has_whole_runs {
+            true => self.common.runs,
+            false => (self.common.runs * fifths).div_ceil(5).max(1),
+        };
         let duration = self.common.duration.mul_f64(length);
         self.with(Common { runs, duration, ..self.common.clone() })
     }

@@ -89,7 +89,7 @@ fn a_twin_is_measured_in_turn_and_stands_beside_ours() {
     assert!((twin["spread"].as_f64().unwrap() - (high - low)).abs() < 1e-9);
     let printed = run.printed();
     let head: Vec<_> = printed.lines().nth(2).unwrap().split_whitespace().collect();
-    assert_eq!(head, ["figure", "median", "spread", "floor", "ratio", "twin", "ratio"]);
+    assert_eq!(head, ["figure", "median", "spread", "n", "floor", "ratio", "twin", "ratio"]);
     assert!(printed.contains("twin: ") && !printed.contains("FLAW"), "{printed}");
 }
 

@@ -1,7 +1,7 @@
 //! `corecast tune experiment FILE`: two arms, measured in turn until there is a verdict.
 //!
 //! Read in this order: [`plan`] (what a file says), [`runner`] (samples in ABBA order, each in its [`enclosure`] and with its
-//! [`host_knobs`]), [`sample`] (one run of `corecast-bench`), [`statistics`] and [`verdict`] (what the pairs mean, pure),
+//! [`host_knobs`]), [`sample`] (one run of `corecast-bench`), [`verdict`] with the crate `statistics` (what the pairs mean, pure),
 //! [`report`] and [`chart`] (what is left of it).
 
 mod arm;
@@ -13,7 +13,6 @@ mod reader;
 mod report;
 mod runner;
 mod sample;
-mod statistics;
 mod verdict;
 
 use std::fs::{self, File};
@@ -25,13 +24,13 @@ use std::time::SystemTime;
 use anyhow::Context;
 use clap::Args;
 use host::Root;
+use statistics::{PAIRS_MAX, PAIRS_MIN};
 
 use self::host_knobs::{HostKnobs, Outstanding};
 use self::plan::{FILE_BYTES_MAX, Plan, Side};
 use self::report::{Circumstances, Report};
 use self::runner::{End, Folder, Run, Runner, time_text};
 use self::sample::{Programs, command_line};
-use self::statistics::{PAIRS_MAX, PAIRS_MIN};
 use self::verdict::{Verdict, percent};
 use crate::exit::{FAILED, Failure, UNAVAILABLE};
 use crate::output::{complain, print};

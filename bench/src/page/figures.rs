@@ -107,6 +107,7 @@ fn verdict(verdict: &str) -> String {
         "missed" => text("span", "badge bad", "✗ missed"),
         "flawed" => text("span", "badge bad", "✗ flawed"),
         "unmeasured" => text("span", "badge odd", "? not measured"),
+        "undecided" => text("span", "badge odd", "? undecided"),
         "informative" | "" => String::new(),
         other => text("span", "badge", other),
     }
@@ -118,6 +119,7 @@ pub fn tally(figures: &[Figure]) -> String {
     let words = [
         ("ok", "as due"),
         ("missed", "missed"),
+        ("undecided", "undecided"),
         ("flawed", "flawed"),
         ("unmeasured", "not measured"),
         ("informative", "for information"),

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::arm::Arm;
 use super::reader::{Faults, Fields, Reader};
-use super::statistics::{PAIRS_MAX, PAIRS_MIN};
+use statistics::{PAIRS_MAX, PAIRS_MIN};
 use shards::config::Wrong;
 
 /// A file below `tuning/experiments/`.

@@ -11,7 +11,7 @@ use super::enclosure::Enclosure;
 use super::host_knobs::Applied;
 use super::plan::{Plan, Side};
 use super::runner::{End, Run};
-use super::statistics::{Interval, interval};
+use statistics::{Interval, interval};
 use super::verdict::{Change, Verdict, Words};
 use crate::iso8601;
 

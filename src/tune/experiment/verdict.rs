@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::plan::Better;
-use super::statistics::{Interval, PAIRS_MAX};
+use statistics::{Interval, PAIRS_MAX};
 
 /// What an experiment found about arm B beside arm A.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]

@@ -45,6 +45,22 @@ pub fn interval(pairs: &[(f64, f64)]) -> Option<Interval> {
     })
 }
 
+/// The same from any number of pairs up to [`PAIRS_MAX`]: below [`PAIRS_MIN`] it spans from the lowest ratio to the highest, and
+/// its confidence is less than [`CONFIDENCE`]: three in four for three pairs, and none for one.
+pub fn interval_or_span(pairs: &[(f64, f64)]) -> Option<Interval> {
+    if pairs.is_empty() || pairs.len() >= PAIRS_MIN {
+        return interval(pairs);
+    }
+    let logs: Vec<f64> = pairs.iter().map(|(a, b)| (b / a).ln()).collect();
+    let means = walsh_averages(&logs);
+    Some(Interval {
+        estimate: middle(&means).exp(),
+        low: means[0].exp(),
+        high: means[means.len() - 1].exp(),
+        confidence: 1.0 - 2.0 * 0.5f64.powi(pairs.len() as i32),
+    })
+}
+
 /// The mean of every two of `values`, each with itself included, in order.
 fn walsh_averages(values: &[f64]) -> Vec<f64> {
     let mut means: Vec<f64> = values
@@ -98,8 +114,6 @@ fn middle(sorted: &[f64]) -> f64 {
 mod tests {
     use std::f64::consts::PI;
 
-    use super::super::plan::Better;
-    use super::super::verdict::Verdict;
     use super::*;
 
     /// SplitMix64 (Steele, Lea and Flood, 2014): a test's own numbers, the same for the same seed.
@@ -230,8 +244,7 @@ mod tests {
                 .filter(|_| {
                     let interval =
                         interval(&measured(&mut random, noise, 12, 1.0, 0.001)).expect("enough pairs");
-                    let verdict = Verdict::of(&interval, 12, Better::Lower, 0.02);
-                    matches!(verdict, Verdict::Better { .. } | Verdict::Worse { .. })
+                    interval.low > 1.0 || interval.high < 1.0
                 })
                 .count();
             assert!(told_apart <= ROUNDS - held_min(), "{name}, seed {seed}: {told_apart} of {ROUNDS}");
@@ -280,6 +293,17 @@ mod tests {
                 assert!((one * other - 1.0).abs() < 1e-12, "{there:?} {back:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_few_pairs_span_what_they_span_and_say_how_little_it_means() {
+        let found = interval_or_span(&[(1.0, 2.0), (1.0, 4.0), (2.0, 2.0)]).expect("three pairs");
+        assert_eq!((found.low, found.confidence), (1.0, 0.75));
+        assert!((found.high - 4.0).abs() < 1e-12 && (found.estimate - 2.0).abs() < 1e-12, "{found:?}");
+        assert_eq!(interval_or_span(&[(1.0, 2.0)]).map(|found| found.confidence), Some(0.0));
+        assert_eq!(interval_or_span(&[]), None);
+        let six = [(1.0, 2.0); PAIRS_MIN];
+        assert_eq!(interval_or_span(&six), interval(&six));
     }
 
     #[test]
