@@ -25,6 +25,8 @@ pub struct FloorLoad {
     pub gather: u64,
     /// Payload of a message.
     pub bytes: usize,
+    /// Rooms that messages go to in turn, each to the sockets of that room alone.
+    pub rooms: u32,
     /// How long.
     pub duration_ns: u64,
 }
@@ -88,6 +90,11 @@ fn read_reply<T: for<'a> Deserialize<'a>>(replies: &mut impl BufRead) -> Result<
     Ok(serde_json::from_str(&line)?)
 }
 
+/// Of the requests to it, without the number of the room.
+const PATH_ROOM: &str = "/?room=bench";
+/// Of the requests to it, as a template.
+pub const PATH: &str = "/?room={room}";
+
 const LISTENER: u64 = u64::MAX;
 const CONTROL: u64 = u64::MAX - 1;
 
@@ -101,7 +108,7 @@ pub fn run() -> Result<()> {
     let epoll = Epoll::new(256)?;
     epoll.add(&listener, LISTENER, Watch::Level)?;
     epoll.add(&io::stdin(), CONTROL, Watch::Level)?;
-    let mut members = Members { epoll, shaking: Vec::new(), sockets: Vec::new() };
+    let mut members = Members { epoll, shaking: Vec::new(), rooms: Vec::new() };
     let mut author: Option<Author> = None;
     let mut orders = BufReader::new(io::stdin());
     let mut ready: Vec<Ready> = Vec::new();
@@ -117,8 +124,9 @@ pub fn run() -> Result<()> {
                         return Ok(());
                     }
                     let load: FloorLoad = serde_json::from_str(&line)?;
-                    let author = author.get_or_insert_with(|| Author::new(1, load.bytes));
-                    reply(&send(load, author, &mut members.sockets)?)?;
+                    let author = author.get_or_insert_with(|| Author::new(load.rooms, load.bytes));
+                    members.rooms.resize_with(load.rooms as usize, Vec::new);
+                    reply(&send(load, author, &mut members.rooms)?)?;
                 }
                 index => members.shake_hands(index as usize)?,
             }
@@ -136,7 +144,8 @@ fn reply(what: &impl Serialize) -> Result<()> {
 struct Members {
     epoll: Epoll,
     shaking: Vec<Option<(TcpStream, Vec<u8>)>>,
-    sockets: Vec<TcpStream>,
+    /// The sockets of each room.
+    rooms: Vec<Vec<TcpStream>>,
 }
 
 impl Members {
@@ -177,29 +186,49 @@ impl Members {
         );
         stream.write_all(answer.as_bytes()).context("handshake")?;
         self.epoll.remove(&stream)?;
-        self.sockets.push(stream);
+        let room = room_of(&head).context("a request without a room")?;
+        if self.rooms.len() <= room {
+            self.rooms.resize_with(room + 1, Vec::new);
+        }
+        self.rooms[room].push(stream);
         Ok(())
     }
 }
 
-fn send(load: FloorLoad, author: &mut Author, sockets: &mut Vec<TcpStream>) -> Result<FloorSent> {
+/// The room of a request by [`PATH`].
+fn room_of(head: &[u8]) -> Option<usize> {
+    let target = std::str::from_utf8(head).ok()?.split(' ').nth(1)?;
+    target.strip_prefix(PATH_ROOM)?.parse().ok()
+}
+
+fn send(load: FloorLoad, author: &mut Author, rooms: &mut [Vec<TcpStream>]) -> Result<FloorSent> {
     let schedule = Schedule::open(load.rate, load.gather, load.duration_ns);
     let start_ns = sys::monotonic_ns();
-    let mut sent = FloorSent { messages: 0, late_max_us: 0.0, sockets: sockets.len() };
-    let mut out = Vec::new();
+    let mut sent = FloorSent { messages: 0, late_max_us: 0.0, sockets: rooms.iter().map(Vec::len).sum() };
+    // What a group has for each room that it has something for.
+    let mut outs: Vec<(u32, Vec<u8>)> = Vec::new();
     // What the core can't do in twice the time is left out: a load beyond it would otherwise run for hours.
     let end_ns = start_ns + 2 * load.duration_ns;
     while sent.messages < schedule.messages() && sys::monotonic_ns() < end_ns {
         let due_ns = start_ns + schedule.due_ns(sent.messages);
         sys::sleep_until_ns(due_ns);
         sent.late_max_us = sent.late_max_us.max(sys::monotonic_ns().saturating_sub(due_ns) as f64 / 1_000.0);
-        out.clear();
+        outs.clear();
         for _ in 0..load.gather {
-            let (_, payload) = author.write(due_ns);
-            wire::server_text(payload, &mut out);
+            let (room, payload) = author.write(due_ns);
+            let at = match outs.iter().position(|(known, _)| *known == room) {
+                Some(at) => at,
+                None => {
+                    outs.push((room, Vec::new()));
+                    outs.len() - 1
+                }
+            };
+            wire::server_text(payload, &mut outs[at].1);
         }
         sent.messages += load.gather;
-        sockets.retain_mut(|socket| send_whole(socket, &out).is_ok());
+        for (room, out) in &outs {
+            rooms[*room as usize].retain_mut(|socket| send_whole(socket, out).is_ok());
+        }
     }
     Ok(sent)
 }
@@ -216,4 +245,17 @@ fn send_whole(socket: &mut TcpStream, mut bytes: &[u8]) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::orders::PathTemplate;
+
+    #[test]
+    fn a_request_names_its_room_by_number() {
+        let target = PathTemplate(PATH.to_owned()).fill(std::iter::once(17));
+        assert_eq!(room_of(wire::request("h", &target).as_bytes()), Some(17));
+        assert_eq!(room_of(wire::request("h", "/").as_bytes()), None);
+    }
 }

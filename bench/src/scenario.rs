@@ -314,9 +314,18 @@ pub(crate) fn cut_short<T>(found: Result<T>, outcome: &mut Outcome) -> Result<Op
 }
 
 /// Who is measured when in run `run` (from 1): each side comes first in its turn, so that what a first one meets, an idle
-/// core or a busy one, meets all.
+/// core or a busy one, meets all; and each comes behind each other one as often, so that nobody always follows the one that
+/// leaves the caches worst. In as many runs as there are sides, or twice as many where they are odd.
+///
+/// Source: Williams, "Experimental designs balanced for the estimation of residual effects of treatments" (1949): 0, 1, n - 1,
+/// 2, n - 2 and so on, all of it one further in each run; for odd n then the same backwards.
 pub(crate) fn turns(sides: usize, run: usize) -> impl Iterator<Item = usize> {
-    (0..sides).map(move |place| (place + run - 1) % sides)
+    let is_backwards = sides % 2 == 1 && (run - 1) / sides % 2 == 1;
+    (0..sides).map(move |place| {
+        let place = if is_backwards { sides - 1 - place } else { place };
+        let zigzag = if place % 2 == 1 { place.div_ceil(2) } else { (sides - place / 2) % sides };
+        (zigzag + run - 1) % sides
+    })
 }
 
 #[cfg(test)]
@@ -327,8 +336,29 @@ mod tests {
     #[test]
     fn every_side_comes_first_in_its_turn_and_once_a_run() {
         let order = |run| turns(3, run).collect::<Vec<_>>();
-        assert_eq!([order(1), order(2), order(3), order(4)], [[0, 1, 2], [1, 2, 0], [2, 0, 1], [0, 1, 2]]);
+        assert_eq!([order(1), order(2), order(3), order(4)], [[0, 1, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]]);
+        for sides in 1..9 {
+            let mut firsts: Vec<_> = (1..=sides).filter_map(|run| turns(sides, run).next()).collect();
+            firsts.sort_unstable();
+            assert!(firsts.into_iter().eq(0..sides));
+        }
         assert_eq!(turns(0, 1).count(), 0);
+    }
+
+    #[test]
+    fn every_side_comes_behind_every_other_one_as_often() {
+        for sides in 2..9 {
+            let runs = if sides % 2 == 0 { sides } else { 2 * sides };
+            let mut neighbours = BTreeMap::new();
+            for run in 1..=runs {
+                let order: Vec<_> = turns(sides, run).collect();
+                for pair in order.windows(2) {
+                    *neighbours.entry((pair[0], pair[1])).or_insert(0) += 1;
+                }
+            }
+            assert_eq!(neighbours.len(), sides * (sides - 1), "{sides}");
+            assert!(neighbours.values().all(|times| *times == runs / sides), "{sides}: {neighbours:?}");
+        }
     }
 
     #[test]

@@ -11,6 +11,12 @@ pub enum Load {
     Closed { window: u64, duration_ns: u64 },
 }
 
+/// A group of an open loop leaves up to this much later than evenly, by chance. What the kernel tells in ticks (4 ms at 250 Hz)
+/// would otherwise see a load that keeps step with it always at the same point.
+const SHIFT_NS_MAX: f64 = 4e6;
+/// Of the interval between two groups: no two come so close that one finds the other still under way at a light load.
+const SHIFT_SHARE_MAX: f64 = 0.4;
+
 /// The due times of an open loop.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Schedule {
@@ -33,9 +39,12 @@ impl Schedule {
         self.messages
     }
 
-    /// Nanoseconds after the start at which message `index` is due. Multiplied, not added up, so that it doesn't drift.
+    /// Nanoseconds after the start at which message `index` is due: at unequal intervals, the same in each window. Multiplied,
+    /// not added up, so that it doesn't drift.
     pub fn due_ns(&self, index: u64) -> u64 {
-        ((index / self.burst) as f64 * self.interval_ns) as u64
+        let group = index / self.burst;
+        let shift_ns = chance(group) * SHIFT_NS_MAX.min(SHIFT_SHARE_MAX * self.interval_ns);
+        (group as f64 * self.interval_ns + shift_ns) as u64
     }
 
     /// Messages that are due `elapsed_ns` after the start.
@@ -50,6 +59,16 @@ impl Schedule {
         }
         (bursts * self.burst).min(self.messages)
     }
+}
+
+/// From 0 to 1, evenly, and always the same of a number.
+///
+/// Source: the output function of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).
+fn chance(number: u64) -> f64 {
+    let mut z = number.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
 }
 
 /// Which room message `number` of a run goes to, and its number there: the rooms take turns.
@@ -93,16 +112,28 @@ mod tests {
         let hour_ns = 3_600_000_000_000;
         let schedule = Schedule::open(300.0, 1, hour_ns);
         assert_eq!(schedule.messages(), 3_600 * 300);
-        assert_eq!(schedule.due_ns(300 * 3_599), 3_599_000_000_000);
-        assert_eq!(schedule.due_by(0), 1);
+        let shift_ns = schedule.due_ns(300 * 3_599).checked_sub(3_599_000_000_000).unwrap();
+        assert!(shift_ns as f64 <= SHIFT_SHARE_MAX * 1e9 / 300.0, "{shift_ns}");
         assert_eq!(schedule.due_by(hour_ns), schedule.messages());
+    }
+
+    #[test]
+    fn a_load_does_not_keep_step_with_the_ticks_of_the_kernel() {
+        for rate in [10.0, 100.0] {
+            let schedule = Schedule::open(rate, 1, 10_000_000_000);
+            let mut in_quarter = [0; 4];
+            (0..schedule.messages())
+                .for_each(|index| in_quarter[(schedule.due_ns(index) / 1_000_000 % 4) as usize] += 1);
+            let least = schedule.messages() / 8;
+            assert!(in_quarter.iter().all(|count| *count >= least), "{rate}/s: {in_quarter:?}");
+        }
     }
 
     #[test]
     fn a_burst_is_due_at_once() {
         let schedule = Schedule::open(1_000.0, 10, 1_000_000_000);
         assert_eq!(schedule.due_ns(0), schedule.due_ns(9));
-        assert_eq!(schedule.due_ns(10), 10_000_000);
+        assert!((10_000_000..14_000_000).contains(&schedule.due_ns(10)));
         assert_eq!(schedule.messages(), 1_000);
     }
 }

@@ -217,12 +217,12 @@ impl Bench {
         }
     }
 
-    /// Receivers connected to the floor, on the first of the server's cores.
-    pub fn floor_side(&self, clients: usize, bytes: usize) -> Result<Side> {
+    /// Receivers connected to the floor, on the first of the server's cores, each in one of so many rooms.
+    pub fn floor_side(&self, clients: usize, rooms: u32, bytes: usize) -> Result<Side> {
         let cores = &self.common.server_cores;
         let floor = Floor::start(cores)?;
-        let seating = Seating { rooms: 1, rooms_per_connection: 1 };
-        let path = PathTemplate("/".to_owned());
+        let seating = Seating { rooms, rooms_per_connection: 1 };
+        let path = PathTemplate(crate::floor::PATH.to_owned());
         let audience = Audience { address: floor.address, path, seating, connections: clients };
         let mut receivers = Receivers::start(&self.crewing(), audience)?;
         let meter =
@@ -319,7 +319,8 @@ impl Side {
             }
             Source::Floor { floor, bytes } => match load {
                 Load::Open { rate, burst: gather, duration_ns } => {
-                    floor.send(FloorLoad { rate, gather, bytes: *bytes, duration_ns })?
+                    let (bytes, rooms) = (*bytes, self.members.len() as u32);
+                    floor.send(FloorLoad { rate, gather, bytes, rooms, duration_ns })?
                 }
                 Load::Burst { .. } | Load::Closed { .. } => bail!("the floor knows only the open loop"),
             },

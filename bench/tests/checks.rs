@@ -209,7 +209,7 @@ fn an_honest_server_and_the_floor_deliver_everything_once_and_in_order() {
     for side in ["server", "floor"] {
         assert_eq!(phases(&results, side).count(), 2, "{side}");
         for phase in phases(&results, side) {
-            // 30 messages to rooms of ten, and half as many to all twenty sockets of the floor.
+            // 30 messages to rooms of ten, of the floor's sockets too.
             let owed = 300;
             assert_eq!((&phase["expected"], &phase["counts"]["delivered"]), (&owed.into(), &owed.into()));
             assert_eq!(phase["missing"], 0);

@@ -9,7 +9,8 @@ use crate::schedule::Load;
 use crate::stage::{Bench, Side, Stage};
 use crate::sys;
 
-/// Messages that the gathering floor puts into one send: where its price per delivery has become flat.
+/// Messages that the gathering floor puts into one send. A server that gathers hundreds where they lie ready is below it: it is
+/// the price of a `send()` with ten, not of the least work.
 pub(super) const FLOOR_GATHER: u64 = 10;
 /// Messages a second of the gathering floor.
 const FLOOR_GATHER_RATE: f64 = 1_000.0;
@@ -37,12 +38,18 @@ pub(super) struct Loads {
 }
 
 impl Contest {
-    /// Starts and connects everybody. A peer that can't be had is noted in `outcome`.
-    pub(super) fn connect(bench: &Bench, crowd: &Crowd, outcome: &mut Outcome) -> Result<Self> {
+    /// Starts and connects everybody, the floor's sockets in `floor_rooms` rooms. A peer that can't be had is noted in
+    /// `outcome`.
+    pub(super) fn connect(
+        bench: &Bench,
+        crowd: &Crowd,
+        floor_rooms: u32,
+        outcome: &mut Outcome,
+    ) -> Result<Self> {
         let seating = seating(crowd)?;
         let mut sides = Vec::new();
         if !bench.common.no_floor {
-            let side = bench.floor_side(crowd.clients, crowd.bytes)?;
+            let side = bench.floor_side(crowd.clients, floor_rooms, crowd.bytes)?;
             sides.push(Some(Connected { side, stage: None }));
         }
         for contender in bench.contenders() {
@@ -135,7 +142,16 @@ impl Contest {
     }
 }
 
-/// The floor at its cheapest.
+/// What to know of a floor that gathers.
+pub(super) fn note_gather(bench: &Bench, outcome: &mut Outcome) {
+    if !bench.common.no_floor {
+        let note =
+            format!("the floor is send() with {FLOOR_GATHER} messages gathered, however many servers gather");
+        outcome.notes.push(note);
+    }
+}
+
+/// The gathering floor.
 pub(super) fn floor_gathered(bench: &Bench) -> Load {
     Load::Open { rate: FLOOR_GATHER_RATE, burst: FLOOR_GATHER, duration_ns: bench.common.duration_ns() }
 }

@@ -14,7 +14,7 @@ pub fn floor(bench: &Bench, clients: usize, rate: f64, bytes: usize, gather: &[u
     if rate <= 0.0 || gather.contains(&0) {
         bail!("{rate} messages a second in groups of {gather:?} never leave");
     }
-    let mut side = bench.floor_side(clients, bytes)?;
+    let mut side = bench.floor_side(clients, 1, bytes)?;
     let title = format!("floor, {clients} sockets x {bytes} B, {rate}/s");
     let parameters = json!({"clients": clients, "rate": rate, "bytes": bytes, "gather": gather});
     let mut outcome = Outcome::new(title, parameters, "");

@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 use serde_json::json;
 
-use super::contest::{Contest, FLOOR_GATHER, Loads, floor_gathered};
+use super::contest::{Contest, FLOOR_GATHER, Loads, floor_gathered, note_gather};
 use super::{DELIVERIES, Outcome, WORST_RISE, crowd_json, crowd_text, progress, window_figure};
 use crate::cli::Crowd;
 use crate::figure::median;
@@ -20,7 +20,8 @@ pub fn saturate(bench: &Bench, crowd: &Crowd, windows: &[u64]) -> Result<Outcome
     let title = format!("saturate, {}", crowd_text(crowd));
     let parameters = json!({"crowd": crowd_json(crowd), "windows": windows, "floor_gather": FLOOR_GATHER});
     let mut outcome = Outcome::new(title, parameters, "");
-    let mut contest = Contest::connect(bench, crowd, &mut outcome)?;
+    let mut contest = Contest::connect(bench, crowd, 1, &mut outcome)?;
+    note_gather(bench, &mut outcome);
     let closed = |window, duration_ns| Load::Closed { window, duration_ns };
     contest.warm_up(bench, closed(windows[windows.len() / 2], bench.common.warm_up_ns()), &mut outcome)?;
     let runs = bench.common.runs;
