@@ -32,7 +32,7 @@ bench: build ## Measure what README promises, in about two minutes (ARGS="anothe
 	cargo build --locked --release -p corecast-bench
 	@exec $${CARGO_TARGET_DIR:-target}/release/corecast-bench $(or $(ARGS),table)
 
-bench-peers: ## The same beside other servers in one run, some ten minutes (ARGS="flags of corecast-bench versus")
+bench-peers: ## The same beside other servers in one run, some twenty minutes (ARGS="flags of corecast-bench versus")
 	@scripts/bench_peers.sh $(ARGS)
 
 image: ## Build the Docker image corecast

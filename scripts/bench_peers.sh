@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # corecast beside its peers in one run: `make bench-peers`. bench/peers/README.md says how each is set up.
 #
-#   scripts/bench_peers.sh                                    all rows against all peers that can be had, some ten minutes
+#   scripts/bench_peers.sh                                    all rows against all peers that can be had, some twenty minutes
 #   scripts/bench_peers.sh --rows burst,windows --runs 10     flags of `corecast-bench versus`, --peer NAME=COMMAND among them
 #   PEERS="nchan node-ws" scripts/bench_peers.sh              only these of nchan node-ws tungstenite
 #

@@ -105,6 +105,21 @@ pub enum Command {
         #[command(flatten)]
         common: Common,
     },
+    /// The same closed loop on one shard and on more, as many as there are cores.
+    Shards {
+        /// See Crowd.
+        #[command(flatten)]
+        crowd: Crowd,
+        /// Messages under way.
+        #[arg(long, default_value_t = 64)]
+        window: u64,
+        /// Numbers of shards, one measurement each; the cores are the server's and then the generator's.
+        #[arg(long, value_delimiter = ',', default_value = "1,2,4,8", value_name = "SHARDS")]
+        shards_list: Vec<usize>,
+        /// See Common.
+        #[command(flatten)]
+        common: Common,
+    },
     /// Memory of connections that do nothing.
     Idle {
         /// Connections.

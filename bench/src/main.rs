@@ -111,6 +111,10 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Churn { handshakes, parallel, common } => {
             one("churn", common, |bench| scenario::churn(bench, handshakes, parallel))
         }
+        Command::Shards { crowd, window, shards_list, common } => {
+            refuse_peers(&common, "shards are corecast's alone")?;
+            one("shards", common, |bench| scenario::shards(bench, &crowd, window, &shards_list))
+        }
         Command::Echo { clients, rate, bytes, echo_rate, common } => {
             one("echo", common, |bench| scenario::echo(bench, clients, rate, bytes, echo_rate))
         }

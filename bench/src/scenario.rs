@@ -10,7 +10,7 @@ mod floor;
 mod idle;
 mod saturate;
 mod scale;
-mod second_shard;
+mod shards;
 mod slow;
 mod soak;
 mod storm;
@@ -29,7 +29,7 @@ pub use self::floor::floor;
 pub use self::idle::idle;
 pub use self::saturate::saturate;
 pub use self::scale::{ScalePlan, scale};
-pub use self::second_shard::second_shard;
+pub use self::shards::shards;
 pub use self::slow::slow;
 pub use self::soak::{SoakPlan, soak};
 pub use self::storm::{StormPlan, storm};
@@ -234,6 +234,8 @@ pub const BYTES_PER_CONNECTION: &str = "user memory per connection";
 pub const CPU_PER_HANDSHAKE: &str = "CPU per handshake and close";
 /// Of [`echo`].
 pub const ECHO_BUSY_P50: &str = "echo p50 while the room is being sent to";
+/// Of [`echo`].
+pub const ECHO_BUSY_P99: &str = "echo p99 while the room is being sent to";
 /// Of [`saturate`].
 pub const WORST_RISE: &str = "worst rise of CPU per delivery from a smaller window";
 /// Of all loads.
@@ -254,7 +256,7 @@ pub const GROWN_BY_STALLED: &str = "user memory grown by the stalled, at its pea
 pub const STALLED_CLOSED: &str = "stalled clients that were closed";
 /// Of [`slow`].
 pub const STALLED_DELIVERED: &str = "delivered to the stalled, of what they were owed";
-/// Of [`saturate`] and [`second_shard`], and of all loads.
+/// Of [`saturate`] and [`shards`], and of all loads.
 pub const DELIVERIES: &str = "deliveries";
 
 /// Name of the figure of one window.

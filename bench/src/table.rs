@@ -144,7 +144,7 @@ const ROWS: &[Row] = &[
     ),
     (
         "second shard",
-        |bench| scenario::second_shard(&bench.shortened(3, 1_000), &CROWD, 64),
+        |bench| scenario::shards(&bench.shortened(3, 1_000), &CROWD, 64, &[1, 2]),
         &[
             ("deliveries, shards: 1", "closed loop, 64 under way, 1 shard: deliveries", None),
             ("deliveries, shards: 2", "closed loop, 64 under way, 2 shards: deliveries", None),

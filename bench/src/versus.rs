@@ -195,6 +195,28 @@ pub(crate) const ROWS: &[Row] = &[
         )],
     ),
     (
+        "echo",
+        |bench| scenario::echo(&bench.share(3, 2.0), 10_000, 10.0, 128, 500.0),
+        &[
+            (
+                scenario::ECHO_BUSY_P50,
+                "echo while a room of 10,000 is being sent to: p50",
+                Some(Target::AtMost(3.0)),
+            ),
+            (scenario::ECHO_BUSY_P99, "echo while a room of 10,000 is being sent to: p99", None),
+        ],
+    ),
+    (
+        "shards",
+        |bench| scenario::shards(&bench.share(3, 0.5), &CROWD, 64, &[1, 2, 4, 8]),
+        &[
+            ("deliveries, shards: 1", "64 under way x 1,000, 1 shard: deliveries", None),
+            ("deliveries, shards: 2", "64 under way x 1,000, 2 shards: deliveries", None),
+            ("CPU per delivery, shards: 1", "64 under way x 1,000, 1 shard: CPU per delivery", None),
+            ("CPU per delivery, shards: 2", "64 under way x 1,000, 2 shards: CPU per delivery", None),
+        ],
+    ),
+    (
         "hop",
         hop,
         &[

@@ -1,4 +1,5 @@
-// node server.js PORT REDIS: GET /ws?room=NAME joins a room; what is published to room:NAME goes to its members.
+// node server.js PORT REDIS: GET /ws?room=NAME joins a room (/ws?rooms=A,B several); what is published to room:NAME goes to its
+// members. GET /echo gets back what it sends.
 //
 // One process, one thread. Payloads stay buffers from Redis to the socket, so that nothing is decoded or encoded on the way.
 import { createServer } from 'node:http';
@@ -29,11 +30,15 @@ const server = createServer((request, response) => response.writeHead(404).end()
 const sockets = new WebSocketServer({ noServer: true, perMessageDeflate: false, clientTracking: false, maxPayload: 1 << 20 });
 server.on('upgrade', (request, socket, head) => {
   const url = new URL(request.url, 'http://localhost');
-  const room = url.searchParams.get('room');
-  if (url.pathname !== '/ws' || !room) return socket.end('HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n');
+  const names = url.searchParams.get('room') ? [url.searchParams.get('room')] : url.searchParams.get('rooms')?.split(',');
+  const echoes = url.pathname === '/echo';
+  if (!echoes && (url.pathname !== '/ws' || !names)) {
+    return socket.end('HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n');
+  }
   sockets.handleUpgrade(request, socket, head, (accepted) => {
     accepted.on('error', () => accepted.terminate());
-    join(room, accepted);
+    if (echoes) accepted.on('message', (payload, isBinary) => accepted.send(payload, { binary: isBinary }));
+    else for (const name of names) join(name, accepted);
   });
 });
 

@@ -1,4 +1,5 @@
-//! `tungstenite-peer PORT REDIS`: GET /ws?room=NAME joins a room; what is published to room:NAME goes to its members.
+//! `tungstenite-peer PORT REDIS`: GET /ws?room=NAME joins a room (/ws?rooms=A,B several); what is published to room:NAME goes to
+//! its members. GET /echo gets back what it sends.
 //!
 //! What a careful author writes with tokio and tokio-tungstenite: one thread (one core is what all sides have), one task a
 //! connection with a bounded queue of messages that share their bytes, and all that has come gathered before a flush. Not a
@@ -12,7 +13,7 @@ use anyhow::{Context, Result};
 use futures_util::{SinkExt, StreamExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
-use tokio_tungstenite::accept_hdr_async_with_config;
+use tokio_tungstenite::{WebSocketStream, accept_hdr_async_with_config};
 use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
 use tokio_tungstenite::tungstenite::http::StatusCode;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
@@ -93,21 +94,24 @@ fn deliver(rooms: &Rooms, message: &redis::Msg) {
 // The error's size is the handshake's, not ours.
 #[expect(clippy::result_large_err)]
 async fn converse(stream: TcpStream, rooms: Rooms) -> Result<()> {
-    let mut room = None;
-    let read_room = |request: &Request, response: Response| -> Result<Response, ErrorResponse> {
-        let query = request.uri().query().filter(|_| request.uri().path() == "/ws").unwrap_or_default();
-        room = query.split('&').find_map(|pair| pair.strip_prefix("room=")).map(str::to_owned);
-        if room.is_some() {
+    let mut route = None;
+    let read_route = |request: &Request, response: Response| -> Result<Response, ErrorResponse> {
+        route = Route::of(request.uri().path(), request.uri().query().unwrap_or_default());
+        if route.is_some() {
             return Ok(response);
         }
         let mut refused = ErrorResponse::new(None);
         *refused.status_mut() = StatusCode::NOT_FOUND;
         Err(refused)
     };
-    // The defaults reserve 128 KiB to read into per connection.
-    let config = WebSocketConfig::default().read_buffer_size(4 * 1024).write_buffer_size(4 * 1024);
-    let mut socket = accept_hdr_async_with_config(stream, read_room, Some(config)).await?;
-    let mut messages = join(&rooms, &room.context("no room")?);
+    // The defaults reserve 128 KiB to read into per connection. What is written is gathered in a buffer that grows with it;
+    // `write_buffer_size` is how much it may hold before `feed` writes it, and its default of 128 KiB is left alone.
+    let config = WebSocketConfig::default().read_buffer_size(4 * 1024);
+    let mut socket = accept_hdr_async_with_config(stream, read_route, Some(config)).await?;
+    let mut messages = match route.context("no room")? {
+        Route::Rooms(names) => join(&rooms, &names),
+        Route::Echo => return echo(socket).await,
+    };
     loop {
         tokio::select! {
             message = messages.recv() => match message {
@@ -130,14 +134,47 @@ async fn converse(stream: TcpStream, rooms: Rooms) -> Result<()> {
     }
 }
 
-fn join(rooms: &Rooms, room: &str) -> Receiver<Utf8Bytes> {
+/// What a URL asks for.
+enum Route {
+    Rooms(Vec<String>),
+    Echo,
+}
+
+impl Route {
+    fn of(path: &str, query: &str) -> Option<Self> {
+        let of = |name: &str| query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
+        match path {
+            "/echo" => Some(Self::Echo),
+            "/ws" => {
+                let names = of("room").map(|room| vec![room]).or_else(|| Some(of("rooms")?.split(',').collect()));
+                names.map(|names| Self::Rooms(names.into_iter().map(str::to_owned).collect()))
+            }
+            _ => None,
+        }
+    }
+}
+
+async fn echo(mut socket: WebSocketStream<TcpStream>) -> Result<()> {
+    while let Some(message) = socket.next().await {
+        let message = message?;
+        if message.is_text() || message.is_binary() {
+            socket.send(message).await?;
+        }
+    }
+    Ok(())
+}
+
+/// One queue for all rooms of a connection.
+fn join(rooms: &Rooms, names: &[String]) -> Receiver<Utf8Bytes> {
     let (member, messages) = channel(BEHIND_MAX);
     let mut rooms = rooms.borrow_mut();
-    let members = rooms.entry(room.to_owned()).or_default();
-    if members.len() == members.capacity() {
-        // Before the list grows: those who left a room that nothing was published to.
-        members.retain(|member| !member.is_closed());
+    for name in names {
+        let members = rooms.entry(name.clone()).or_default();
+        if members.len() == members.capacity() {
+            // Before the list grows: those who left a room that nothing was published to.
+            members.retain(|member| !member.is_closed());
+        }
+        members.push(member.clone());
     }
-    members.push(member);
     messages
 }
