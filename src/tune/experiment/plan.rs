@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Serialize;
+use statistics::{PAIRS_MAX, PAIRS_MIN};
 
 use super::arm::Arm;
 use super::reader::{Faults, Fields, Reader};
-use statistics::{PAIRS_MAX, PAIRS_MIN};
 use shards::config::Wrong;
 
 /// A file below `tuning/experiments/`.

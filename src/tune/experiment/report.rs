@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use host::Root;
 use serde_json::{Value, json};
+use statistics::{Interval, interval};
 
 use super::arm::SetKnob;
 use super::enclosure::Enclosure;
 use super::host_knobs::Applied;
 use super::plan::{Plan, Side};
 use super::runner::{End, Run};
-use statistics::{Interval, interval};
 use super::verdict::{Change, Verdict, Words};
 use crate::iso8601;
 

@@ -3,9 +3,9 @@
 use std::fmt;
 
 use serde::Serialize;
+use statistics::{Interval, PAIRS_MAX};
 
 use super::plan::Better;
-use statistics::{Interval, PAIRS_MAX};
 
 /// What an experiment found about arm B beside arm A.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
