@@ -176,6 +176,9 @@ pub enum Command {
         /// Payload bytes. With the defaults a stalled client is owed 16 KiB x 100/s x 8 s = 13 MB, beyond what TCP hides.
         #[arg(long, default_value_t = 16_384)]
         bytes: usize,
+        /// Leave out corecast with drop-oldest, and keeping 64 MiB for a slow reader.
+        #[arg(long)]
+        default_policy: bool,
         /// See Common.
         #[command(flatten)]
         common: Common,

@@ -58,7 +58,7 @@ use crate::cli::{Cli, Command, Common};
 use crate::figure::{Figure, Verdict};
 use crate::ingest::Plan;
 use crate::orders::Receiving;
-use crate::scenario::Outcome;
+use crate::scenario::{Outcome, SlowPlan};
 use crate::stage::Bench;
 use crate::table::Measured;
 
@@ -118,8 +118,11 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Echo { clients, rate, bytes, echo_rate, common } => {
             one("echo", common, |bench| scenario::echo(bench, clients, rate, bytes, echo_rate))
         }
-        Command::Slow { clients, stalled_every, rate, bytes, common } => {
-            one("slow", common, |bench| scenario::slow(bench, clients, stalled_every, rate, bytes))
+        Command::Slow { clients, stalled_every, rate, bytes, default_policy, common } => {
+            one("slow", common, |bench| {
+                let plan = SlowPlan { clients, stalled_every, rate, bytes, default_policy };
+                scenario::slow(bench, &plan)
+            })
         }
         Command::Ingest { rooms, members, bytes, publications, source, common } => {
             refuse_peers(&common, "ingest looks at corecast's relay alone")?;

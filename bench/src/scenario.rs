@@ -30,7 +30,7 @@ pub use self::idle::idle;
 pub use self::saturate::saturate;
 pub use self::scale::{ScalePlan, scale};
 pub use self::shards::shards;
-pub use self::slow::slow;
+pub use self::slow::{SlowPlan, slow};
 pub use self::soak::{SoakPlan, soak};
 pub use self::storm::{StormPlan, storm};
 

@@ -6,12 +6,15 @@ use serde_json::json;
 use crate::cli::{Common, Crowd, ReceivingArgument};
 use crate::figure::Target;
 use crate::orders::Receiving;
-use crate::scenario::{self, Outcome};
+use crate::scenario::{self, Outcome, SlowPlan};
 use crate::stage::Bench;
 use crate::table::{self, CROWD, Measured, RISE_MAX, Row};
 
 /// A peer of this name makes the shares of it due.
 const UWEBSOCKETS: &str = "uwebsockets";
+/// 16 KiB x 100/s x 8 s = 13 MB for each that stops reading: beyond what TCP hides (some 4 MB).
+const SLOW: SlowPlan =
+    SlowPlan { clients: 200, stalled_every: 10, rate: 100.0, bytes: 16 * 1024, default_policy: false };
 /// From one message a turn to more than any turn takes, in steps of eight (and the last of four).
 const WINDOWS: [u64; 5] = [1, 8, 64, 256, 1024];
 
@@ -138,8 +141,7 @@ pub(crate) const ROWS: &[Row] = &[
     ),
     (
         "slow",
-        // 16 KiB x 100/s x 8 s = 13 MB for each that stops reading: beyond what TCP hides (some 4 MB).
-        |bench| scenario::slow(&bench.share(3, 4.0), 200, 10, 100.0, 16 * 1024),
+        |bench| scenario::slow(&bench.share(3, 4.0), &SLOW),
         &[
             (
                 scenario::GROWN_BY_STALLED,

@@ -17,11 +17,18 @@ use crate::tally::{Counts, Seating};
 const KERNEL_GROWN: &str = "kernel memory grown by the stalled, at its peak";
 
 /// Who there is, what they are sent, and how many stop reading.
-struct Plan {
-    clients: usize,
-    stalled_every: usize,
-    rate: f64,
-    bytes: usize,
+#[derive(Debug, Clone, Copy)]
+pub struct SlowPlan {
+    /// Of one room.
+    pub clients: usize,
+    /// Every so many-th stops reading.
+    pub stalled_every: usize,
+    /// Messages a second.
+    pub rate: f64,
+    /// Payload bytes.
+    pub bytes: usize,
+    /// Ours is measured with its default alone.
+    pub default_policy: bool,
 }
 
 /// What ours does with a reader that is too slow. A server that closes it is spared all that another keeps for it, so
@@ -54,20 +61,23 @@ const OTHER_POLICIES: [Policy; 2] = [
 ];
 
 /// A window with all clients reading, then one with some that don't, on one server.
-pub fn slow(bench: &Bench, clients: usize, stalled_every: usize, rate: f64, bytes: usize) -> Result<Outcome> {
+pub fn slow(bench: &Bench, plan: &SlowPlan) -> Result<Outcome> {
+    let SlowPlan { clients, stalled_every, rate, bytes, default_policy } = *plan;
     if stalled_every < 2 {
         bail!("of every {stalled_every} clients one stops reading: nobody is left");
     }
     let title = format!("slow, 1 of {stalled_every} of {clients} clients stops reading, {bytes} B, {rate}/s");
     let parameters =
         json!({"clients": clients, "stalled_every": stalled_every, "rate": rate, "bytes": bytes});
-    let plan = Plan { clients, stalled_every, rate, bytes };
     let mut outcome = Outcome::new(title, parameters, "");
     let contenders = bench.contenders();
     contenders.iter().for_each(|contender| outcome.meet(*contender));
     let mut sides: Vec<_> = contenders.iter().map(|contender| (*contender, DISCONNECT)).collect();
     // Only a server that takes the generator's configuration can be told another policy.
-    if bench.common.attached()?.is_none() && bench.common.server_command()?.contains("{config}") {
+    if !default_policy
+        && bench.common.attached()?.is_none()
+        && bench.common.server_command()?.contains("{config}")
+    {
         sides.splice(1..1, OTHER_POLICIES.map(|policy| (Contender::Ours, policy)));
     }
     let mut sheet = Sheet::default();
@@ -83,7 +93,7 @@ pub fn slow(bench: &Bench, clients: usize, stalled_every: usize, rate: f64, byte
                 break 'runs;
             }
             if !outcome.is_out(contender.name())
-                && let Err(error) = stall_some(bench, contender, policy, &plan, run, &mut sheet, &mut outcome)
+                && let Err(error) = stall_some(bench, contender, policy, plan, run, &mut sheet, &mut outcome)
             {
                 outcome.fail(contender.name(), error)?;
             }
@@ -113,7 +123,7 @@ fn stall_some(
     bench: &Bench,
     contender: Contender,
     policy: Policy,
-    plan: &Plan,
+    plan: &SlowPlan,
     run: usize,
     sheet: &mut Sheet,
     outcome: &mut Outcome,
@@ -210,6 +220,16 @@ mod tests {
         for (damaged, of_dropping) in [(torn, 1), (repeated, 1), (skipped, 0)] {
             assert_eq!((damages(&damaged, false).len(), damages(&damaged, true).len()), (1, of_dropping));
         }
+    }
+
+    #[test]
+    fn the_experiment_about_slow_readers_asks_for_a_figure_that_there_is() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tuning/experiments/notsent-lowat.toml");
+        let file: toml::Table = toml::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        let mut sheet = Sheet::default();
+        declare(&mut sheet, DISCONNECT);
+        let metric = file["metric"].as_str().unwrap();
+        assert!(sheet.figures(&[]).iter().any(|figure| figure.name == metric), "{metric}");
     }
 
     #[test]
