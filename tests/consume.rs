@@ -134,7 +134,7 @@ fn a_handler_that_hangs_is_killed_and_fails() {
 fn a_full_queue_drops_what_it_counts_and_says_so_once_a_second() {
     let redis = Redis::start();
     // One event in the worker's hands, five in the queue; the others find no room.
-    let handler = "*=exec:until [ -e go ]; do sleep 0.01; done";
+    let handler = "*=exec:until [ -e go ]; do kill -0 $PPID || exit; sleep 0.01; done";
     let mut consumer = Consumer::start(
         &redis,
         &["--workers", "1", "--queue", "5", "--handler", handler, "--handler-timeout", "60s"],
@@ -217,7 +217,7 @@ fn what_is_no_event_is_counted_with_the_field_that_is_wrong() {
 #[test]
 fn sigterm_with_a_full_queue_handles_all_of_it() {
     let redis = Redis::start();
-    let handler = "*=exec:until [ -e go ]; do sleep 0.01; done; cat >> got";
+    let handler = "*=exec:until [ -e go ]; do kill -0 $PPID || exit; sleep 0.01; done; cat >> got";
     let args = ["--workers", "2", "--queue", "30", "--handler", handler, "--handler-timeout", "60s"];
     let mut consumer = Consumer::start(&redis, &args);
     publish(&redis, "in hand", 2);
@@ -240,7 +240,7 @@ fn sigterm_with_a_full_queue_handles_all_of_it() {
 #[test]
 fn with_when_full_block_what_redis_still_holds_is_handled_before_the_end() {
     let redis = Redis::start();
-    let handler = "*=exec:until [ -e go ]; do sleep 0.01; done; cat >> got";
+    let handler = "*=exec:until [ -e go ]; do kill -0 $PPID || exit; sleep 0.01; done; cat >> got";
     let args = ["--workers", "1", "--queue", "1", "--when-full", "block", "--handler", handler];
     let mut consumer = Consumer::start(&redis, &[&args[..], &["--handler-timeout", "60s"]].concat());
     // About 140 KiB: more than the consumer reads at once.
