@@ -18,6 +18,7 @@ COPY charts charts
 COPY statistics statistics
 COPY bench bench
 COPY consumer consumer
+COPY tls tls
 COPY examples examples
 # The caches outlive the build and stay out of the image, so the binary is copied out of them in the same step.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
@@ -28,6 +29,8 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
 
 FROM debian:bookworm-slim
 COPY --from=build /usr/local/bin/corecast /usr/local/bin/corecast
+# Whom rediss:// trusts unless --redis-ca-file says otherwise.
+COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 # A number, not a name: Kubernetes' runAsNonRoot can't check names.
 USER 65532:65532
 EXPOSE 8080 8081

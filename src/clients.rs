@@ -27,6 +27,7 @@ use crate::exit::{self, Failure};
 use crate::output::complain;
 use crate::preset::{self, Preset};
 use crate::record::{Note, millis};
+use crate::redis::TlsArgs;
 use crate::signals;
 use log::{Entry, Log};
 use receiver::{Progress, Receiver};
@@ -143,7 +144,7 @@ impl ClientsArgs {
 }
 
 fn way(args: &ClientsArgs) -> anyhow::Result<Way> {
-    let preset = args.preset_name().map(|name| Preset::load(name, None)).transpose()?;
+    let preset = args.preset_name().map(|name| Preset::load(name, None, &TlsArgs::default())).transpose()?;
     let target = match (&preset, &args.url) {
         (Some(preset), _) => preset.target()?,
         (None, url) => Target::parse(url.as_deref().unwrap_or_default())?,

@@ -23,6 +23,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::logs;
+use crate::redis::{TlsArgs, check_tls};
 use settings::Settings;
 
 /// The flags of `corecast consume`, as text: a variable stands in for each that is absent.
@@ -31,10 +32,12 @@ pub struct ConsumeArgs {
     /// Serve the users of this system: star, whose defaults are this command's own
     #[arg(long, value_name = "NAME", value_parser = ["star"])]
     preset: Option<String>,
-    /// Redis, as redis://[USER[:PASSWORD]@]HOST[:PORT], unix:///PATH.sock or HOST:PORT [env: CORECAST_REDIS, REDIS_URL,
+    /// Redis, as redis[s]://[USER[:PASSWORD]@]HOST[:PORT], unix:///PATH.sock or HOST:PORT [env: CORECAST_REDIS, REDIS_URL,
     /// REDIS_ADDR, REDIS_HOST with REDIS_PORT; REDIS_PASSWORD] [default: localhost:6379]
     #[arg(long, value_name = "URL")]
     pub redis: Option<String>,
+    #[command(flatten)]
+    pub tls: TlsArgs,
     /// Redis channel to subscribe to [env: CORECAST_CHANNEL, CHANNEL_NAME] [default: broadcast.events]
     #[arg(long, value_name = "CHANNEL")]
     channel: Option<String>,
@@ -133,6 +136,7 @@ pub fn run(args: &ConsumeArgs) -> anyhow::Result<ExitCode> {
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }
+    check_tls(&settings.redis)?;
     let dead_letters = settings.dead_letters.keeper(&settings.redis)?;
     let listener = settings.metrics.map(|address| {
         TcpListener::bind(address)

@@ -19,6 +19,7 @@ use crate::consume::place::{Place, failure};
 use crate::consume::settings::{pick, redis_target};
 use crate::exit::{FAILED, Failure, USAGE};
 use crate::output::{complain, print};
+use crate::redis::TlsArgs;
 
 /// What to do with them.
 #[derive(Debug, Subcommand)]
@@ -54,6 +55,8 @@ pub struct Which {
     /// REDIS_PASSWORD] [default: localhost:6379]
     #[arg(long, value_name = "URL")]
     redis: Option<String>,
+    #[command(flatten)]
+    tls: TlsArgs,
     /// Only events of this type
     #[arg(long, value_name = "TYPE")]
     r#type: Option<String>,
@@ -275,7 +278,7 @@ fn replay(which: &Which, is_dry: bool, unheard_too: bool) -> anyhow::Result<()> 
 }
 
 fn redis_of(which: &Which) -> anyhow::Result<RedisTarget> {
-    let (target, warnings) = redis_target(which.redis.as_deref())?;
+    let (target, warnings) = redis_target(which.redis.as_deref(), &which.tls)?;
     for warning in warnings {
         complain!("corecast: warning: {warning}");
     }

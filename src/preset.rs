@@ -13,6 +13,7 @@ use crate::cli::ConfigArgs;
 use crate::client::Target;
 use crate::configuration;
 use crate::exit::Failure;
+use crate::redis::TlsArgs;
 
 /// One preset, under the variables of this process.
 pub struct Preset {
@@ -29,20 +30,22 @@ pub fn names() -> PossibleValuesParser {
 ///
 /// # Errors
 /// Those of the configuration.
-pub fn redis(url: Option<&str>) -> anyhow::Result<RedisTarget> {
+pub fn redis(url: Option<&str>, tls: &TlsArgs) -> anyhow::Result<RedisTarget> {
     let broker = ("broker".to_owned(), "redis".to_owned());
-    let settings = url.map(|url| ("redis".to_owned(), url.to_owned())).into_iter().chain([broker]).collect();
+    let settings = url.map(|url| ("redis".to_owned(), url.to_owned())).into_iter().chain([broker]);
+    let settings = settings.chain(tls.settings()).collect();
     let loaded = configuration::load(&ConfigArgs { settings, ..ConfigArgs::default() })?;
     Ok(redis_of(&loaded.config)?.clone())
 }
 
 impl Preset {
-    /// Reads the preset `name`, with `redis` in the place of its own Redis.
+    /// Reads the preset `name`, with `redis` and `tls` in the place of its own Redis.
     ///
     /// # Errors
     /// Those of the configuration: a variable or file that makes no sense.
-    pub fn load(name: &str, redis: Option<&str>) -> anyhow::Result<Self> {
-        let settings: Vec<_> = redis.map(|url| ("redis".to_owned(), url.to_owned())).into_iter().collect();
+    pub fn load(name: &str, redis: Option<&str>, tls: &TlsArgs) -> anyhow::Result<Self> {
+        let url = redis.map(|url| ("redis".to_owned(), url.to_owned()));
+        let settings = url.into_iter().chain(tls.settings()).collect();
         let presets = Some(vec![name.to_owned()]);
         let loaded = configuration::load(&ConfigArgs { presets, settings, ..ConfigArgs::default() })?;
         configuration::warn(&loaded);

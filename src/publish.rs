@@ -19,6 +19,7 @@ use crate::client::{duration, rate};
 use crate::exit::Failure;
 use crate::output::complain;
 use crate::preset;
+use crate::redis::TlsArgs;
 use messages::{Messages, stamped};
 use way::Way;
 
@@ -39,10 +40,12 @@ pub struct PublishArgs {
     /// The server, as http://HOST:PORT [default: http://127.0.0.1:8080]; with --feed as ws://HOST:PORT/ws/ingest
     #[arg(long, value_name = "URL", conflicts_with_all = ["redis", "preset", "channel"])]
     url: Option<String>,
-    /// Publish through this Redis instead: redis://[USER[:PASSWORD]@]HOST[:PORT], unix:///PATH.sock or HOST:PORT; without
+    /// Publish through this Redis instead: redis[s]://[USER[:PASSWORD]@]HOST[:PORT], unix:///PATH.sock or HOST:PORT; without
     /// a password in it $REDIS_PASSWORD is used
     #[arg(long, value_name = "URL")]
     redis: Option<String>,
+    #[command(flatten)]
+    tls: TlsArgs,
     /// Redis channel; the message goes there as it is [default with --type and --demo: their preset's, $CHANNEL_NAME]
     #[arg(long, value_name = "CHANNEL", conflicts_with = "room")]
     channel: Option<String>,

@@ -4,30 +4,73 @@
 //! in bytes and time.
 
 use std::io::{self, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
-use std::os::unix::net::UnixStream;
 
+use corecast_consumer::{Stream, TLS_HINT};
 use redis_protocol::resp2::types::{OwnedFrame, Resp2Frame};
 use redis_protocol::resp2::{decode, encode};
 use shards::config::{RedisAddress, RedisTarget};
+use shards::net::broker::tls_client;
+use tls::TlsError;
 
-use crate::client::{ANSWER_TIMEOUT, CONNECT_TIMEOUT};
+use clap::Args;
+
+use crate::client::ANSWER_TIMEOUT;
 use crate::exit::{self, Failure};
 
 /// Bytes of one answer: `+OK`, `:3`, an error line, or INFO (6 KiB). A server that sends more is no Redis.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
+/// What failures of TLS begin with.
+pub const NO_TLS: &str = "no TLS";
+
+const TLS_HEADING: &str = "TLS to Redis (rediss://)";
+
+/// TLS to Redis, for the commands whose Redis is an argument; the server has settings of these names.
+#[derive(Debug, Default, Args)]
+pub struct TlsArgs {
+    /// PEM file of the CAs to trust instead of the system's [env: CORECAST_REDIS_CA_FILE]
+    #[arg(long, value_name = "PATH", help_heading = TLS_HEADING)]
+    redis_ca_file: Option<String>,
+    /// PEM file of our certificate, for a Redis that wants one [env: CORECAST_REDIS_CERT_FILE]
+    #[arg(long, value_name = "PATH", help_heading = TLS_HEADING)]
+    redis_cert_file: Option<String>,
+    /// PEM file of its key [env: CORECAST_REDIS_KEY_FILE]
+    #[arg(long, value_name = "PATH", help_heading = TLS_HEADING)]
+    redis_key_file: Option<String>,
+    /// Name that Redis' certificate must have, where it is not the host of the URL [env: CORECAST_REDIS_SERVER_NAME]
+    #[arg(long, value_name = "NAME", help_heading = TLS_HEADING)]
+    redis_server_name: Option<String>,
+}
+
+impl TlsArgs {
+    /// Variables in the place of the flags.
+    pub const VARIABLES: [&str; 4] = [
+        "CORECAST_REDIS_CA_FILE",
+        "CORECAST_REDIS_CERT_FILE",
+        "CORECAST_REDIS_KEY_FILE",
+        "CORECAST_REDIS_SERVER_NAME",
+    ];
+
+    /// Those that are given, as settings of the configuration.
+    pub fn settings(&self) -> Vec<(String, String)> {
+        let given = [
+            ("redis_ca_file", &self.redis_ca_file),
+            ("redis_cert_file", &self.redis_cert_file),
+            ("redis_key_file", &self.redis_key_file),
+            ("redis_server_name", &self.redis_server_name),
+        ];
+        given.into_iter().filter_map(|(name, text)| Some((name.to_owned(), text.clone()?))).collect()
+    }
+}
+
 /// An open, authenticated connection.
 pub struct RedisConnection {
-    stream: Box<dyn Stream>,
+    stream: Stream,
     place: String,
     /// Bytes that came but were not yet an answer.
     pending: Vec<u8>,
+    has_heard: bool,
 }
-
-trait Stream: Read + Write {}
-impl Stream for TcpStream {}
-impl Stream for UnixStream {}
 
 impl RedisConnection {
     /// Connects and authenticates. Pub/Sub knows no databases, so none is selected.
@@ -36,13 +79,14 @@ impl RedisConnection {
     /// Exit code 69 where nobody answers, 77 where the password or user is refused.
     pub fn connect(target: &RedisTarget) -> Result<Self, Failure> {
         let place = place(target);
-        let stream = open(&target.address).map_err(|error| {
-            Failure::new(
+        let stream = open(target).map_err(|error| match tls_failure(&error, &place) {
+            Some(failure) => failure,
+            None => Failure::new(
                 exit::UNAVAILABLE,
                 format!("no Redis answers at {place} ({error}): start it, or name another with --redis"),
-            )
+            ),
         })?;
-        let mut connection = Self { stream, place, pending: Vec::new() };
+        let mut connection = Self { stream, place, pending: Vec::new(), has_heard: false };
         match (&target.username, &target.password) {
             (_, None) => {}
             (None, Some(password)) => connection.authenticate(&[b"AUTH", password.as_bytes()])?,
@@ -125,7 +169,10 @@ impl RedisConnection {
             }
             match self.stream.read(&mut chunk) {
                 Ok(0) => return Err(self.broken(&io::ErrorKind::UnexpectedEof.into())),
-                Ok(count) => self.pending.extend_from_slice(&chunk[..count]),
+                Ok(count) => {
+                    self.has_heard = true;
+                    self.pending.extend_from_slice(&chunk[..count]);
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(self.broken(&error)),
             }
@@ -134,11 +181,17 @@ impl RedisConnection {
 
     fn broken(&self, error: &io::Error) -> Failure {
         let place = &self.place;
+        if let Some(failure) = tls_failure(error, place) {
+            return failure;
+        }
         match error.kind() {
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Failure::new(
                 exit::UNAVAILABLE,
                 format!("{place} didn't answer within {} s: is Redis stuck?", ANSWER_TIMEOUT.as_secs()),
             ),
+            _ if !self.has_heard && self.stream.is_plain_tcp() => {
+                Failure::new(exit::UNAVAILABLE, format!("{place} hung up ({error}) {TLS_HINT}"))
+            }
             _ => Failure::new(
                 exit::UNAVAILABLE,
                 format!(
@@ -189,28 +242,38 @@ pub fn is_refusal(error: &str) -> bool {
     ["NOAUTH", "WRONGPASS", "NOPERM", "ERR AUTH"].iter().any(|code| error.starts_with(code))
 }
 
-fn open(address: &RedisAddress) -> io::Result<Box<dyn Stream>> {
-    match address {
-        RedisAddress::Unix(path) => {
-            let stream = UnixStream::connect(path)?;
-            stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
-            stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
-            Ok(Box::new(stream))
-        }
-        RedisAddress::Tcp { host, port } => {
-            let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-            for address in (host.as_str(), *port).to_socket_addrs()? {
-                match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
-                    Ok(stream) => {
-                        stream.set_nodelay(true)?;
-                        stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
-                        stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
-                        return Ok(Box::new(stream));
-                    }
-                    Err(error) => last = error,
-                }
-            }
-            Err(last)
-        }
+fn open(target: &RedisTarget) -> io::Result<Stream> {
+    let stream = Stream::open(target)?;
+    stream.set_read_timeout(ANSWER_TIMEOUT)?;
+    stream.set_write_timeout(ANSWER_TIMEOUT)?;
+    Ok(stream)
+}
+
+/// What TLS says, if it was TLS.
+fn tls_failure(error: &io::Error, place: &str) -> Option<Failure> {
+    let fault = error.get_ref()?.downcast_ref::<TlsError>()?;
+    Some(Failure::new(exit_of(fault), format!("{NO_TLS} with {place}: {fault}")))
+}
+
+/// Reads the files that TLS to `target` takes, so that one which can't be used is told before anything starts.
+///
+/// # Errors
+/// Exit code 78, or 77 for one that may not be read.
+pub fn check_tls(target: &RedisTarget) -> Result<(), Failure> {
+    tls_client(target).map(drop).map_err(|fault| Failure::new(exit_of(&fault), format!("{target}: {fault}")))
+}
+
+/// The exit code of an error that has a [`TlsError`] inside.
+pub fn tls_exit(error: &io::Error) -> u8 {
+    let fault = error.get_ref().and_then(|inner| inner.downcast_ref::<TlsError>());
+    fault.map_or(exit::UNAVAILABLE, exit_of)
+}
+
+/// Permission, configuration, or not available.
+fn exit_of(fault: &TlsError) -> u8 {
+    match () {
+        () if fault.is_permission() => exit::NO_PERMISSION,
+        () if fault.is_ours() => exit::CONFIG,
+        () => exit::UNAVAILABLE,
     }
 }

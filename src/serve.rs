@@ -25,6 +25,7 @@ use crate::exit::{self, Failure};
 use crate::hints;
 use crate::manager::ServiceManager;
 use crate::process::Process;
+use crate::redis::check_tls;
 
 /// How often the server is looked after: its threads, and the numbers of the process in /proc. More often where half of a
 /// watchdog's time is less.
@@ -55,6 +56,9 @@ pub fn run(loaded: &Loaded, passed: Passed, process: Option<&Process>) -> anyhow
         tracing::warn!("{warning}");
     }
     let key = config.api_key_file.as_deref().map(read_key).transpose()?;
+    if let BrokerChoice::Redis(target) = &config.broker {
+        check_tls(target)?;
+    }
     // Before any thread starts, so that none of them is interrupted.
     let (sender, said) = mpsc::channel();
     listen_for_signals(sender.clone(), process.is_some())?;

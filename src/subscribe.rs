@@ -22,6 +22,7 @@ use crate::dialect::Kind;
 use crate::exit::{self, Failure};
 use crate::output::complain;
 use crate::preset::{self, Preset};
+use crate::redis::TlsArgs;
 use crate::signals;
 use crate::tally::Tally;
 
@@ -89,7 +90,8 @@ const QUEUE_MESSAGES: usize = 1024;
 /// # Errors
 /// A server that can't be found, signals that can't be installed, threads that can't be started.
 pub fn run(args: SubscribeArgs) -> anyhow::Result<ExitCode> {
-    let preset = args.preset.as_deref().map(|name| Preset::load(name, None)).transpose()?;
+    let preset =
+        args.preset.as_deref().map(|name| Preset::load(name, None, &TlsArgs::default())).transpose()?;
     let target = match &preset {
         Some(preset) => preset.target()?,
         None => Target::parse(args.url.as_deref().unwrap_or("127.0.0.1:8080"))?,

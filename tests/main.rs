@@ -32,6 +32,7 @@ mod presets;
 mod processes;
 mod redis_faults;
 mod resume;
+mod redis_tls;
 mod slow;
 mod systemd;
 mod tune;

@@ -3,8 +3,6 @@
 //! Everything that comes is bounded in bytes by the frame scanner of `shards`, everything waited for in time.
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpStream, ToSocketAddrs};
-use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use redis_protocol::resp2::encode::extend_encode;
@@ -13,8 +11,8 @@ use redis_protocol::resp2::{decode, types::BytesFrame};
 use shards::config::{RedisAddress, RedisTarget};
 use shards::resp::{Inbox, Received, excerpt};
 
-/// How long a connect may take, per address of the name.
-pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+use crate::stream::{Stream, TLS_HINT};
+
 /// How long an answer may take.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -27,6 +25,14 @@ pub enum RedisError {
         /// Host and port, or path.
         place: String,
         /// What the system said.
+        error: io::Error,
+    },
+    /// There is no TLS, or no more.
+    #[error("no TLS with {place}: {error}")]
+    Tls {
+        /// Host and port.
+        place: String,
+        /// With a [`tls::TlsError`] inside.
         error: io::Error,
     },
     /// The connection ended, or fell silent.
@@ -84,6 +90,7 @@ pub struct Connection {
     stream: Stream,
     inbox: Inbox,
     place: String,
+    has_heard: bool,
 }
 
 impl Connection {
@@ -96,10 +103,13 @@ impl Connection {
             RedisAddress::Tcp { host, port } => format!("{host}:{port}"),
             RedisAddress::Unix(path) => path.display().to_string(),
         };
-        let opened = Stream::open(&target.address)
-            .and_then(|stream| stream.set_write_timeout(ANSWER_TIMEOUT).map(|()| stream));
-        let stream = opened.map_err(|error| RedisError::Absent { place: place.clone(), error })?;
-        let mut connection = Self { stream, inbox: Inbox::new(), place };
+        let opened =
+            Stream::open(target).and_then(|stream| stream.set_write_timeout(ANSWER_TIMEOUT).map(|()| stream));
+        let stream = opened.map_err(|error| match is_tls(&error) {
+            true => RedisError::Tls { place: place.clone(), error },
+            false => RedisError::Absent { place: place.clone(), error },
+        })?;
+        let mut connection = Self { stream, inbox: Inbox::new(), place, has_heard: false };
         match (&target.username, &target.password) {
             (_, None) => {}
             (None, Some(password)) => drop(connection.ask(&[b"AUTH", password.as_bytes()])?),
@@ -194,7 +204,10 @@ impl Connection {
         self.inbox.put_buffer(buffer);
         match received {
             Ok(0) => Err(self.broken(io::ErrorKind::UnexpectedEof.into())),
-            Ok(_) => Ok(true),
+            Ok(_) => {
+                self.has_heard = true;
+                Ok(true)
+            }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(true),
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
                 Ok(false)
@@ -204,7 +217,16 @@ impl Connection {
     }
 
     pub(crate) fn broken(&self, error: io::Error) -> RedisError {
-        RedisError::Broken { place: self.place.clone(), error }
+        let place = self.place.clone();
+        let is_end = matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset);
+        match () {
+            () if is_tls(&error) => RedisError::Tls { place, error },
+            () if is_end && !self.has_heard && self.stream.is_plain_tcp() => {
+                let error = io::Error::new(error.kind(), format!("{error} {TLS_HINT}"));
+                RedisError::Broken { place, error }
+            }
+            () => RedisError::Broken { place, error },
+        }
     }
 
     pub(crate) fn unexpected(&self, found: String, due: &'static str) -> RedisError {
@@ -224,6 +246,10 @@ impl Connection {
     }
 }
 
+fn is_tls(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| inner.is::<tls::TlsError>())
+}
+
 fn decoded(bytes: &[u8]) -> Result<OwnedFrame, String> {
     match decode::decode(bytes) {
         Ok(Some((frame, _))) => Ok(frame),
@@ -236,78 +262,4 @@ fn decoded(bytes: &[u8]) -> Result<OwnedFrame, String> {
 pub(crate) fn described(frame: &OwnedFrame) -> String {
     use redis_protocol::resp2::types::Resp2Frame;
     format!("a {:?}", frame.kind())
-}
-
-/// TCP or unix.
-pub(crate) enum Stream {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
-impl Stream {
-    fn open(address: &RedisAddress) -> io::Result<Self> {
-        let (host, port) = match address {
-            RedisAddress::Unix(path) => return UnixStream::connect(path).map(Self::Unix),
-            RedisAddress::Tcp { host, port } => (host.as_str(), *port),
-        };
-        let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-        for address in (host, port).to_socket_addrs()? {
-            match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
-                Ok(stream) => return stream.set_nodelay(true).map(|()| Self::Tcp(stream)),
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
-    }
-
-    fn try_clone(&self) -> io::Result<Self> {
-        match self {
-            Self::Tcp(stream) => stream.try_clone().map(Self::Tcp),
-            Self::Unix(stream) => stream.try_clone().map(Self::Unix),
-        }
-    }
-
-    fn set_read_timeout(&self, wait: Duration) -> io::Result<()> {
-        match self {
-            Self::Tcp(stream) => stream.set_read_timeout(Some(wait)),
-            Self::Unix(stream) => stream.set_read_timeout(Some(wait)),
-        }
-    }
-
-    fn set_write_timeout(&self, wait: Duration) -> io::Result<()> {
-        match self {
-            Self::Tcp(stream) => stream.set_write_timeout(Some(wait)),
-            Self::Unix(stream) => stream.set_write_timeout(Some(wait)),
-        }
-    }
-
-    /// Ends reads and writes on every clone. A socket that is gone already needs no more.
-    pub(crate) fn shutdown(&self) {
-        let _ = match self {
-            Self::Tcp(stream) => stream.shutdown(Shutdown::Both),
-            Self::Unix(stream) => stream.shutdown(Shutdown::Both),
-        };
-    }
-}
-
-impl Read for Stream {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => stream.read(buffer),
-            Self::Unix(stream) => stream.read(buffer),
-        }
-    }
-}
-
-impl Write for Stream {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => stream.write(bytes),
-            Self::Unix(stream) => stream.write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }

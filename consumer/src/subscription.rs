@@ -18,7 +18,8 @@ use shards::redis::Reconnect;
 
 use crate::options::WhenFull;
 use crate::pool::{Consumer, MessageError, OfferError};
-use crate::redis::{Connection, Heard, RedisError, Stream, described};
+use crate::redis::{Connection, Heard, RedisError, described};
+use crate::stream::Stream;
 use crate::throttle::{Throttle, Word};
 
 /// Silence after which Redis is asked whether it is there, and how long its answer may take.

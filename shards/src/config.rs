@@ -125,7 +125,8 @@ pub enum BrokerChoice {
 
 /// A Redis server, out of a URL, `HOST:PORT`, or variables.
 ///
-/// Forms: `redis://[user[:password]@]host[:port][/database]`, `unix:///path.sock[?db=N]`, `redis+unix://...`, `host:port`.
+/// Forms: `redis://[user[:password]@]host[:port][/database]`, `rediss://...` with TLS, `unix:///path.sock[?db=N]`,
+/// `redis+unix://...`, `host:port`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RedisTarget {
     /// Where it listens.
@@ -136,6 +137,23 @@ pub struct RedisTarget {
     pub password: Option<String>,
     /// Database for SELECT; Pub/Sub doesn't know databases, KV does.
     pub database: u32,
+    /// `Some` for `rediss://`.
+    pub tls: Option<RedisTls>,
+}
+
+/// What TLS to Redis takes besides the address. Files are PEM; they are read for each connection, so that one that was
+/// replaced is taken at the next.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RedisTls {
+    /// CAs to trust. Default: those of the system.
+    pub ca_file: Option<PathBuf>,
+    /// Our certificate, for a Redis that asks for one (`tls-auth-clients`), its intermediate CAs after it. Needs
+    /// `key_file`. Default: none.
+    pub cert_file: Option<PathBuf>,
+    /// Its key, without a passphrase.
+    pub key_file: Option<PathBuf>,
+    /// DNS name or address that Redis' certificate must have. Default: the host of the URL.
+    pub server_name: Option<String>,
 }
 
 /// See [`RedisTarget`].
@@ -568,6 +586,7 @@ impl std::fmt::Debug for RedisTarget {
             .field("username", &self.username)
             .field("password", &password)
             .field("database", &self.database)
+            .field("tls", &self.tls)
             .finish()
     }
 }

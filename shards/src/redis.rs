@@ -208,6 +208,7 @@ mod tests {
             username: username.map(Into::into),
             password: password.map(Into::into),
             database,
+            tls: None,
         }
     }
 

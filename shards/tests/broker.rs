@@ -181,7 +181,7 @@ impl Fixture {
 
 fn tcp(port: u16) -> RedisTarget {
     let address = RedisAddress::Tcp { host: "127.0.0.1".into(), port };
-    RedisTarget { address, username: None, password: None, database: 0 }
+    RedisTarget { address, username: None, password: None, database: 0, tls: None }
 }
 
 /// Runs `test` on io_uring, where the kernel permits it, and on epoll.

@@ -10,6 +10,7 @@ use corecast_consumer::{
 };
 
 use crate::exit::{FAILED, Failure, NO_PERMISSION, UNAVAILABLE};
+use crate::redis::tls_exit;
 
 /// A place of dead letters.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -40,6 +41,7 @@ pub fn failure(error: impl Into<DeadLetterError>) -> Failure {
     let error = error.into();
     let code = match &error {
         DeadLetterError::Redis(RedisError::Absent { .. } | RedisError::Broken { .. }) => UNAVAILABLE,
+        DeadLetterError::Redis(RedisError::Tls { error, .. }) => tls_exit(error),
         DeadLetterError::Redis(RedisError::Forbidden { .. }) => NO_PERMISSION,
         DeadLetterError::File { error, .. } if error.kind() == ErrorKind::PermissionDenied => NO_PERMISSION,
         DeadLetterError::File { error, .. } if error.kind() == ErrorKind::NotFound => UNAVAILABLE,

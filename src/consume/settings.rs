@@ -15,6 +15,7 @@ use super::place::Place;
 use crate::client::{duration, host_and_port};
 use crate::exit::{CONFIG, Failure, USAGE};
 use crate::logs::parse_level;
+use crate::redis::TlsArgs;
 
 /// More threads than any load needs; each costs a stack.
 const WORKERS_MAX: usize = 1024;
@@ -71,7 +72,7 @@ impl Settings {
             server_id: pick("--server-id", &args.server_id, &["CORECAST_SERVER_ID", "SERVER_ID"], named)?
                 .unwrap_or(defaults.server_id),
         };
-        let (redis, warnings) = redis_target(args.redis.as_deref())?;
+        let (redis, warnings) = redis_target(args.redis.as_deref(), &args.tls)?;
         Ok(Self {
             options,
             registry: registry(args)?,
@@ -117,16 +118,20 @@ pub fn pick<T>(
 ///
 /// # Errors
 /// A [`Failure`]: 2 or 78.
-pub fn redis_target(flag: Option<&str>) -> Result<(RedisTarget, Vec<String>), Failure> {
+pub fn redis_target(flag: Option<&str>, tls: &TlsArgs) -> Result<(RedisTarget, Vec<String>), Failure> {
     const NAMES: [&str; 6] =
         ["CORECAST_REDIS", "REDIS_URL", "REDIS_ADDR", "REDIS_HOST", "REDIS_PORT", "REDIS_PASSWORD"];
-    let flags: Vec<_> = flag.map(|text| ("redis".to_owned(), text.to_owned())).into_iter().collect();
-    let mut environment: BTreeMap<String, String> =
-        NAMES.iter().filter_map(|name| Some(((*name).to_owned(), set(name)?))).collect();
+    let url = flag.map(|text| ("redis".to_owned(), text.to_owned()));
+    let flags: Vec<_> = url.into_iter().chain(tls.settings()).collect();
+    let mut environment: BTreeMap<String, String> = NAMES
+        .iter()
+        .chain(&TlsArgs::VARIABLES)
+        .filter_map(|name| Some(((*name).to_owned(), set(name)?)))
+        .collect();
+    let code = if flags.is_empty() { CONFIG } else { USAGE };
     loop {
         let (environment_now, flags) = (environment.clone(), flags.clone());
         let inputs = Inputs { environment: environment_now, flags, ..Inputs::default() };
-        let code = if flag.is_some() { USAGE } else { CONFIG };
         let loaded =
             shards::config::load(&inputs).map_err(|errors| Failure { code, sentence: errors.to_string() })?;
         let warnings = loaded.warnings.iter().map(ToString::to_string).collect();

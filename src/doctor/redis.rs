@@ -3,13 +3,14 @@
 mod asked;
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 
-use shards::config::{BrokerChoice, Config, RedisAddress, RedisTarget};
+use shards::config::{BrokerChoice, Config, RedisAddress, RedisTarget, RedisTls};
 use shards::limits::PROBE_INTERVAL;
 
 use super::finding::{Bytes, Count, Finding};
 use crate::exit::{self, Failure};
-use crate::redis::{is_refusal, place};
+use crate::redis::{NO_TLS, is_refusal, place};
 use asked::{Asked, OutputLimit, rule_of};
 
 const REACHABLE: &str = "redis.reachable";
@@ -46,6 +47,12 @@ pub fn judge(config: &Config) -> Vec<Finding> {
 
 fn judge_failure(failure: &Failure, target: &RedisTarget) -> Finding {
     let finding = Finding::bad(REACHABLE, failure.sentence.clone());
+    if target.tls.is_some() && failure.sentence.starts_with(NO_TLS) {
+        // The sentence says what to do; this shows whether it is done, with no part of corecast in it.
+        return finding
+            .due("TLS with this Redis, its certificate checked")
+            .cure(format!("{} PING  # once that is done", cli(target, target.password.is_some())));
+    }
     match failure.code {
         exit::NO_PERMISSION => finding.due("a user and password that this Redis knows").cure(format!(
             "{} PING  # with the password that works: REDIS_PASSWORD=... corecast doctor",
@@ -243,7 +250,7 @@ fn judge_latency(asked: &Asked) -> Finding {
 /// The command of Redis' own client for `target`.
 fn cli(target: &RedisTarget, has_password: bool) -> String {
     let place = match &target.address {
-        RedisAddress::Tcp { host, port } => format!("-h {host} -p {port}"),
+        RedisAddress::Tcp { host, port } => format!("-h {host} -p {port}{}", tls_options(target)),
         RedisAddress::Unix(path) => format!("-s {}", path.display()),
     };
     if !has_password {
@@ -252,6 +259,20 @@ fn cli(target: &RedisTarget, has_password: bool) -> String {
     let user = target.username.as_ref().map_or(String::new(), |user| format!(" --user {user}"));
     // It asks for the password, so that none stands in a shell's history.
     format!("redis-cli {place}{user} --askpass")
+}
+
+fn tls_options(target: &RedisTarget) -> String {
+    let Some(RedisTls { ca_file, cert_file, key_file, server_name }) = &target.tls else {
+        return String::new();
+    };
+    let option = |name: &str, path: &Option<PathBuf>| {
+        path.as_ref().map_or(String::new(), |path| format!(" {name} {}", path.display()))
+    };
+    // Redis' own client has the name only for the server's choice (SNI), and checks no name.
+    let name = server_name.as_ref().map_or(String::new(), |name| format!(" --sni {name}"));
+    let (ca, cert, key) =
+        (option("--cacert", ca_file), option("--cert", cert_file), option("--key", key_file));
+    format!(" --tls{name}{ca}{cert}{key}")
 }
 
 #[cfg(test)]
@@ -333,6 +354,9 @@ mod tests {
     fn commands_for_people_name_the_place_and_never_the_password() {
         let target: RedisTarget = "redis://ann:secret@h:7000".parse().unwrap();
         assert_eq!(cli(&target, true), "redis-cli -h h -p 7000 --user ann --askpass");
+        let mut target: RedisTarget = "rediss://h:7000".parse().unwrap();
+        target.tls.as_mut().unwrap().ca_file = Some("ca.pem".into());
+        assert_eq!(cli(&target, false), "redis-cli -h h -p 7000 --tls --cacert ca.pem");
         let target: RedisTarget = "unix:///run/redis.sock".parse().unwrap();
         assert_eq!(cli(&target, false), "redis-cli -s /run/redis.sock");
     }

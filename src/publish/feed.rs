@@ -19,6 +19,7 @@ use crate::exit;
 use crate::output::complain;
 use crate::preset::Preset;
 use crate::random::Random;
+use crate::redis::TlsArgs;
 use crate::signals;
 
 /// Largest step of a price, as a part of it: a tenth of a percent either way.
@@ -43,7 +44,7 @@ struct PriceUpdate<'a> {
 /// A connection that can't be opened the first time, or is refused for good later.
 pub fn run(args: &PublishArgs) -> anyhow::Result<ExitCode> {
     let target = match (&args.url, args.preset_name()) {
-        (None, Some(name)) => Preset::load(name, None)?.target()?,
+        (None, Some(name)) => Preset::load(name, None, &TlsArgs::default())?.target()?,
         (url, _) => Target::parse(url.as_deref().unwrap_or("127.0.0.1:8080"))?,
     };
     let api_key = args.api_key_file.as_deref().map(read_api_key).transpose()?;

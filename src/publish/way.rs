@@ -34,7 +34,7 @@ impl Way {
         let Some(name) = preset else {
             return match (&args.channel, &args.redis) {
                 (Some(channel), redis) => {
-                    let target = preset::redis(redis.as_deref())?;
+                    let target = preset::redis(redis.as_deref(), &args.tls)?;
                     let publisher = RedisConnection::connect(&target)?;
                     Ok(Self::Redis { publisher, channel: channel.clone(), envelope: None })
                 }
@@ -45,7 +45,7 @@ impl Way {
                 (None, None) => Ok(Self::http(args, room)?),
             };
         };
-        let preset = Preset::load(name, args.redis.as_deref())?;
+        let preset = Preset::load(name, args.redis.as_deref(), &args.tls)?;
         let channel = match &args.channel {
             Some(channel) => channel.clone(),
             None => preset.channel(room)?,

@@ -1,5 +1,6 @@
 //! The harness: servers, brokers, clients and faults, one noun a file.
 
+pub mod authority;
 pub mod client;
 pub mod consumer;
 pub mod deadline;
@@ -18,6 +19,7 @@ pub mod seccomp;
 pub mod server;
 pub mod speaker;
 pub mod swarm;
+pub mod tls_redis;
 pub mod tool;
 pub mod wire;
 

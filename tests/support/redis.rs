@@ -19,7 +19,10 @@ use super::tool::free_port;
 /// Listens on a free port of 127.0.0.1 and on a unix socket; keeps nothing on disk.
 pub struct Redis {
     child: Running,
+    program: String,
     port: u16,
+    /// The port in the place of [`FREE_PORT`] among the arguments.
+    second_port: u16,
     args: Vec<String>,
     scratch: Scratch,
 }
@@ -36,18 +39,33 @@ impl Redis {
     /// When redis-server isn't installed or doesn't answer.
     #[track_caller]
     pub fn start_with(args: &[&str]) -> Self {
-        let args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
-        // The port is free only until another process takes it: then the next one is tried.
+        let program = std::env::var("CORECAST_TEST_REDIS_SERVER");
+        Self::start_program(&program.unwrap_or_else(|_| "redis-server".to_owned()), args)
+    }
+
+    /// As `start_with`, of another redis-server.
+    #[track_caller]
+    pub fn start_program(program: &str, args: &[&str]) -> Self {
+        let mut log = String::new();
+        // The ports are free only until another process takes them: then the next ones are tried.
         for _ in 0..PORTS_TRIED {
             let scratch = Scratch::new();
-            let port = free_port();
-            let child = spawn(port, &args, &scratch);
-            let mut redis = Self { child, port, args: args.clone(), scratch };
+            let (port, second_port) = (free_port(), free_port());
+            let args: Vec<String> =
+                args.iter().map(|arg| arg.replace(FREE_PORT, &second_port.to_string())).collect();
+            let child = spawn(program, port, &args, &scratch);
+            let mut redis = Self { child, program: program.to_owned(), port, second_port, args, scratch };
             if redis.wait_answering() {
                 return redis;
             }
+            log = program::text(&redis.scratch.path("log"));
         }
-        panic!("redis-server found no free port in {PORTS_TRIED} attempts")
+        panic!("{program} ended {PORTS_TRIED} times with {args:?}: {log}")
+    }
+
+    /// Where it listens on the port that [`FREE_PORT`] stood for.
+    pub fn second_address(&self) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, self.second_port))
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -72,7 +90,7 @@ impl Redis {
     pub fn restart(&mut self) {
         self.child.kill();
         eventually_ok(SOON, "redis-server gets its port back", || {
-            self.child = spawn(self.port, &self.args, &self.scratch);
+            self.child = spawn(&self.program, self.port, &self.args, &self.scratch);
             if self.wait_answering() { Ok(()) } else { Err(program::text(&self.scratch.path("log"))) }
         });
     }
@@ -248,10 +266,9 @@ impl Connection {
 }
 
 #[track_caller]
-fn spawn(port: u16, args: &[String], scratch: &Scratch) -> Running {
-    let program = std::env::var("CORECAST_TEST_REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned());
+fn spawn(program: &str, port: u16, args: &[String], scratch: &Scratch) -> Running {
     let log = File::create(scratch.path("log")).expect("a scratch directory takes files");
-    let mut command = Command::new(&program);
+    let mut command = Command::new(program);
     command
         .args(["--bind", "127.0.0.1", "--port", &port.to_string()])
         .args(["--save", "", "--appendonly", "no", "--daemonize", "no", "--loglevel", "warning"])
@@ -272,6 +289,8 @@ fn spawn(port: u16, args: &[String], scratch: &Scratch) -> Running {
     Running(child)
 }
 
+/// In an argument: a free port, of which there is one.
+pub const FREE_PORT: &str = "{free_port}";
 const PORTS_TRIED: usize = 5;
 /// Answers of a few bytes each: far below what the socket buffers hold.
 const UNANSWERED_MAX: usize = 1000;

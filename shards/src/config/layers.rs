@@ -10,7 +10,7 @@ use super::nearest::hint;
 use super::preset::{PRESETS, Preset, preset_layers};
 use super::settings::{BrokerKind, Combine, Draft, SETTINGS, Setting};
 use super::validate::validate;
-use super::{BrokerChoice, Config, RedisAddress, RedisTarget, RoomClass, Route, Source, Subscribe};
+use super::{BrokerChoice, Config, RedisAddress, RedisTarget, RedisTls, RoomClass, Route, Source, Subscribe};
 
 /// All that decides a configuration, as text.
 #[derive(Debug, Default)]
@@ -168,7 +168,7 @@ pub(super) fn load_with(presets: &[Preset], inputs: &Inputs<'_>) -> Result<Loade
             provenance.settings.insert(setting.name, origin.clone());
         }
     }
-    choose_broker(&mut draft, environment.redis_password, &mut provenance, &mut warnings);
+    choose_broker(&mut draft, environment.redis_password, &mut provenance, &mut errors, &mut warnings);
     let mut config = draft.config;
     config.listen_presets = listen_presets(&config, &preset_layers, &presets);
     check_listeners(&config, &presets, &provenance, &mut errors);
@@ -262,6 +262,7 @@ fn choose_broker(
     draft: &mut Draft,
     password_variable: Option<String>,
     provenance: &mut Provenance,
+    errors: &mut Vec<ConfigError>,
     warnings: &mut Vec<Warning>,
 ) {
     let origin = |name| provenance.settings.get(name).cloned().unwrap_or_default();
@@ -284,7 +285,9 @@ fn choose_broker(
         username: None,
         password: None,
         database: 0,
+        tls: None,
     });
+    choose_tls(&draft.redis_tls, &mut target, provenance, errors);
     if let Some(password) = password_variable {
         let variable_level = Origin::Variable(String::new()).level();
         match &target.password {
@@ -307,6 +310,46 @@ fn choose_broker(
     if draft.broker != Some(BrokerKind::Redis) {
         provenance.settings.insert("broker", target_origin);
     }
+}
+
+/// Gives a `rediss://` target its files. Files for one without TLS are an error: whoever named them believes that what
+/// travels to Redis is sealed.
+fn choose_tls(
+    tls: &RedisTls,
+    target: &mut RedisTarget,
+    provenance: &Provenance,
+    errors: &mut Vec<ConfigError>,
+) {
+    let RedisTls { ca_file, cert_file, key_file, server_name } = tls;
+    let said = [
+        ("redis_ca_file", ca_file.is_some()),
+        ("redis_cert_file", cert_file.is_some()),
+        ("redis_key_file", key_file.is_some()),
+        ("redis_server_name", server_name.is_some()),
+    ];
+    let mut fail = |key: &'static str, message: String| {
+        let origin = provenance.settings.get(key).cloned().unwrap_or_default();
+        errors.push(origin.error(key, message));
+    };
+    let Some(wanted) = &mut target.tls else {
+        if let Some((key, _)) = said.into_iter().find(|(_, is_said)| *is_said) {
+            let message = format!(
+                "found it beside {target}, which has no TLS, due rediss://: correct the URL, or leave it out"
+            );
+            fail(key, message);
+        }
+        return;
+    };
+    match (cert_file, key_file) {
+        (Some(_), None) => {
+            fail("redis_cert_file", "found no key to it: name that with --redis-key-file".to_owned())
+        }
+        (None, Some(_)) => {
+            fail("redis_key_file", "found no certificate to it: name that with --redis-cert-file".to_owned());
+        }
+        _ => {}
+    }
+    wanted.clone_from(tls);
 }
 
 /// An address can only be the own one of a preset that is there.

@@ -4,7 +4,7 @@ use std::fmt::{self, Write};
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use super::{RedisAddress, RedisTarget};
+use super::{RedisAddress, RedisTarget, RedisTls};
 
 /// Redis' own port.
 const PORT_DEFAULT: u16 = 6379;
@@ -14,13 +14,10 @@ const PASSWORD_SHOWN: &str = "***";
 /// Why a text names no Redis server. The text itself is never part of it: it may hold a password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RedisTargetError {
-    /// `rediss://`.
-    #[error(
-        "found a rediss:// URL, but TLS to Redis is not there yet: use redis:// on a trusted network or through a tunnel"
-    )]
-    Tls,
     /// Another scheme.
-    #[error("found the scheme {0:?}, due redis://, unix:// or redis+unix://, or HOST:PORT without a scheme")]
+    #[error(
+        "found the scheme {0:?}, due redis://, rediss:// (TLS), unix:// or redis+unix://, or HOST:PORT without a scheme"
+    )]
     Scheme(String),
     /// Nothing at all.
     #[error("found nothing, due HOST:PORT or a URL, for example redis://localhost:6379")]
@@ -67,8 +64,8 @@ impl FromStr for RedisTarget {
         let scheme = |scheme: &str| scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'+');
         match text.split_once("://").filter(|(before, _)| scheme(before)) {
             Some(("redis", rest)) => from_url(rest),
+            Some(("rediss", rest)) => Ok(RedisTarget { tls: Some(RedisTls::default()), ..from_url(rest)? }),
             Some(("unix" | "redis+unix", rest)) => from_unix_url(rest),
-            Some(("rediss", _)) => Err(RedisTargetError::Tls),
             Some((scheme, _)) => Err(RedisTargetError::Scheme(scheme.to_owned())),
             None => {
                 let (host, port) = host_and_port(text)?;
@@ -81,7 +78,11 @@ impl FromStr for RedisTarget {
 impl fmt::Display for RedisTarget {
     /// The URL, its password as `***`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if matches!(self.address, RedisAddress::Tcp { .. }) { "redis://" } else { "unix://" })?;
+        f.write_str(match (&self.address, &self.tls) {
+            (RedisAddress::Tcp { .. }, None) => "redis://",
+            (RedisAddress::Tcp { .. }, Some(_)) => "rediss://",
+            (RedisAddress::Unix(_), _) => "unix://",
+        })?;
         if self.username.is_some() || self.password.is_some() {
             encode(f, self.username.as_deref().unwrap_or_default())?;
             if self.password.is_some() {
@@ -137,7 +138,18 @@ fn from_unix_url(rest: &str) -> Result<RedisTarget, RedisTargetError> {
 }
 
 fn bare(address: RedisAddress) -> RedisTarget {
-    RedisTarget { address, username: None, password: None, database: 0 }
+    RedisTarget { address, username: None, password: None, database: 0, tls: None }
+}
+
+impl RedisTarget {
+    /// The name that its certificate must have; `None` without TLS.
+    pub fn tls_name(&self) -> Option<&str> {
+        match (&self.tls, &self.address) {
+            (Some(RedisTls { server_name: Some(name), .. }), _) => Some(name),
+            (Some(_), RedisAddress::Tcp { host, .. }) => Some(host),
+            _ => None,
+        }
+    }
 }
 
 /// Takes `?db=N` off the end.
@@ -264,6 +276,10 @@ mod tests {
         assert_eq!(read("redis://10.0.0.1:7000/"), tcp("10.0.0.1", 7000));
         assert_eq!(read("redis://h/3"), RedisTarget { database: 3, ..tcp("h", 6379) });
         assert_eq!(read("redis://h?db=4"), RedisTarget { database: 4, ..tcp("h", 6379) });
+        let sealed = RedisTarget { tls: Some(RedisTls::default()), ..tcp("h", 6380) };
+        assert_eq!(read("rediss://h:6380"), sealed);
+        assert_eq!(sealed.to_string(), "rediss://h:6380");
+        assert_eq!((sealed.tls_name(), tcp("h", 6379).tls_name()), (Some("h"), None));
         let unix = bare(RedisAddress::Unix("/run/redis.sock".into()));
         assert_eq!(read("unix:///run/redis.sock"), unix);
         assert_eq!(read("redis+unix:///run/redis.sock?db=2"), RedisTarget { database: 2, ..unix.clone() });
@@ -290,7 +306,6 @@ mod tests {
 
     #[test]
     fn each_fault_has_its_sentence() {
-        assert!(refused("rediss://h").contains("TLS to Redis is not there yet"));
         assert!(refused("http://h").contains("found the scheme \"http\", due redis://"));
         assert!(refused("tcp://10.0.0.1:6379").contains("found the scheme \"tcp\""));
         assert!(refused("").contains("due HOST:PORT or a URL"));
@@ -325,7 +340,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_breaks_the_reader(text in "(redis://|unix://|)[a-z0-9:@/%?=#.\\[\\]]{0,40}") {
+        fn no_text_breaks_the_reader(text in "(redis://|rediss://|unix://|)[a-z0-9:@/%?=#.\\[\\]]{0,40}") {
             if let Ok(target) = text.parse::<RedisTarget>() {
                 let shown = RedisTarget { password: None, ..target };
                 prop_assert_eq!(shown.to_string().parse::<RedisTarget>(), Ok(shown));

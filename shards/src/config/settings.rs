@@ -3,12 +3,14 @@
 //! Row `ping_interval` is `ping_interval` in the file (under `[bounds]`), `CORECAST_PING_INTERVAL` in the environment and
 //! `--ping-interval` on the command line. The manual of a setting is the doc comment of its field.
 
+use std::path::Path;
 use std::time::Duration;
 
 use super::input::{Input, Wrong, address_text, parse_address, parse_listener};
 use super::units::{DURATION_MAX, duration_text, size_text};
 use super::{
-    BrokerChoice, Config, DriverChoice, Health, LogFormat, Origins, RedisTarget, RingSetup, ShardCount, Steer,
+    BrokerChoice, Config, DriverChoice, Health, LogFormat, Origins, RedisTarget, RedisTls, RingSetup,
+    ShardCount, Steer,
 };
 use crate::limits::{
     BATCH_SENDS_LIMIT, KIB, PAYLOAD_BYTES_MAX, PROCESSES_MAX, ROOMS_PER_CONNECTION_LIMIT, SHARDS_MAX,
@@ -60,6 +62,7 @@ pub(super) enum Combine {
 pub(super) struct Draft {
     pub config: Config,
     pub redis: Option<RedisTarget>,
+    pub redis_tls: RedisTls,
     pub broker: Option<BrokerKind>,
 }
 
@@ -187,7 +190,7 @@ pub const SETTINGS: &[Setting] = &[
         name: "redis",
         heading: BROKER,
         form: "URL",
-        help: "redis://[user[:password]@]host[:port][/database], unix:///path[?db=N] or HOST:PORT",
+        help: "redis://[user[:password]@]host[:port][/database], rediss://... for TLS, unix:///path[?db=N] or HOST:PORT",
         apply: |draft, input| {
             let text = input.text("a URL or HOST:PORT, for example \"redis://localhost:6379\"")?;
             let target =
@@ -199,6 +202,60 @@ pub const SETTINGS: &[Setting] = &[
             BrokerChoice::Local => None,
             BrokerChoice::Redis(target) => Some(quoted(&target.to_string())),
         },
+        ..EMPTY
+    },
+    Setting {
+        name: "redis_ca_file",
+        heading: BROKER,
+        form: "PATH",
+        help: "For rediss://: PEM file of the CAs to trust instead of the system's",
+        apply: |draft, input| {
+            draft.redis_tls.ca_file = Some(input.line("a path")?.into());
+            Ok(())
+        },
+        toml: |config| path_toml(redis_tls(config)?.ca_file.as_deref()),
+        ..EMPTY
+    },
+    Setting {
+        name: "redis_cert_file",
+        heading: BROKER,
+        form: "PATH",
+        help: "For a Redis that wants a client certificate: PEM file of ours; needs --redis-key-file",
+        apply: |draft, input| {
+            draft.redis_tls.cert_file = Some(input.line("a path")?.into());
+            Ok(())
+        },
+        toml: |config| path_toml(redis_tls(config)?.cert_file.as_deref()),
+        ..EMPTY
+    },
+    Setting {
+        name: "redis_key_file",
+        heading: BROKER,
+        form: "PATH",
+        help: "PEM file of its key, without a passphrase",
+        apply: |draft, input| {
+            draft.redis_tls.key_file = Some(input.line("a path")?.into());
+            Ok(())
+        },
+        toml: |config| path_toml(redis_tls(config)?.key_file.as_deref()),
+        ..EMPTY
+    },
+    Setting {
+        name: "redis_server_name",
+        heading: BROKER,
+        form: "NAME",
+        help: "Name that Redis' certificate must have, where it is not the host of the URL",
+        apply: |draft, input| {
+            let due = "a DNS name or an address, for example \"redis.example\"";
+            let text = input.line(due)?;
+            let known = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:".contains(&byte);
+            if text.is_empty() || !text.bytes().all(known) {
+                return Err(input.wrong(due));
+            }
+            draft.redis_tls.server_name = Some(text.to_owned());
+            Ok(())
+        },
+        toml: |config| redis_tls(config)?.server_name.as_deref().map(quoted),
         ..EMPTY
     },
     Setting {
@@ -639,6 +696,17 @@ pub(super) fn quoted(text: &str) -> String {
     }
     toml.push('"');
     toml
+}
+
+fn redis_tls(config: &Config) -> Option<&RedisTls> {
+    match &config.broker {
+        BrokerChoice::Redis(target) => target.tls.as_ref(),
+        BrokerChoice::Local => None,
+    }
+}
+
+fn path_toml(path: Option<&Path>) -> Option<String> {
+    path.map(|path| quoted(&path.to_string_lossy()))
 }
 
 /// One text as a TOML string, several as an array.

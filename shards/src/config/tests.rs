@@ -314,7 +314,7 @@ fn bad_variables_are_named() {
     assert!(given().variable("REDIS_PORT", "x").refused().starts_with("REDIS_PORT: found \"x\""));
     assert!(given().variable("REDIS_HOST", "redis://h").refused().contains("a URL into REDIS_URL"));
     assert!(
-        given().variable("REDIS_URL", "rediss://h").refused().contains("REDIS_URL: found a rediss:// URL")
+        given().variable("REDIS_URL", "http://h").refused().contains("REDIS_URL: found the scheme \"http\"")
     );
     assert!(
         given()
@@ -348,6 +348,48 @@ fn the_password_variable_fills_a_target_without_one() {
         ["the password in --redis wins over REDIS_PASSWORD, which is another: unset one"]
     );
     assert_eq!(given().variable("REDIS_PASSWORD", "pw").config().broker, BrokerChoice::Local);
+}
+
+#[test]
+fn tls_to_redis_has_its_files_and_its_name_from_settings() {
+    let sealed = || {
+        given()
+            .flag("redis", "rediss://h:1")
+            .flag("redis_ca_file", "/ca.pem")
+            .variable("CORECAST_REDIS_CERT_FILE", "/me.pem")
+            .file("redis_key_file = \"/me.key\"")
+            .flag("redis_server_name", "redis.example")
+    };
+    let target = redis(&sealed().config()).clone();
+    let tls = RedisTls {
+        ca_file: Some("/ca.pem".into()),
+        cert_file: Some("/me.pem".into()),
+        key_file: Some("/me.key".into()),
+        server_name: Some("redis.example".to_owned()),
+    };
+    assert_eq!((target.tls_name(), &target.tls), (Some("redis.example"), &Some(tls)));
+    assert_eq!(target.to_string(), "rediss://h:1");
+    let shown = show(&sealed().loaded());
+    for line in
+        ["redis = \"rediss://h:1\"", "redis_key_file = \"/me.key\"", "redis_server_name = \"redis.example\""]
+    {
+        assert!(shown.contains(line), "{shown}");
+    }
+}
+
+#[test]
+fn files_for_tls_beside_an_address_without_it_are_refused() {
+    let refused = given().flag("redis", "redis://:pw@h:1").flag("redis_ca_file", "/ca.pem").refused();
+    let due = "--redis-ca-file: found it beside redis://:***@h:1, which has no TLS, due rediss://: correct the URL, or \
+               leave it out";
+    assert_eq!(refused, due);
+    let lonely = |name: &str| given().flag("redis", "rediss://h").flag(name, "/me").refused();
+    assert!(lonely("redis_cert_file").contains("found no key to it: name that with --redis-key-file"));
+    assert!(lonely("redis_key_file").contains("found no certificate to it"));
+    let name = given().flag("redis", "rediss://h").flag("redis_server_name", "a b").refused();
+    assert!(name.contains("due a DNS name or an address"), "{name}");
+    // A server of the local broker may share its variables with others.
+    assert_eq!(given().variable("CORECAST_REDIS_CA_FILE", "/ca.pem").config().broker, BrokerChoice::Local);
 }
 
 #[test]
@@ -592,7 +634,7 @@ fn wrong_values_in_a_file_say_where_what_was_found_and_what_was_due() {
         ("bounds = 5", "bounds: found the integer 5, due the table [bounds]"),
         ("[route]\npath = \"/ws\"", "route: found a table, due tables, each under its own [[route]]"),
         ("preset = 1", "preset: found the integer 1, due a preset's name"),
-        ("redis = \"rediss://h\"", "corecast.toml:1:9: redis: found a rediss:// URL"),
+        ("redis = \"http://h\"", "corecast.toml:1:9: redis: found the scheme \"http\""),
         ("drain = ", "corecast.toml:1:9: not TOML: "),
         ("a = 1\na = 2", "corecast.toml:2:1: not TOML: duplicate key"),
         ("[[route]]\nroom = \"r\"", "corecast.toml:1:1: path: missing in [[route]], which needs it"),

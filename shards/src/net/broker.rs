@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use monoio::buf::{IoBufMut, SliceMut};
-use monoio::io::{AsyncReadRent, AsyncWriteRent, AsyncWriteRentExt, Splitable};
+use tls::TlsError;
 
 use crate::config::RedisTarget;
 use crate::limits::{BROKER_HANDSHAKE_TIMEOUT, RECEIVE_BUFFER_BYTES};
@@ -32,9 +32,12 @@ use crate::resp::{Inbox, Received};
 
 mod connect;
 mod faults;
+mod half;
 
-use connect::{Connection, Connections, connect, describe};
+pub use connect::tls_client;
+use connect::{Connection, Connections, End, connect, describe};
 use faults::LastValueFaults;
+use half::{ReadHalf, WriteHalf};
 
 /// What the relay hears of the broker. Every call is made from the link's own tasks, never from inside a
 /// [`BrokerLink`] method, and may itself call those.
@@ -278,8 +281,11 @@ async fn supervise<E: BrokerEvents + 'static>(link: Rc<Link>, events: Rc<RefCell
     let address = describe(&target.address);
     let mut reconnect = Reconnect::new();
     while !link.is_stopping() {
-        let (up_since, reason) = match connect(&target.address, || link.is_stopping()).await {
+        let (up_since, reason) = match connect(&target, || link.is_stopping()).await {
             Ok(Connections::Tcp(subscriber, commander)) => {
+                converse(&link, &events, subscriber, commander, &address).await
+            }
+            Ok(Connections::Tls(subscriber, commander)) => {
                 converse(&link, &events, subscriber, commander, &address).await
             }
             Ok(Connections::Unix(subscriber, commander)) => {
@@ -311,18 +317,17 @@ async fn supervise<E: BrokerEvents + 'static>(link: Rc<Link>, events: Rc<RefCell
 
 /// Drives both sessions over their connections until one of them ends. Returns since when the link was up, and why it
 /// isn't any more.
-async fn converse<E, S>(
+async fn converse<E, R, W>(
     link: &Rc<Link>,
     events: &Rc<RefCell<E>>,
-    subscriber: Connection<S>,
-    commander: Connection<S>,
+    subscriber: Connection<R, W>,
+    commander: Connection<R, W>,
     address: &str,
 ) -> (Option<Instant>, String)
 where
     E: BrokerEvents + 'static,
-    S: Splitable + 'static,
-    S::OwnedRead: AsyncReadRent,
-    S::OwnedWrite: AsyncWriteRent,
+    R: ReadHalf + 'static,
+    W: WriteHalf + 'static,
 {
     {
         let mut inner = link.inner.borrow_mut();
@@ -330,20 +335,15 @@ where
         inner.subscriber.begin();
         inner.commander.begin();
     }
-    let sockets = [subscriber.socket, commander.socket];
-    let (subscriber_read, subscriber_write) = subscriber.stream.into_split();
-    let (commander_read, commander_write) = commander.stream.into_split();
+    let ends = [subscriber.end, commander.end];
     let tasks = [
-        monoio::spawn(read(SubscriberReader::new(link, events), subscriber_read, link.clone())),
-        monoio::spawn(read(CommanderReader::new(link, events), commander_read, link.clone())),
-        monoio::spawn(write(Direction::Subscriber, subscriber_write, link.clone())),
-        monoio::spawn(write(Direction::Commander, commander_write, link.clone())),
+        monoio::spawn(read(SubscriberReader::new(link, events), subscriber.read, link.clone())),
+        monoio::spawn(read(CommanderReader::new(link, events), commander.read, link.clone())),
+        monoio::spawn(write(Direction::Subscriber, subscriber.write, link.clone())),
+        monoio::spawn(write(Direction::Commander, commander.write, link.clone())),
     ];
     let up_since = watch(link, events, address).await;
-    for socket in &sockets {
-        // Fails only where the other side was faster.
-        let _ = socket.shutdown(std::net::Shutdown::Both);
-    }
+    ends.iter().for_each(End::shutdown);
     link.subscriber_wake.notify();
     link.commander_wake.notify();
     for task in tasks {
@@ -433,9 +433,10 @@ trait Reader {
 }
 
 /// Reads until the socket ends or the session can't go on.
-async fn read<R: Reader, H: AsyncReadRent>(mut reader: R, mut half: H, link: Rc<Link>) {
+async fn read<R: Reader, H: ReadHalf>(mut reader: R, mut half: H, link: Rc<Link>) {
     let mut inbox = Inbox::new();
     let mut reads_at_once = 0;
+    let mut has_read = false;
     loop {
         let buffer = inbox.take_buffer();
         let (held, capacity) = (buffer.len(), buffer.capacity());
@@ -447,10 +448,18 @@ async fn read<R: Reader, H: AsyncReadRent>(mut reader: R, mut half: H, link: Rc<
         if link.has_ended() {
             return;
         }
-        match result {
-            Ok(0) => return link.end("redis closed the connection"),
-            Ok(_) => {}
-            Err(error) => return link.end(format!("reading from redis failed: {error}")),
+        let end = match result {
+            Ok(0) => "redis closed the connection".to_owned(),
+            Ok(_) => {
+                has_read = true;
+                String::new()
+            }
+            Err(error) => describe_fault("reading from", &error),
+        };
+        if !end.is_empty() {
+            // OpenSSL says nothing to what is no TLS: it hangs up.
+            let hint = if has_read || H::IS_SEALED { "" } else { TLS_HINT };
+            return link.end(end + hint);
         }
         reader.batch_begin();
         let handled = handle_batch(&mut reader, &mut inbox, &link);
@@ -477,8 +486,16 @@ fn handle_batch<R: Reader>(reader: &mut R, inbox: &mut Inbox, link: &Link) -> Re
     Ok(())
 }
 
+/// What the system said, or the sentence of TLS.
+fn describe_fault(doing: &str, error: &std::io::Error) -> String {
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<TlsError>()) {
+        Some(fault) => fault.to_string(),
+        None => format!("{doing} redis failed: {error}"),
+    }
+}
+
 /// Reads, and says whether the data were there already.
-async fn read_some<H: AsyncReadRent>(
+async fn read_some<H: ReadHalf>(
     half: &mut H,
     buffer: SliceMut<Vec<u8>>,
 ) -> (std::io::Result<usize>, SliceMut<Vec<u8>>, bool) {
@@ -658,7 +675,7 @@ enum Direction {
 }
 
 /// Writes what the session queues until the connections end. All that was queued since the last write leaves together.
-async fn write<W: AsyncWriteRent>(direction: Direction, mut half: W, link: Rc<Link>) {
+async fn write<W: WriteHalf>(direction: Direction, mut half: W, link: Rc<Link>) {
     loop {
         if link.has_ended() {
             return;
@@ -671,8 +688,8 @@ async fn write<W: AsyncWriteRent>(direction: Direction, mut half: W, link: Rc<Li
             }
             continue;
         }
-        if let (Err(error), _) = half.write_all(chunk).await {
-            return link.end(format!("writing to redis failed: {error}"));
+        if let Err(error) = half.write_all(chunk).await {
+            return link.end(describe_fault("writing to", &error));
         }
     }
 }
@@ -717,6 +734,10 @@ impl Wake {
         let _ = monoio::time::timeout(left, self.wait()).await;
     }
 }
+
+/// To one who hangs up before it has said anything.
+const TLS_HINT: &str =
+    " before it answered anything: if that is its tls-port, write rediss:// instead of redis://";
 
 /// For jitter and for telling runs apart; no secret.
 fn random() -> u64 {

@@ -1,28 +1,62 @@
-//! Connecting to Redis: names, sockets, and handing them to the runtime.
+//! Connecting to Redis: names, sockets, TLS, and handing them to the runtime.
 //!
-//! Resolving a name and connecting block, so a plain thread does both and the shard awaits it.
+//! Resolving a name, connecting, reading certificates and shaking hands block or take milliseconds of CPU, so a plain
+//! thread does all of it and the shard awaits it.
 
 use std::net::{TcpStream as StdTcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream as StdUnixStream;
+use std::rc::Rc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use monoio::io::{AsyncWriteRent, OwnedReadHalf, OwnedWriteHalf, Splitable};
+use monoio::net::{TcpStream, UnixStream};
 use socket2::{Domain, SockAddr, Socket, TcpKeepalive, Type};
+use tls::{Client, Options, Session, TlsError};
 
-use crate::config::RedisAddress;
+use super::half::{Plain, Seal, SealedRead, SealedWrite};
+use crate::config::{RedisAddress, RedisTarget, RedisTls};
 use crate::limits::BROKER_HANDSHAKE_TIMEOUT;
 
 /// The subscriber's and the commander's connection, in this order.
 pub(super) enum Connections {
-    Tcp(Connection<monoio::net::TcpStream>, Connection<monoio::net::TcpStream>),
-    Unix(Connection<monoio::net::UnixStream>, Connection<monoio::net::UnixStream>),
+    Tcp(PlainConnection<TcpStream>, PlainConnection<TcpStream>),
+    Tls(SealedConnection, SealedConnection),
+    Unix(PlainConnection<UnixStream>, PlainConnection<UnixStream>),
 }
 
-/// A stream of the runtime.
-pub(super) struct Connection<S> {
-    pub(super) stream: S,
-    /// The same socket, to shut it down while the runtime reads and writes.
-    pub(super) socket: Socket,
+/// The directions of a stream of the runtime.
+pub(super) struct Connection<R, W> {
+    pub(super) read: R,
+    pub(super) write: W,
+    pub(super) end: End,
+}
+
+type PlainConnection<S> = Connection<Plain<OwnedReadHalf<S>>, Plain<OwnedWriteHalf<S>>>;
+type SealedConnection =
+    Connection<SealedRead<OwnedReadHalf<TcpStream>>, SealedWrite<OwnedWriteHalf<TcpStream>>>;
+
+/// The same socket, to shut it down while the runtime reads and writes.
+pub(super) struct End {
+    socket: Socket,
+    seal: Option<Rc<Seal>>,
+}
+
+impl End {
+    /// Ends both directions.
+    pub(super) fn shutdown(&self) {
+        if let Some(seal) = &self.seal {
+            seal.say_goodbye(&self.socket);
+        }
+        // Fails only where the other side was faster.
+        let _ = self.socket.shutdown(std::net::Shutdown::Both);
+    }
+}
+
+/// A socket, and the session on it where there is TLS.
+struct Connected {
+    socket: Socket,
+    session: Option<Session>,
 }
 
 /// Connects twice, on a plain thread. It is awaited however long it takes, so that a name server which doesn't answer
@@ -31,22 +65,22 @@ pub(super) struct Connection<S> {
 /// # Errors
 /// A sentence for the operator; also when `is_stopping` says so.
 pub(super) async fn connect(
-    target: &RedisAddress,
+    target: &RedisTarget,
     is_stopping: impl Fn() -> bool,
 ) -> Result<Connections, String> {
-    let address = describe(target);
+    let address = describe(&target.address);
     let cannot = |error: std::io::Error| format!("can't connect to redis at {address}: {error}");
     let is_nonblocking = monoio::utils::is_legacy();
     let (done, thread_end) = StdUnixStream::pair().map_err(cannot)?;
     done.set_nonblocking(is_nonblocking).map_err(cannot)?;
     let done = monoio::net::UnixStream::from_std(done).map_err(cannot)?;
     let (sender, receiver) = mpsc::sync_channel(1);
-    let target_address = target.clone();
+    let thread_target = target.clone();
     std::thread::Builder::new()
         .name("redis-connect".into())
         .spawn(move || {
             // Nobody receives if the link has been shut down meanwhile.
-            let _ = sender.send(connect_twice(&target_address, is_nonblocking));
+            let _ = sender.send(connect_twice(&thread_target, is_nonblocking));
             // Its end becomes readable when this one is closed; also when the thread panics.
             drop(thread_end);
         })
@@ -68,31 +102,66 @@ pub(super) async fn connect(
         // Dropping readable() loses nothing; a short wait lets a shutdown through.
         let _ = monoio::time::timeout(CONNECT_POLL, done.readable(false)).await;
     };
-    attach(target, sockets).map_err(cannot)
+    attach(&target.address, sockets).map_err(cannot)
 }
 
-fn attach(target: &RedisAddress, [subscriber, commander]: [Socket; 2]) -> std::io::Result<Connections> {
-    match target {
-        RedisAddress::Tcp { .. } => {
-            let attach = |socket: Socket| {
-                let stream = monoio::net::TcpStream::from_std(StdTcpStream::from(socket.try_clone()?))?;
-                Ok::<_, std::io::Error>(Connection { stream, socket })
-            };
-            Ok(Connections::Tcp(attach(subscriber)?, attach(commander)?))
+fn attach(address: &RedisAddress, [subscriber, commander]: [Connected; 2]) -> std::io::Result<Connections> {
+    let tcp = |socket: &Socket| TcpStream::from_std(StdTcpStream::from(socket.try_clone()?));
+    let unix = |socket: &Socket| UnixStream::from_std(StdUnixStream::from(socket.try_clone()?));
+    Ok(match (address, subscriber.session, commander.session) {
+        (RedisAddress::Tcp { .. }, Some(subscriber_session), Some(commander_session)) => {
+            let subscriber_stream = tcp(&subscriber.socket)?;
+            let commander_stream = tcp(&commander.socket)?;
+            Connections::Tls(
+                sealed(subscriber_stream, subscriber.socket, subscriber_session),
+                sealed(commander_stream, commander.socket, commander_session),
+            )
         }
-        RedisAddress::Unix(_) => {
-            let attach = |socket: Socket| {
-                let stream = monoio::net::UnixStream::from_std(StdUnixStream::from(socket.try_clone()?))?;
-                Ok::<_, std::io::Error>(Connection { stream, socket })
-            };
-            Ok(Connections::Unix(attach(subscriber)?, attach(commander)?))
-        }
+        (RedisAddress::Tcp { .. }, ..) => Connections::Tcp(
+            plain(tcp(&subscriber.socket)?, subscriber.socket),
+            plain(tcp(&commander.socket)?, commander.socket),
+        ),
+        (RedisAddress::Unix(_), ..) => Connections::Unix(
+            plain(unix(&subscriber.socket)?, subscriber.socket),
+            plain(unix(&commander.socket)?, commander.socket),
+        ),
+    })
+}
+
+fn plain<S>(stream: S, socket: Socket) -> PlainConnection<S>
+where
+    S: Splitable<OwnedRead = OwnedReadHalf<S>, OwnedWrite = OwnedWriteHalf<S>> + AsyncWriteRent,
+{
+    let (read, write) = stream.into_split();
+    Connection { read: Plain(read), write: Plain(write), end: End { socket, seal: None } }
+}
+
+fn sealed(stream: TcpStream, socket: Socket, session: Session) -> SealedConnection {
+    let (read, write) = stream.into_split();
+    let seal = Seal::new(session);
+    Connection {
+        read: SealedRead::new(read, seal.clone()),
+        write: SealedWrite::new(write, seal.clone()),
+        end: End { socket, seal: Some(seal) },
     }
 }
 
+/// Reads the files that TLS to `target` takes, and blocks; `None` where it takes no TLS.
+///
+/// # Errors
+/// Those of [`Client::load`].
+pub fn tls_client(target: &RedisTarget) -> Result<Option<Client>, TlsError> {
+    let (Some(tls), Some(server_name)) = (&target.tls, target.tls_name()) else { return Ok(None) };
+    let RedisTls { ca_file, cert_file, key_file, .. } = tls;
+    let identity = cert_file.as_deref().zip(key_file.as_deref());
+    Client::load(&Options { ca_file: ca_file.as_deref(), identity, server_name }).map(Some)
+}
+
 /// Blocks. Both connections go to the same address of the name: the one that answers first in its order.
-fn connect_twice(address: &RedisAddress, is_nonblocking: bool) -> std::io::Result<[Socket; 2]> {
-    let (domain, addresses): (_, Vec<SockAddr>) = match address {
+fn connect_twice(target: &RedisTarget, is_nonblocking: bool) -> std::io::Result<[Connected; 2]> {
+    // Anew for each attempt, so that files which were replaced are taken.
+    let client = tls_client(target)?;
+    let (domain, addresses): (_, Vec<SockAddr>) = match &target.address {
         RedisAddress::Tcp { host, port } => {
             (None, (host.as_str(), *port).to_socket_addrs()?.map(SockAddr::from).collect())
         }
@@ -101,7 +170,8 @@ fn connect_twice(address: &RedisAddress, is_nonblocking: bool) -> std::io::Resul
     let mut last_error = std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address");
     for address in addresses.into_iter().take(ADDRESSES_MAX) {
         let domain = domain.unwrap_or_else(|| address.domain());
-        match connect_pair(domain, &address, is_nonblocking) {
+        let connect = || connect_one(domain, &address, client.as_ref(), is_nonblocking);
+        match connect().and_then(|subscriber| Ok([subscriber, connect()?])) {
             Ok(pair) => return Ok(pair),
             Err(error) => last_error = error,
         }
@@ -109,20 +179,29 @@ fn connect_twice(address: &RedisAddress, is_nonblocking: bool) -> std::io::Resul
     Err(last_error)
 }
 
-fn connect_pair(domain: Domain, address: &SockAddr, is_nonblocking: bool) -> std::io::Result<[Socket; 2]> {
-    let connect = || {
-        let socket = Socket::new(domain, Type::STREAM, None)?;
-        socket.connect_timeout(address, CONNECT_TIMEOUT)?;
-        if domain != Domain::UNIX {
-            socket.set_tcp_nodelay(true)?;
-            // The probe notices sooner; this is for the handshake and for middleboxes that forget idle connections.
-            socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))?;
+fn connect_one(
+    domain: Domain,
+    address: &SockAddr,
+    client: Option<&Client>,
+    is_nonblocking: bool,
+) -> std::io::Result<Connected> {
+    let socket = Socket::new(domain, Type::STREAM, None)?;
+    socket.connect_timeout(address, CONNECT_TIMEOUT)?;
+    if domain != Domain::UNIX {
+        socket.set_tcp_nodelay(true)?;
+        // The probe notices sooner; this is for the handshake and for middleboxes that forget idle connections.
+        socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))?;
+    }
+    let session = match client {
+        Some(client) => {
+            let stream = StdTcpStream::from(socket.try_clone()?);
+            Some(client.handshake(&stream, Instant::now() + BROKER_HANDSHAKE_TIMEOUT)?)
         }
-        // io_uring wants a blocking descriptor (it would answer EAGAIN instead of waiting), epoll the other kind.
-        socket.set_nonblocking(is_nonblocking)?;
-        Ok::<_, std::io::Error>(socket)
+        None => None,
     };
-    Ok([connect()?, connect()?])
+    // io_uring wants a blocking descriptor (it would answer EAGAIN instead of waiting), epoll the other kind.
+    socket.set_nonblocking(is_nonblocking)?;
+    Ok(Connected { socket, session })
 }
 
 /// The address as an operator writes it.
@@ -140,5 +219,5 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const ADDRESSES_MAX: usize = 8;
 /// How long a shutdown may wait for a connecting thread to be let go.
 const CONNECT_POLL: Duration = Duration::from_millis(100);
-/// See `connect_pair`.
+/// See `connect_one`.
 const KEEPALIVE: Duration = Duration::from_secs(15);
