@@ -5,7 +5,7 @@
 
 use std::io::{self, Read, Write};
 
-use corecast_consumer::{Stream, TLS_HINT};
+use corecast_consumer::{Stream, TLS_HINT, cure_of};
 use redis_protocol::resp2::types::{OwnedFrame, Resp2Frame};
 use redis_protocol::resp2::{decode, encode};
 use shards::config::{RedisAddress, RedisTarget};
@@ -67,6 +67,7 @@ impl TlsArgs {
 pub struct RedisConnection {
     stream: Stream,
     place: String,
+    user: String,
     /// Bytes that came but were not yet an answer.
     pending: Vec<u8>,
     has_heard: bool,
@@ -86,7 +87,8 @@ impl RedisConnection {
                 format!("no Redis answers at {place} ({error}): start it, or name another with --redis"),
             ),
         })?;
-        let mut connection = Self { stream, place, pending: Vec::new(), has_heard: false };
+        let user = target.username.clone().unwrap_or_else(|| "default".to_owned());
+        let mut connection = Self { stream, place, user, pending: Vec::new(), has_heard: false };
         match (&target.username, &target.password) {
             (_, None) => {}
             (None, Some(password)) => connection.authenticate(&[b"AUTH", password.as_bytes()])?,
@@ -111,6 +113,11 @@ impl RedisConnection {
     pub fn publish(&mut self, channel: &str, payload: &[u8]) -> Result<i64, Failure> {
         match self.ask(&[b"PUBLISH", channel.as_bytes(), payload])? {
             OwnedFrame::Integer(receivers) => Ok(receivers),
+            OwnedFrame::Error(text) if text.starts_with("NOPERM") => {
+                let cure = cure_of(&self.user, &[b"PUBLISH", channel.as_bytes()], &text);
+                let sentence = format!("{} refused PUBLISH ({text}): {cure}", self.place);
+                Err(Failure::new(exit::NO_PERMISSION, sentence))
+            }
             answer => Err(self.unexpected("PUBLISH", "number", &answer)),
         }
     }

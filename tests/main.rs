@@ -30,6 +30,7 @@ mod nginx;
 mod overload;
 mod presets;
 mod processes;
+mod redis_acl;
 mod redis_faults;
 mod resume;
 mod redis_tls;

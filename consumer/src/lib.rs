@@ -80,7 +80,7 @@ pub use handler::{ANY_TYPE, Handler, HandlerError, Registry};
 pub use metrics::{Metrics, UNKNOWN_TYPES_MAX};
 pub use options::{Options, WhenFull};
 pub use pool::{Consumer, MessageError, OfferError};
-pub use redis::{Connection, RedisError};
+pub use redis::{Connection, RedisError, cure_of};
 pub use shards::config::{RedisAddress, RedisTarget};
 pub use stream::{Stream, TLS_HINT};
 pub use subscription::Subscription;

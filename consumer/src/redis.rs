@@ -44,7 +44,7 @@ pub enum RedisError {
         error: io::Error,
     },
     /// User or password.
-    #[error("{place} refused {command} ({text}): set REDIS_PASSWORD, or write redis://USER:PASSWORD@HOST")]
+    #[error("{place} refused {command} ({text}): {cure}")]
     Forbidden {
         /// Host and port, or path.
         place: String,
@@ -52,6 +52,8 @@ pub enum RedisError {
         command: String,
         /// What Redis said.
         text: String,
+        /// What to do.
+        cure: String,
     },
     /// Another error reply.
     #[error("{place} refused {command} ({text})")]
@@ -90,6 +92,7 @@ pub struct Connection {
     stream: Stream,
     inbox: Inbox,
     place: String,
+    user: String,
     has_heard: bool,
 }
 
@@ -103,13 +106,14 @@ impl Connection {
             RedisAddress::Tcp { host, port } => format!("{host}:{port}"),
             RedisAddress::Unix(path) => path.display().to_string(),
         };
+        let user = target.username.clone().unwrap_or_else(|| "default".to_owned());
         let opened =
             Stream::open(target).and_then(|stream| stream.set_write_timeout(ANSWER_TIMEOUT).map(|()| stream));
         let stream = opened.map_err(|error| match is_tls(&error) {
             true => RedisError::Tls { place: place.clone(), error },
             false => RedisError::Absent { place: place.clone(), error },
         })?;
-        let mut connection = Self { stream, inbox: Inbox::new(), place, has_heard: false };
+        let mut connection = Self { stream, inbox: Inbox::new(), place, user, has_heard: false };
         match (&target.username, &target.password) {
             (_, None) => {}
             (None, Some(password)) => drop(connection.ask(&[b"AUTH", password.as_bytes()])?),
@@ -234,16 +238,36 @@ impl Connection {
     }
 
     pub(crate) fn refused(&self, command: &[&[u8]], text: &str) -> RedisError {
+        let cure = cure_of(&self.user, command, text);
         let word = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let (place, command) = (self.place.clone(), word(command.first().copied().unwrap_or_default()));
         let text = excerpt(text.as_bytes());
         let is_forbidden =
             ["NOAUTH", "WRONGPASS", "NOPERM", "ERR AUTH"].iter().any(|code| text.starts_with(code));
         match is_forbidden {
-            true => RedisError::Forbidden { place, command, text },
+            true => RedisError::Forbidden { place, command, text, cure },
             false => RedisError::Refused { place, command, text },
         }
     }
+}
+
+/// What helps `user` against the refusal of `command`: the ACL rule, or the right password.
+///
+/// Out of a command's words the rule names the channel or the key; a script is permitted by itself, and what it calls too.
+pub fn cure_of(user: &str, command: &[&[u8]], text: &str) -> String {
+    let words: Vec<_> = command.iter().take(4).map(|word| String::from_utf8_lossy(word)).collect();
+    let word = |index: usize| words.get(index).map_or("", |word| word.as_ref());
+    if !text.starts_with("NOPERM") {
+        return "set REDIS_PASSWORD, or write redis://USER:PASSWORD@HOST".to_owned();
+    }
+    let verb = word(0).to_lowercase();
+    let rule = match verb.as_str() {
+        "subscribe" | "psubscribe" | "publish" => format!("+{verb} '&{}'", word(1)),
+        "eval" => format!("+eval +xrange +xdel +publish '~{}' and '&CHANNEL' of its letters", word(3)),
+        "ping" | "auth" | "select" | "info" | "" => format!("+{verb}"),
+        _ => format!("+{verb} '~{}'", word(1)),
+    };
+    format!("permit it with ACL SETUSER {user} {rule}")
 }
 
 fn is_tls(error: &io::Error) -> bool {

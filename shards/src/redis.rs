@@ -40,16 +40,26 @@ pub enum SessionError {
     #[error("redis wants a password ({0}): give one, for example redis://user:password@host:6379")]
     PasswordDue(String),
     /// The password, or the user, is wrong.
-    #[error("redis refused the user name or the password ({0}): correct them, or the user's ACL entry")]
-    PasswordWrong(String),
+    #[error(
+        "redis refused the user {user} or its password ({text}): correct them, or set them there with ACL SETUSER {user} on \
+         >PASSWORD"
+    )]
+    PasswordWrong {
+        /// Who we said we are.
+        user: String,
+        /// What Redis said.
+        text: String,
+    },
     /// The user may not do this.
-    #[error("redis refused {what} ({text}): give the user the ACL rule {rule}")]
+    #[error("redis refused {what} ({text}): permit it with ACL SETUSER {user} {rule}")]
     NotPermitted {
         /// What was tried, with the channel's name.
         what: String,
         /// What Redis said.
         text: String,
-        /// What is missing.
+        /// Who may not.
+        user: String,
+        /// What is missing, as ACL SETUSER takes it.
         rule: String,
     },
     /// The server can't serve now: it loads its data, has lost its master, or has no room for a connection.
@@ -94,16 +104,26 @@ pub enum SessionError {
 
 impl SessionError {
     /// The error for an error reply to `what`, where the reply's first word says enough.
-    fn from_reply(what: &str, text: &[u8], rule: &str) -> Self {
+    fn from_reply(what: &str, text: &[u8], user: &str, rule: &str) -> Self {
         let said = excerpt(text);
         match text.split(|&byte| byte == b' ').next().unwrap_or_default() {
             b"NOAUTH" => Self::PasswordDue(said),
-            b"WRONGPASS" => Self::PasswordWrong(said),
-            b"NOPERM" => Self::NotPermitted { what: what.into(), text: said, rule: rule.into() },
+            b"WRONGPASS" => Self::PasswordWrong { user: user.into(), text: said },
+            b"NOPERM" => {
+                Self::NotPermitted { what: what.into(), text: said, user: user.into(), rule: rule.into() }
+            }
             b"LOADING" | b"MASTERDOWN" | b"BUSY" | b"TRYAGAIN" | b"CLUSTERDOWN" => Self::NotNow(said),
             _ if said.contains("max number of clients") => Self::NotNow(said),
             _ => Self::Rejected { what: what.into(), text: said },
         }
+    }
+}
+
+/// The rule that permits `verb` on `channel`. That of our probes holds for every node, whose names are random.
+fn channel_rule(verb: &str, channel: &str) -> String {
+    match channel.starts_with(SERVICE_CHANNEL_PREFIX) {
+        true => format!("+{verb} '&{SERVICE_CHANNEL_PREFIX}*'"),
+        false => format!("+{verb} '&{channel}'"),
     }
 }
 
@@ -275,10 +295,12 @@ mod tests {
 
     #[test]
     fn error_replies_say_what_to_do() {
-        let error = |text: &str| SessionError::from_reply("SUBSCRIBE a", text.as_bytes(), "&a").to_string();
+        let error = |text: &str| {
+            SessionError::from_reply("SUBSCRIBE a", text.as_bytes(), "ann", "+subscribe '&a'").to_string()
+        };
         assert!(error("NOAUTH Authentication required.").contains("give one"));
-        assert!(error("WRONGPASS invalid").contains("correct them"));
-        assert!(error("NOPERM no").contains("ACL rule &a"));
+        assert!(error("WRONGPASS invalid").contains("ACL SETUSER ann on >PASSWORD"));
+        assert!(error("NOPERM no").ends_with("ACL SETUSER ann +subscribe '&a'"));
         assert!(error("LOADING Redis is loading").contains("tried again"));
         assert!(error("ERR max number of clients reached").contains("tried again"));
         assert!(error("READONLY You can't write").contains("refused SUBSCRIBE a"));

@@ -15,7 +15,7 @@ use crate::command::Down;
 use crate::config::{BrokerChoice, Config, Subscribe};
 use crate::limits::TURN_COMMANDS_MAX;
 use crate::metrics::Stage;
-use crate::redis::{PublishError, Refused};
+use crate::redis::{PublishError, Refused, SessionError};
 use crate::relay::{BrokerCommand, BrokerState, Outlet, PublishFailure, Relay};
 use crate::setup::Setup;
 use crate::shard::Micros;
@@ -23,8 +23,50 @@ use crate::shard::Micros;
 /// How often, and how many times, Redis is waited for with the last publications of a drain: half a second in all.
 const LAST_ANSWERS_POLL: Duration = Duration::from_millis(20);
 const LAST_ANSWERS_POLLS: u32 = 25;
+/// With `own = "origin"` a publication is with the members here before Redis is asked.
+const REFUSED: &str =
+    "redis refuses publications of clients: they reach nobody, or with own = \"origin\" this node alone";
+/// A spell of refusals is over after this long without one.
+const REFUSALS_OVER: Duration = Duration::from_secs(10);
 /// How often rooms are looked after.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Publications that Redis refuses: told once, until none has been refused for a while.
+struct Refusals {
+    /// Where clients' publications go, as ACL rules: the refusal itself names none.
+    channels: String,
+    last_at: Option<Instant>,
+}
+
+impl Refusals {
+    fn note(&mut self, error: &SessionError, now: Instant) {
+        let is_news =
+            self.last_at.replace(now).is_none_or(|at| now.saturating_duration_since(at) >= REFUSALS_OVER);
+        if !is_news {
+            return;
+        }
+        match error {
+            SessionError::NotPermitted { text, user, .. } => {
+                let cure = format!("ACL SETUSER {user} +publish {}", self.channels);
+                tracing::warn!(reason = %text, %cure, "{REFUSED}");
+            }
+            other => {
+                tracing::warn!(reason = %other, "{REFUSED}");
+            }
+        }
+    }
+}
+
+/// The channels of all sources, as ACL rules.
+fn publish_channels(config: &Config) -> String {
+    let channels = config.sources.iter().map(|source| match &source.subscribe {
+        Subscribe::Channel(channel) => format!("'&{channel}'"),
+        Subscribe::Pattern { prefix, suffix } | Subscribe::OnDemand { prefix, suffix } => {
+            format!("'&{prefix}*{suffix}'")
+        }
+    });
+    channels.collect::<Vec<_>>().join(" ")
+}
 
 /// The rings to all shards.
 struct Rings {
@@ -67,6 +109,7 @@ struct Driver {
     stages: Stages,
     /// When the read returned whose publications are being told.
     batch_arrived: Micros,
+    refusals: Refusals,
 }
 
 impl Driver {
@@ -187,7 +230,10 @@ impl BrokerEvents for Driver {
         let result = result.map_err(|error| match error {
             PublishError::Unsent => PublishFailure::Unsent,
             PublishError::Unknown => PublishFailure::Unknown,
-            PublishError::Rejected(_) => PublishFailure::Refused,
+            PublishError::Rejected(error) => {
+                self.refusals.note(&error, Instant::now());
+                PublishFailure::Refused
+            }
         });
         self.relay.published(token, result, &mut self.rings);
     }
@@ -261,6 +307,7 @@ pub fn start<F: Fn() -> bool>(
         link: None,
         stages,
         batch_arrived: clock.now(),
+        refusals: Refusals { channels: publish_channels(config), last_at: None },
     }));
     if let BrokerChoice::Redis(target) = &config.broker {
         let (patterns, channels) = fixed_subscriptions(config);

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::handshake::Handshake;
 use super::subscriber::probe_payload;
-use super::{Outbox, SERVICE_CHANNEL_PREFIX, SessionError};
+use super::{Outbox, SERVICE_CHANNEL_PREFIX, SessionError, channel_rule};
 use crate::config::RedisTarget;
 use crate::limits::{
     PAYLOAD_BYTES_MAX, PROBE_INTERVAL, PROBE_TIMEOUT, PUBLISH_INFLIGHT_BYTES_MAX, PUBLISH_INFLIGHT_MAX,
@@ -295,7 +295,7 @@ impl Commander {
             Some(Command::Publish { token, bytes, .. }) => {
                 self.publishes -= 1;
                 self.publish_bytes -= bytes;
-                let result = self.judge("PUBLISH", "the room's channel", reply);
+                let result = self.judge("PUBLISH", "CHANNEL", reply);
                 match result {
                     Ok(receivers) => Ok(Some(CommanderEvent::Published { token, result: Ok(receivers) })),
                     Err(error @ SessionError::WrongReply { .. }) => {
@@ -347,8 +347,8 @@ impl Commander {
     }
 
     fn refusal(&self, command: &str, key: &str, text: &[u8]) -> SessionError {
-        let rule = format!("~{key} and +{}, for the user {}", command.to_ascii_lowercase(), self.user);
-        SessionError::from_reply(command, text, &rule)
+        let rule = format!("+{} '~{key}'", command.to_ascii_lowercase());
+        SessionError::from_reply(command, text, &self.user, &rule)
     }
 
     fn put_back(&mut self, token: u64, bytes: usize) {
@@ -361,8 +361,8 @@ impl Commander {
         match reply {
             Value::Integer(receivers) if receivers >= 0 => Ok(receivers as u64),
             Value::Error(text) => {
-                let rule = format!("&{channel} and +publish, for the user {}", self.user);
-                Err(SessionError::from_reply(what, text, &rule))
+                let rule = channel_rule("publish", channel);
+                Err(SessionError::from_reply(what, text, &self.user, &rule))
             }
             other => Err(SessionError::WrongReply {
                 what: excerpt(what.as_bytes()),
@@ -468,7 +468,7 @@ mod tests {
         session.fetch("k").expect("there is room");
         let event = session.handle_frame(b"-NOPERM User x has no permissions to run the 'set' command\r\n");
         let Ok(Some(CommanderEvent::Kept { result: Err(error), .. })) = event else { panic!("{event:?}") };
-        assert!(error.to_string().contains("~k and +set"), "{error}");
+        assert!(error.to_string().contains("+set '~k'"), "{error}");
         let event = session.handle_frame(b"-WRONGTYPE Operation against a key\r\n");
         assert!(matches!(event, Ok(Some(CommanderEvent::Fetched { result: Err(_), .. }))), "{event:?}");
         session.publish(b"room:a", b"hi", 1).expect("there is room");
@@ -571,7 +571,7 @@ mod tests {
         session.poll(Instant::now()).expect("nothing is late");
         let error =
             session.handle_frame(b"-NOPERM No permissions to access a channel\r\n").expect_err("it is vital");
-        assert!(error.to_string().contains("&corecast:probe:node and +publish"), "{error}");
+        assert!(error.to_string().contains("ACL SETUSER default +publish '&corecast:probe:*'"), "{error}");
     }
 
     #[test]

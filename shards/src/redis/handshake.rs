@@ -48,11 +48,15 @@ impl Handshake {
         let name = CLIENT_NAME.as_bytes();
         match &self.password {
             Some(password) => {
-                let user = self.username.as_deref().unwrap_or("default").as_bytes();
+                let user = self.user().as_bytes();
                 out.push(&[b"HELLO", b"3", b"AUTH", user, password.as_bytes(), b"SETNAME", name]);
             }
             None => out.push(&[b"HELLO", b"3", b"SETNAME", name]),
         }
+    }
+
+    fn user(&self) -> &str {
+        self.username.as_deref().unwrap_or("default")
     }
 
     /// Forgets the connection.
@@ -97,7 +101,7 @@ impl Handshake {
                 self.protocol = Protocol::Resp2;
                 self.authenticate(out);
             }
-            Value::Error(text) => return Err(SessionError::from_reply("HELLO", text, "+hello")),
+            Value::Error(text) => return Err(SessionError::from_reply("HELLO", text, self.user(), "+hello")),
             other => return Err(wrong_reply("HELLO", other, "a map")),
         }
         Ok(())
@@ -119,9 +123,9 @@ impl Handshake {
             Value::Error(text) if is_password_needless(text) => self.set_name(out),
             // Before Redis 6 a wrong password was `-ERR invalid password`.
             Value::Error(text) if text.starts_with(b"ERR") => {
-                return Err(SessionError::PasswordWrong(excerpt(text)));
+                return Err(SessionError::PasswordWrong { user: self.user().into(), text: excerpt(text) });
             }
-            Value::Error(text) => return Err(SessionError::from_reply("AUTH", text, "+auth")),
+            Value::Error(text) => return Err(SessionError::from_reply("AUTH", text, self.user(), "+auth")),
             other => return Err(wrong_reply("AUTH", other, "OK")),
         }
         Ok(())
@@ -147,7 +151,9 @@ impl Handshake {
                 self.step = Step::Done;
                 Ok(())
             }
-            Value::Error(text) => Err(SessionError::from_reply("SELECT of the database", text, "+select")),
+            Value::Error(text) => {
+                Err(SessionError::from_reply("SELECT of the database", text, self.user(), "+select"))
+            }
             other => Err(wrong_reply("SELECT", other, "OK")),
         }
     }

@@ -12,7 +12,7 @@ use std::rc::Rc;
 use foldhash::{HashMap, HashMapExt};
 
 use super::handshake::Handshake;
-use super::{Outbox, SERVICE_CHANNEL_PREFIX, SessionError};
+use super::{Outbox, SERVICE_CHANNEL_PREFIX, SessionError, channel_rule};
 use crate::config::RedisTarget;
 use crate::limits::SUBSCRIBE_INFLIGHT_MAX;
 use crate::resp::{Frame, Inbox, Protocol, Publication, Value, excerpt};
@@ -419,8 +419,8 @@ impl Subscriber {
             (Some(Ask::Subscribe), true) => "PSUBSCRIBE",
             _ => "UNSUBSCRIBE",
         };
-        let rule = format!("&{name} and +{}, for the user {}", verb.to_ascii_lowercase(), self.user);
-        let reason = SessionError::from_reply(&format!("{verb} {name}"), text, &rule);
+        let rule = channel_rule(&verb.to_ascii_lowercase(), &name);
+        let reason = SessionError::from_reply(&format!("{verb} {name}"), text, &self.user, &rule);
         let is_tolerable = matches!(reason, SessionError::NotPermitted { .. })
             && !subscription.is_fixed
             && asked == Some(Ask::Subscribe);
@@ -759,7 +759,7 @@ mod tests {
             scripted.take("-NOPERM No permissions to access a channel\r\n").expect_err("the probe is due");
         let text = error.to_string();
         assert!(text.contains("SUBSCRIBE corecast:probe:node"), "{text}");
-        assert!(text.contains("&corecast:probe:node and +subscribe, for the user default"), "{text}");
+        assert!(text.contains("ACL SETUSER default +subscribe '&corecast:probe:*'"), "{text}");
     }
 
     #[test]

@@ -27,6 +27,8 @@ pub struct Asked {
     pub mode: Option<String>,
     /// Each command of the server's that was tried, and what Redis had against it.
     pub rights: Vec<(String, Option<String>)>,
+    /// ACL rules without which less can be judged, of INFO and CONFIG GET.
+    pub hidden: Vec<&'static str>,
     /// `client-output-buffer-limit` of subscribers.
     pub output_limit: Option<OutputLimit>,
     /// Connections of others, and how many there may be.
@@ -67,7 +69,13 @@ impl Asked {
     pub fn of(target: &RedisTarget, config: &Config) -> Result<Self, Failure> {
         let mut connection = RedisConnection::connect(target)?;
         let pings = pings(&mut connection)?;
-        let info = text_of(connection.ask(&[b"INFO"])?).unwrap_or_default();
+        let info = connection.ask(&[b"INFO"])?;
+        let is_hidden =
+            |answer: &OwnedFrame| matches!(answer, OwnedFrame::Error(text) if text.starts_with("NOPERM"));
+        let mut hidden = Vec::new();
+        hidden.extend(is_hidden(&info).then_some("+info"));
+        hidden.extend(is_hidden(&connection.ask(&[b"CONFIG", b"GET", b"timeout"])?).then_some("+config|get"));
+        let info = text_of(info).unwrap_or_default();
         let field = |name: &str| {
             info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
         };
@@ -88,6 +96,7 @@ impl Asked {
             timeout: number(setting("timeout")?.as_deref()),
             backlog: number(setting("tcp-backlog")?.as_deref()),
             rights: rights(target, config)?,
+            hidden,
             has_resp3: connection.takes_resp3()?,
             pings,
         })
