@@ -382,7 +382,7 @@ fn a_password_is_given_and_a_missing_or_wrong_one_is_explained() {
         fixture.round_trip("room:a", b"hello").await;
         fixture.stop().await;
         for (password, due) in
-            [(None, "redis wants a password"), (Some("wrong"), "refused the user name or the password")]
+            [(None, "redis wants a password"), (Some("wrong"), "refused the user default or its password")]
         {
             let fixture = Fixture::start(with(password), &["room:*"], &[]);
             fixture.until_link("it says why", |link| link.last_reason().contains(due)).await;
