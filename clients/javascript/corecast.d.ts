@@ -29,8 +29,11 @@ export interface Joined extends Partial<Position> {
 /** Publications that did not come and won't. */
 export interface Gap {
   room: string;
-  /** `slow`, `shard_overload`: thrown away on the server. `broker`: the source broke. `not_recovered`: after a reconnect. */
-  reason: 'slow' | 'shard_overload' | 'broker' | 'not_recovered' | (string & {});
+  /**
+   * `slow`, `shard_overload`: thrown away on the server. `too_long`: a publication too long for the dialect. `broker`: the
+   * source broke. `not_recovered`: after a reconnect the server no longer had everything.
+   */
+  reason: 'slow' | 'shard_overload' | 'too_long' | 'broker' | 'not_recovered' | (string & {});
   /** The epoch from now on. */
   epoch: string | null;
   /** First and last offset that are missing; null where nobody knows. */
@@ -69,7 +72,7 @@ export type State = 'connecting' | 'open' | 'waiting' | 'closed';
 export class CorecastError extends Error {
   constructor(code: string, message: string, details?: object);
   /**
-   * The server's: `invalid`, `role`, `not_joined`, `too_many_rooms`, `publish_not_allowed`, `too_long`. This client's:
+   * The server's: `invalid`, `role`, `not_joined`, `too_many_rooms`, `publish_not_allowed`. This client's:
    * `offline`, `queue_full`, `busy`, `too_big`: a publication that was not sent. `left`, `closed`, `disconnected`, `url`:
    * why there is no room or connection any more. `overflow`: a loop was too slow. `protocol`: found what is no message.
    */

@@ -280,7 +280,8 @@ export class Room extends Emitter {
 
   #gap(data) {
     if (this.#state !== 'joined') return;
-    const { epoch, from, to, offset, reason } = data;
+    const { from, to, offset, reason } = data;
+    const epoch = data.epoch ?? this.#position?.epoch ?? '';
     if (typeof to === 'number') {
       const passed = this.#position?.epoch === epoch ? this.#position.offset : 0;
       // Told before.
@@ -754,7 +755,14 @@ function parse(text) {
   const isOne = message && typeof message.type === 'string' && typeof message.room === 'string'
     && (message.offset === undefined || Number.isSafeInteger(message.offset))
     && (message.type !== 'gap' || message.offset !== undefined || message.data);
-  return isOne ? message : null;
+  return isOne ? asGap(message) : null;
+}
+
+/** A publication too long for the dialect is told as an error with its offset: to its room that is a gap of one. */
+function asGap(message) {
+  const { type, room, data } = message;
+  const isLost = type === 'error' && !isPublication(message) && data?.code === 'too_long' && Number.isSafeInteger(data.offset);
+  return isLost ? { type: 'gap', room, data: { from: data.offset, to: data.offset, reason: data.code } } : message;
 }
 
 function fromBase64(text) {

@@ -171,6 +171,17 @@ test('a gap is told once, and is what a reconnect goes on behind', async (t) => 
   assert.deepEqual((await again.heard()).resume, { epoch: 'e1', offset: 12 });
 });
 
+test('a publication that is too long for the dialect is a gap of one', async (t) => {
+  const { room, connection } = await setUpRoom(t);
+  const events = record(room, 'publication', 'gap', 'error');
+  const came = arrival(room, 3);
+  const data = { code: 'too_long', message: 'too long', offset: 2 };
+  connection.say(publication('lobby', 1), { type: 'error', room: 'lobby', data }, publication('lobby', 3));
+  await came;
+  assert.deepEqual(offsets(events), [1, 'gap', 3]);
+  assert.deepEqual(events[1][1], { room: 'lobby', reason: 'too_long', epoch: 'e1', from: 2, to: 2 });
+});
+
 test('a source that broke begins a new epoch', async (t) => {
   const parts = await setUpRoom(t);
   const { room, connection } = parts;
