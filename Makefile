@@ -1,6 +1,6 @@
 # `make help` says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help run build test deploy-check bench bench-peers image
+.PHONY: help run build test test-browser deploy-check bench bench-peers image
 
 PRESET ?=
 ARGS ?=
@@ -24,6 +24,9 @@ build: ## Build the release binary
 
 test: ## Format, lint, purity, deploy files, unit tests, the JavaScript client, loom model, end-to-end tests
 	@exec scripts/test.sh
+
+test-browser: ## The JavaScript client in a real Chromium: Debian's, installed where there is none and it can be
+	@exec scripts/test.sh build browser
 
 deploy-check: ## Check what is in deploy/, the Dockerfile, the workflow and the scripts
 	@exec scripts/test.sh deploy

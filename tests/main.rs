@@ -24,6 +24,7 @@ mod experiment;
 mod expert;
 mod fanout;
 mod http;
+mod javascript;
 mod join;
 mod k6;
 mod nginx;
