@@ -296,7 +296,7 @@ export class Room extends Emitter {
     }
   }
 
-  #publication({ type, data, encoding, offset }) {
+  #publication({ type, data, offset }) {
     if (this.#state !== 'joined') return;
     if (offset !== undefined) {
       if (this.#position && offset <= this.#position.offset) {
@@ -307,8 +307,7 @@ export class Room extends Emitter {
     }
     this.#stats.received += 1;
     this.#deliver({
-      room: this.#name, type, data: encoding === 'base64' ? fromBase64(data) : data,
-      epoch: this.#position?.epoch ?? null, offset: offset ?? null,
+      room: this.#name, type, data, epoch: this.#position?.epoch ?? null, offset: offset ?? null,
     });
   }
 
@@ -362,10 +361,9 @@ export class Corecast extends Emitter {
 
   constructor(url, options = {}) {
     super(['state', 'error']);
-    const given = Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined));
     this.#url = url;
     const others = { protocols: ['corecast.v1.json'], WebSocket: globalThis.WebSocket, overflow: 'drop-oldest' };
-    this.#options = { ...DEFAULTS, ...others, ...given };
+    this.#options = { ...DEFAULTS, ...others, ...given(options) };
     this.#host = { ...HOST, ...options.host };
     if (typeof this.#options.WebSocket !== 'function') {
       throw new TypeError('there is no WebSocket here: pass that of the package ws, new Corecast(url, { WebSocket })');
@@ -388,7 +386,7 @@ export class Corecast extends Emitter {
     checkName(name);
     checkFirst(options?.first);
     const { bufferMax, overflow } = this.#options;
-    const room = new Room(this, name, { bufferMax, overflow, ...options });
+    const room = new Room(this, name, { bufferMax, overflow, ...given(options) });
     if (this.#state === 'closed') {
       room[END]('failed', new CorecastError('closed', 'the client is closed'));
       return room;
@@ -749,6 +747,7 @@ function parse(text) {
   let message;
   try {
     message = JSON.parse(text);
+    if (message.encoding === 'base64') message.data = fromBase64(message.data);
   } catch {
     return null;
   }
@@ -771,6 +770,11 @@ function fromBase64(text) {
 
 function bytesOf(text) {
   return new TextEncoder().encode(text).length;
+}
+
+/** Without the options that are undefined. */
+function given(options = {}) {
+  return Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined));
 }
 
 /** What the server would refuse without saying which join it refused. */

@@ -218,6 +218,15 @@ test('a position that was kept is gone on from', async (t) => {
   assert.equal((await told).recovered, true);
 });
 
+test('an option that is undefined is not given', async (t) => {
+  const { room, connection } = await setUpRoom(t, { bufferMax: undefined }, { bufferMax: undefined, first: undefined });
+  const loop = room[Symbol.asyncIterator]();
+  connection.say(publication('lobby', 1));
+  await arrival(room, 1);
+  assert.equal((await loop.next()).value.offset, 1);
+  assert.equal(room.stats.dropped, 0);
+});
+
 test('joining again is the same room, and not with other wishes', async (t) => {
   const { client, room } = await setUpRoom(t);
   assert.equal(client.join('lobby'), room);
@@ -279,6 +288,7 @@ test('what is no message is an error, and the next one is read', async (t) => {
   const wrong = [
     '{', '[]', 'null', '{"type":"message"}', '{"type":1,"room":"lobby"}',
     '{"type":"m","room":"lobby","offset":1e300}', '{"type":"gap","room":"lobby","data":null}',
+    '{"type":"m","room":"lobby","data":"%","encoding":"base64","offset":1}',
   ];
   connection.say(...wrong, publication('lobby', 1));
   await came;
