@@ -32,6 +32,7 @@ mod overload;
 mod presets;
 mod processes;
 mod redis_faults;
+mod resume;
 mod slow;
 mod systemd;
 mod tune;
