@@ -1,6 +1,6 @@
 # `make help` says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help run build test deploy-check bench bench-peers image
+.PHONY: help run build test test-browser deploy-check bench bench-peers image
 
 PRESET ?=
 ARGS ?=
@@ -22,8 +22,11 @@ build: ## Build the release binary
 	@command -v cargo >/dev/null || { echo 'make: cargo is not on PATH: install Rust (rustup.rs, or your distribution)'; exit 1; }
 	cargo build --locked --release -p corecast
 
-test: ## Format, lint, purity, deploy files, unit tests, loom model, end-to-end tests
+test: ## Format, lint, purity, deploy files, unit tests, the JavaScript client, loom model, end-to-end tests
 	@exec scripts/test.sh
+
+test-browser: ## The JavaScript client in a real Chromium: Debian's, installed where there is none and it can be
+	@exec scripts/test.sh build browser
 
 deploy-check: ## Check what is in deploy/, the Dockerfile, the workflow and the scripts
 	@exec scripts/test.sh deploy

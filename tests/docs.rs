@@ -57,12 +57,12 @@ fn the_exit_codes_of_the_manual_are_those_of_the_help() {
     assert_eq!(documented, told, "docs/OPERATIONS.md, section Exit codes, differs from corecast --help");
 }
 
-/// README and what is in docs/.
+/// README, what is in docs/, and the client's.
 fn documents() -> Vec<PathBuf> {
     let docs = std::fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path());
     let mut documents: Vec<PathBuf> =
         docs.filter(|path| path.extension().is_some_and(|e| e == "md")).collect();
-    documents.push(root().join("README.md"));
+    documents.extend(["README.md", "clients/javascript/README.md"].map(|path| root().join(path)));
     documents
 }
 

@@ -1,8 +1,8 @@
 //! The real binary against a real Redis, on ports that the kernel chooses: one file for each promise.
 //!
 //! A test is a story of a few lines; whatever it takes to run it is in `support/`. Stories that depend on the kernel
-//! interface run on io_uring and on epoll. `CORECAST_TEST_BINARY` names another build of the binary (release), and
-//! `CORECAST_TEST_REDIS_SERVER` another Redis.
+//! interface run on io_uring and on epoll. `CORECAST_TEST_BINARY` names another build of the binary (release),
+//! `CORECAST_TEST_REDIS_SERVER` another Redis, and `CORECAST_TEST_CHROMIUM` the browser for stories told in one.
 
 mod support;
 
@@ -24,6 +24,7 @@ mod experiment;
 mod expert;
 mod fanout;
 mod http;
+mod javascript;
 mod join;
 mod k6;
 mod nginx;

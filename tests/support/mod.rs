@@ -10,6 +10,7 @@ pub mod manager;
 pub mod metrics;
 pub mod netns;
 pub mod payload;
+pub mod peer;
 pub mod program;
 pub mod proxy;
 pub mod publisher;
