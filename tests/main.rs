@@ -6,6 +6,7 @@
 
 mod support;
 
+mod anchors;
 mod backbone;
 mod broadcaster;
 mod cli;
