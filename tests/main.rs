@@ -24,6 +24,7 @@ mod event_fanout;
 mod experiment;
 mod expert;
 mod fanout;
+mod groups;
 mod http;
 mod join;
 mod k6;
