@@ -32,6 +32,7 @@ mod nginx;
 mod overload;
 mod presets;
 mod processes;
+mod publish_durable;
 mod redis_faults;
 mod slow;
 mod systemd;
