@@ -35,6 +35,7 @@ mod processes;
 mod publish_durable;
 mod redis_faults;
 mod slow;
+mod streams;
 mod systemd;
 mod tune;
 mod websocket;

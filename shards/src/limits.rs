@@ -301,6 +301,13 @@ pub const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 pub const READ_BLOCK: Duration = Duration::from_secs(1);
 /// Redis is given up when the answer is so much later.
 pub const READ_TIMEOUT: Duration = Duration::from_secs(3);
+/// The connection that keeps a stream's record is given up when Redis has answered nothing for this long.
+pub const RECORDER_TIMEOUT: Duration = Duration::from_secs(3);
+/// Numbers of a stream that has had entries are compared with Redis' own after this time: one script a second for each busy
+/// stream, and as long an entry may be missing that was deleted before it was read.
+pub const PROVE_INTERVAL: Duration = Duration::from_secs(1);
+/// Streams whose numbers are compared in one turn; the others follow in the next.
+pub const PROVE_BATCH_MAX: usize = 256;
 /// CLIENT UNBLOCK is said again when it came before the block: about ten round trips in one host.
 pub const UNBLOCK_INTERVAL: Duration = Duration::from_millis(5);
 /// Entries of one answer to XREAD, over all streams, as far as each may have one.

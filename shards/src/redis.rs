@@ -15,6 +15,8 @@ mod entry;
 mod handshake;
 mod history;
 mod reader;
+mod recorder;
+mod streams;
 mod subscriber;
 
 use std::time::{Duration, Instant};
@@ -31,7 +33,9 @@ pub use append::{Append, DATA, KIND, SCRIPT, Trim};
 pub use commander::{Commander, CommanderEvent, PublishError, Refused};
 pub use entry::EntryId;
 pub use history::{History, HistoryError, HistoryStep};
-pub use reader::{Reader, ReaderEvent};
+pub use reader::{Reader, ReaderCounters, ReaderEvent};
+pub use recorder::{Recorder, RecorderEvent};
+pub use streams::{Streams, StreamsEvent};
 pub use subscriber::{Subscriber, SubscriberCounters, SubscriberEvent};
 
 /// Channels that begin with this are ours: they carry probes and never feed a room.

@@ -320,7 +320,7 @@ fn fixed_subscriptions(config: &Config) -> (Vec<String>, Vec<String>) {
         match &source.subscribe {
             Subscribe::Pattern { prefix, suffix } => patterns.push(format!("{prefix}*{suffix}")),
             Subscribe::Channel(channel) => channels.push(channel.clone()),
-            Subscribe::OnDemand { .. } => {}
+            Subscribe::OnDemand { .. } | Subscribe::Stream { .. } => {}
         }
     }
     for list in [&mut patterns, &mut channels] {

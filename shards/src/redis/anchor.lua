@@ -38,7 +38,7 @@ local function goes_on(number, id)
   -- Without deletions in the middle the first entry's number is known, and on the same side as its id.
   if length > 0 and is_before(deleted, first) then
     local first_number = added - length + 1
-    -- A stream that is made anew within a millisecond may have an id twice, with another number.
+    -- A stream that is made anew in the millisecond of its last entry may have an id twice, with another number.
     if first == id then return first_number == number end
     return (first_number > number) == is_before(id, first)
   end

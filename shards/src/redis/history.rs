@@ -55,6 +55,12 @@ pub enum HistoryError {
     /// Entries among them were deleted.
     #[error("entries in it were deleted")]
     Deleted,
+    /// Redis is away.
+    #[error("redis is away")]
+    Away,
+    /// Redis doesn't let us read it.
+    #[error("redis refused to read the stream")]
+    Refused,
     /// The stream has been made anew or set back meanwhile.
     #[error("the stream is another")]
     Broken,

@@ -313,11 +313,15 @@ impl Reader {
     }
 
     fn entry(&mut self) -> ReaderEvent<'_> {
-        let Answer { stream, id, fields, .. } = &mut self.answer;
-        let payload = fields.payload();
         self.counters.entries += 1;
-        self.counters.too_big += u64::from(payload.is_none());
-        ReaderEvent::Entry { stream, id: *id, payload }
+        self.counters.too_big += u64::from(self.answer.fields.payload().is_none());
+        self.last_entry()
+    }
+
+    /// The entry that [`take_event`](Self::take_event) has just told, once more.
+    pub(super) fn last_entry(&mut self) -> ReaderEvent<'_> {
+        let Answer { stream, id, fields, .. } = &mut self.answer;
+        ReaderEvent::Entry { stream, id: *id, payload: fields.payload() }
     }
 
     fn end_read(&mut self, now: Instant) {
