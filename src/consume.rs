@@ -1,4 +1,5 @@
-//! `corecast consume`: the consumer's side of the star, on ordinary threads; shares nothing with the engine.
+//! `corecast consume`: the consumer's side of the star, from a channel or a stream, on ordinary threads; shares nothing with
+//! the engine.
 //!
 //! Text in, consumer started, signals out. What a consumer is and does is the library's, `corecast-consumer`.
 
@@ -9,6 +10,7 @@ pub mod place;
 pub mod settings;
 mod webhook;
 
+use std::io;
 use std::net::TcpListener;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -17,14 +19,14 @@ use std::thread;
 
 use anyhow::Context;
 use clap::Args;
-use corecast_consumer::{Consumer, Metrics, Subscription};
+use corecast_consumer::{Consumer, Home, Membership, Metrics, RedisTarget, Subscription};
 use shards::config::LogFormat;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::logs;
 use crate::redis::{TlsArgs, check_tls};
-use settings::Settings;
+use settings::{Intake, Settings};
 
 /// The flags of `corecast consume`, as text: a variable stands in for each that is absent.
 #[derive(Debug, Default, Args)]
@@ -39,7 +41,7 @@ pub struct ConsumeArgs {
     #[command(flatten)]
     pub tls: TlsArgs,
     /// Redis channel to subscribe to [env: CORECAST_CHANNEL, CHANNEL_NAME] [default: broadcast.events]
-    #[arg(long, value_name = "CHANNEL")]
+    #[arg(long, value_name = "CHANNEL", conflicts_with = "stream")]
     channel: Option<String>,
     /// Name of this consumer in logs and dead letters [env: CORECAST_SERVER_ID, SERVER_ID] [default: unknown-server]
     #[arg(long, value_name = "ID")]
@@ -60,7 +62,7 @@ pub struct ConsumeArgs {
     queue: Option<String>,
     /// With a full queue: drop (counted and logged), or block (Redis isn't read meanwhile, and ends the connection beyond its
     /// client-output-buffer-limit) [env: CORECAST_WHEN_FULL] [default: drop]
-    #[arg(long, value_name = "drop|block")]
+    #[arg(long, value_name = "drop|block", conflicts_with = "stream")]
     when_full: Option<String>,
     /// Attempts for an event, the first included [env: CORECAST_ATTEMPTS] [default: 3]
     #[arg(long, value_name = "N")]
@@ -83,6 +85,29 @@ pub struct ConsumeArgs {
     /// Serve /metrics (Prometheus) and /healthz here; port 0 takes a free one, which is logged [env: CORECAST_METRICS]
     #[arg(long, value_name = "ADDR")]
     metrics: Option<String>,
+    /// Redis stream to read instead of a channel, as a member of a consumer group: events are shared among its members, and each
+    /// comes at least once [env: CORECAST_STREAM]
+    #[arg(long, value_name = "KEY", help_heading = "Streams (Redis 6.2 or later)")]
+    stream: Option<String>,
+    /// Name of the group; it is made where it isn't there [env: CORECAST_GROUP] [default: corecast]
+    #[arg(long, value_name = "NAME", help_heading = "Streams (Redis 6.2 or later)")]
+    group: Option<String>,
+    /// Name of this member in the group, which no other may have at the same time [env: CORECAST_CONSUMER] [default: the
+    /// --server-id, without one the host's name and the process's number]
+    #[arg(long, value_name = "NAME", help_heading = "Streams (Redis 6.2 or later)")]
+    consumer: Option<String>,
+    /// Where a group begins that has to be made: $ (what is new), 0 (everything), or an entry's id (what comes after it)
+    /// [env: CORECAST_GROUP_START] [default: $]
+    #[arg(long, value_name = "$|0|ID", help_heading = "Streams (Redis 6.2 or later)")]
+    group_start: Option<String>,
+    /// After this time the entries of a member that says nothing any more are taken over by the others
+    /// [env: CORECAST_CLAIM_IDLE] [default: 1m]
+    #[arg(long, value_name = "DURATION", help_heading = "Streams (Redis 6.2 or later)")]
+    claim_idle: Option<String>,
+    /// An event that has been delivered so often without an end becomes a dead letter: its handler may be what ends the
+    /// consumers [env: CORECAST_DELIVERIES] [default: 10]
+    #[arg(long, value_name = "N", help_heading = "Streams (Redis 6.2 or later)")]
+    deliveries: Option<String>,
     /// Log lines as json or text [env: CORECAST_LOG_FORMAT] [default: json]
     #[arg(long, value_name = "json|text")]
     log_format: Option<String>,
@@ -95,6 +120,11 @@ pub struct ConsumeArgs {
 pub const EXAMPLES: &str = "\
 An event is {\"id\": UUID, \"type\", \"source\", \"timestamp\": ISO 8601, \"payload\": {}}. Events are handled concurrently, in no
 particular order; one that failed comes again, so a handler may see it twice.
+
+From a channel an event comes to every consumer that listens at that moment. From a stream (field \"data\" of an entry) it
+comes to one member of the group, and is acknowledged when its handler has taken it or it is a dead letter where it should
+be; what is no event or has no handler is counted and acknowledged. A member that dies loses nothing: after --claim-idle
+the others have what it had. One that is ended by a signal hands back what its drain had no time for.
 
 How many workers, how long a queue:
   load                       workers   queue      why
@@ -109,6 +139,7 @@ Examples:
   corecast consume                                              logs every event of broadcast.events
   corecast consume --handler 'demo.message=exec:./greet.sh' --handler '*=log'
   corecast consume --handler 'order.paid=webhook:http://127.0.0.1:9000/paid' --dead-letters file:dead.jsonl
+  corecast consume --stream orders --group billing --group-start 0 --handler 'order.paid=exec:./bill.sh'
   SERVER_ID=server-1 REDIS_ADDR=redis:6379 corecast consume --workers 8 --queue 500 --metrics :9100
 
 Exit codes: 0 ended by a signal with the queue drained, 1 failed at run time, 2 usage, 69 no place for dead
@@ -124,11 +155,12 @@ const SECOND_SIGNAL: i32 = 130;
 /// be written.
 pub fn run(args: &ConsumeArgs) -> anyhow::Result<ExitCode> {
     let settings = Settings::load(args)?;
+    let home = match &settings.options.home {
+        Home::Channel(channel) => ("channel", channel.clone().into()),
+        Home::Stream(stream) => ("stream", stream.clone().into()),
+    };
     let constants = match settings.log_format {
-        LogFormat::Json => vec![
-            ("channel", settings.options.channel.clone().into()),
-            ("server_id", settings.options.server_id.clone().into()),
-        ],
+        LogFormat::Json => vec![home, ("server_id", settings.options.server_id.clone().into())],
         // Whoever reads along has named them.
         LogFormat::Text => Vec::new(),
     };
@@ -148,10 +180,10 @@ pub fn run(args: &ConsumeArgs) -> anyhow::Result<ExitCode> {
     let kinds = settings.registry.kinds().join(" ");
     let consumer = Consumer::start(settings.options.clone(), settings.registry, dead_letters);
     let consumer = Arc::new(consumer.context("can't start the workers")?);
-    let subscription = Subscription::start(settings.redis.clone(), Arc::clone(&consumer), settings.when_full);
-    let subscription = subscription.context("can't start the subscriber")?;
+    let feed = Feed::start(settings.redis.clone(), Arc::clone(&consumer), settings.intake);
+    let feed = feed.context("can't start the threads that read from Redis")?;
     if let Some(listener) = listener {
-        let address = page::serve(listener, Arc::clone(&consumer), subscription.up_probe())?;
+        let address = page::serve(listener, Arc::clone(&consumer), feed.up_probe())?;
         tracing::info!(url = format!("http://{address}/metrics"), "metrics");
     }
     let options = consumer.options();
@@ -165,10 +197,50 @@ pub fn run(args: &ConsumeArgs) -> anyhow::Result<ExitCode> {
     );
     signals.recv().context("the thread that waits for signals has ended")?;
     tracing::info!(queued = consumer.metrics().queued, "draining; a second signal ends at once");
-    subscription.stop();
-    say_drained(&consumer.stop());
+    let metrics = feed.stop(&consumer);
+    say_drained(&metrics);
     exec::kill_all();
     Ok(ExitCode::SUCCESS)
+}
+
+/// What reads from Redis.
+enum Feed {
+    Channel(Subscription),
+    Stream(Membership),
+}
+
+impl Feed {
+    fn start(redis: RedisTarget, consumer: Arc<Consumer>, intake: Intake) -> io::Result<Self> {
+        match intake {
+            Intake::Channel(when_full) => Subscription::start(redis, consumer, when_full).map(Self::Channel),
+            Intake::Stream(group) => Membership::start(redis, consumer, group).map(Self::Stream),
+        }
+    }
+
+    fn up_probe(&self) -> Box<dyn Fn() -> bool + Send + Sync> {
+        match self {
+            Self::Channel(subscription) => Box::new(subscription.up_probe()),
+            Self::Stream(membership) => Box::new(membership.up_probe()),
+        }
+    }
+
+    /// Drains the consumer.
+    fn stop(self, consumer: &Consumer) -> Metrics {
+        match self {
+            Self::Channel(subscription) => {
+                subscription.stop();
+                consumer.stop()
+            }
+            Self::Stream(membership) => {
+                membership.stop();
+                let metrics = consumer.stop();
+                // A handler that still runs has been given up: it ends before its event is another's.
+                exec::kill_all();
+                membership.end();
+                metrics
+            }
+        }
+    }
 }
 
 /// One thread turns the first signal into a message; a second one ends the process.
@@ -195,6 +267,7 @@ fn say_drained(metrics: &Metrics) {
         queued = metrics.queued,
         retried = metrics.retried,
         dead = metrics.dead,
+        released = metrics.released,
         invalid = metrics.invalid,
         unknown = metrics.unknown_total(),
         "drained"

@@ -10,8 +10,8 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use corecast_consumer::{
-    Connection, DeadLetter, DeadLetterError, LetterFile, LetterStream, NumberedLetter, RedisTarget, Replayed,
-    StreamedLetter,
+    Connection, DeadLetter, DeadLetterError, Home, LetterFile, LetterStream, NumberedLetter, RedisTarget,
+    Replayed, StreamedLetter,
 };
 use serde_json::json;
 
@@ -32,7 +32,7 @@ pub enum DeadLettersCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Publish their events again, each to the channel it came from, and remove what was heard
+    /// Publish their events again, each to the channel or stream it came from, and remove what was heard
     Replay {
         #[command(flatten)]
         which: Which,
@@ -51,7 +51,7 @@ pub struct Which {
     /// file:PATH or stream:KEY, as `corecast consume --dead-letters` has it [env: CORECAST_DEAD_LETTERS]
     #[arg(value_name = "PLACE")]
     place: Option<String>,
-    /// Redis of the stream and the channels [env: CORECAST_REDIS, REDIS_URL, REDIS_ADDR, REDIS_HOST with REDIS_PORT;
+    /// Redis of the streams and the channels [env: CORECAST_REDIS, REDIS_URL, REDIS_ADDR, REDIS_HOST with REDIS_PORT;
     /// REDIS_PASSWORD] [default: localhost:6379]
     #[arg(long, value_name = "URL")]
     redis: Option<String>,
@@ -152,8 +152,11 @@ fn each_of_file(file: &LetterFile, redis: &RedisTarget, each: Each<'_>) -> anyho
                 Some(connection) => connection,
                 none => none.insert(Connection::open(redis).map_err(failure)?),
             };
-            let text = letter.event.text().as_bytes();
-            let heard = connection.publish(&letter.channel, text).map_err(failure)?;
+            let heard = match &letter.home {
+                Home::Channel(channel) => connection.publish(channel, letter.event.text().as_bytes()),
+                Home::Stream(stream) => connection.append(stream, &letter.event).map(|()| 1),
+            };
+            let heard = heard.map_err(failure)?;
             if heard > 0 || unheard_too {
                 file.mark(&mark).map_err(failure)?;
             }

@@ -98,11 +98,13 @@ impl Preset {
                 self.check_room(room)?;
                 Ok(format!("{prefix}{room}{suffix}"))
             }
-            (Some(_), None) => Err(Failure::usage(format!(
-                "the preset {name} has a channel for each {}: name it with --room",
-                self.room_parameter().unwrap_or("room")
-            ))),
-            (None, _) => Err(Failure::usage(format!(
+            (Some(Subscribe::Pattern { .. } | Subscribe::OnDemand { .. }), None) => {
+                Err(Failure::usage(format!(
+                    "the preset {name} has a channel for each {}: name it with --room",
+                    self.room_parameter().unwrap_or("room")
+                )))
+            }
+            (None | Some(Subscribe::Stream { .. }), _) => Err(Failure::usage(format!(
                 "the preset {name} has no channel that other programs publish to: publish with --url or --channel"
             ))),
         }

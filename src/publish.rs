@@ -1,4 +1,4 @@
-//! `corecast publish`: puts messages into a room or channel, over HTTP, straight through Redis, or as an ingestor.
+//! `corecast publish`: puts messages into a room, channel or stream, over HTTP, straight through Redis, or as an ingestor.
 //!
 //! One message at a time and in order: the next leaves when the last was answered, so that an answer is a promise about
 //! everything before it (not with `--feed`, whose server answers only errors). For load there is `corecast-bench`.
@@ -23,7 +23,7 @@ use crate::redis::TlsArgs;
 use messages::{Messages, stamped};
 use way::Way;
 
-/// Publishes to a room or channel and prints the server's answer, one JSON object a line.
+/// Publishes to a room, channel or stream and prints the server's answer, one JSON object a line.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   corecast publish --room lobby hello
@@ -32,6 +32,8 @@ use way::Way;
   corecast publish --preset event-fanout --room room1 hello       (through the Redis of that system)
   corecast publish --redis redis://:secret@localhost --channel room:lobby hello
   REDIS_HOST=localhost corecast publish --type SERVER_DOWN --source server-a --count 10
+  corecast publish --durable --stream orders --maxage 24h '{\"type\":\"order.paid\"}'
+  corecast publish --durable --also-publish --channel room:lobby --maxlen 10000 hello
   corecast publish --demo                                         (5 events to broadcast.events, 2 s apart)
   corecast publish --feed --instruments BTC_USDT --rate 10        (prices to ws://localhost:8080/ws/ingest)
 
@@ -49,6 +51,23 @@ pub struct PublishArgs {
     /// Redis channel; the message goes there as it is [default with --type and --demo: their preset's, $CHANNEL_NAME]
     #[arg(long, value_name = "CHANNEL", conflicts_with = "room")]
     channel: Option<String>,
+    /// Append to a Redis stream instead, which keeps it for those who come later; the answer has the entry's id. Its fields:
+    /// `data`, and `type` where the message is a JSON object with one
+    #[arg(long, conflicts_with_all = ["url", "feed"], help_heading = "Streams (Redis 6.2 or later)")]
+    durable: bool,
+    /// Key of the stream [default: the name of the channel]
+    #[arg(long, value_name = "KEY", requires = "durable", help_heading = "Streams (Redis 6.2 or later)")]
+    stream: Option<String>,
+    /// And publish to the channel, in one step of Redis with the append: who hears it finds it in the stream
+    #[arg(long, requires = "durable", help_heading = "Streams (Redis 6.2 or later)")]
+    also_publish: bool,
+    /// Have the stream keep about so many entries
+    #[arg(long, value_name = "N", requires = "durable", help_heading = "Streams (Redis 6.2 or later)")]
+    maxlen: Option<u64>,
+    /// Have the stream keep entries for about this long
+    #[arg(long, value_name = "DURATION", value_parser = duration, requires = "durable",
+          help_heading = "Streams (Redis 6.2 or later)")]
+    maxage: Option<Duration>,
     /// Publish as this system's own programs do: its Redis ($REDIS_URL, else $REDIS_ADDR, else $REDIS_HOST and $REDIS_PORT;
     /// $REDIS_PASSWORD), channel and envelope [default with --type: broadcaster, with --demo: star, with --feed: backbone]
     #[arg(long, value_name = "NAME", value_parser = preset::names())]

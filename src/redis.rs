@@ -10,6 +10,7 @@ use redis_protocol::resp2::types::{OwnedFrame, Resp2Frame};
 use redis_protocol::resp2::{decode, encode};
 use shards::config::{RedisAddress, RedisTarget};
 use shards::net::broker::tls_client;
+use shards::redis::{self as append, Append};
 use tls::TlsError;
 
 use clap::Args;
@@ -120,6 +121,57 @@ impl RedisConnection {
             }
             answer => Err(self.unexpected("PUBLISH", "number", &answer)),
         }
+    }
+
+    /// Selects the database of `target`, where its keys are.
+    ///
+    /// # Errors
+    /// As [`RedisConnection::publish`].
+    pub fn select(&mut self, target: &RedisTarget) -> Result<(), Failure> {
+        if target.database == 0 {
+            return Ok(());
+        }
+        match self.ask(&[b"SELECT", target.database.to_string().as_bytes()])? {
+            OwnedFrame::SimpleString(_) => Ok(()),
+            answer => Err(self.unexpected("SELECT", "+OK", &answer)),
+        }
+    }
+
+    /// Has Redis keep the script that appends; returns its name there.
+    ///
+    /// # Errors
+    /// As [`RedisConnection::publish`].
+    pub fn load_append(&mut self) -> Result<String, Failure> {
+        match self.ask(&[b"SCRIPT", b"LOAD", append::SCRIPT.as_bytes()])? {
+            OwnedFrame::BulkString(sha) => Ok(String::from_utf8_lossy(&sha).into_owned()),
+            answer => Err(self.unexpected("SCRIPT LOAD", "name of 40 digits", &answer)),
+        }
+    }
+
+    /// Appends an entry; returns its id, and to how many subscribers it was published (-1: it was not).
+    ///
+    /// # Errors
+    /// As [`RedisConnection::publish`].
+    pub fn append(&mut self, append: &Append<'_>, sha: &str) -> Result<(String, i64), Failure> {
+        let mut answer = self.eval(append, Some(sha))?;
+        if matches!(&answer, OwnedFrame::Error(text) if text.starts_with("NOSCRIPT")) {
+            // A server that was started again, or another one behind the same address.
+            answer = self.eval(append, None)?;
+        }
+        match answer {
+            OwnedFrame::Array(parts) => match parts.as_slice() {
+                [OwnedFrame::BulkString(id), OwnedFrame::Integer(receivers)] => {
+                    Ok((String::from_utf8_lossy(id).into_owned(), *receivers))
+                }
+                _ => Err(self.unexpected("the append", "id and number", &OwnedFrame::Array(parts))),
+            },
+            answer => Err(self.unexpected("the append", "id and number", &answer)),
+        }
+    }
+
+    fn eval(&mut self, append: &Append<'_>, sha: Option<&str>) -> Result<OwnedFrame, Failure> {
+        let words = append.words(sha);
+        self.ask(&words.each_ref().map(Vec::as_slice))
     }
 
     /// One command and its answer, an error of Redis included.

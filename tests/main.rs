@@ -6,6 +6,7 @@
 
 mod support;
 
+mod anchors;
 mod backbone;
 mod broadcaster;
 mod cli;
@@ -23,6 +24,7 @@ mod event_fanout;
 mod experiment;
 mod expert;
 mod fanout;
+mod groups;
 mod http;
 mod javascript;
 mod join;
@@ -31,11 +33,13 @@ mod nginx;
 mod overload;
 mod presets;
 mod processes;
+mod publish_durable;
 mod redis_acl;
 mod redis_faults;
-mod resume;
 mod redis_tls;
+mod resume;
 mod slow;
+mod streams;
 mod systemd;
 mod tune;
 mod websocket;

@@ -17,6 +17,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::event::{Event, EventError};
+use crate::options::Home;
 use crate::redis::RedisError;
 
 pub use file::{FileLetters, LetterFile, LineMark, NumberedLetter};
@@ -35,7 +36,7 @@ pub struct DeadLetter {
     /// Attempts that failed; 0 for an event that no handler had time for.
     pub attempts: u32,
     /// Where the event came from and goes back to.
-    pub channel: String,
+    pub home: Home,
     /// Who gave it up.
     pub server_id: String,
     /// When.
@@ -88,7 +89,9 @@ pub enum DeadLetterError {
     #[error(transparent)]
     Redis(#[from] RedisError),
     /// What is kept is no dead letter.
-    #[error("found no dead letter, due an object with channel, died_at, reason, attempts and event: {0}")]
+    #[error(
+        "found no dead letter, due an object with channel or stream, died_at, reason, attempts and event: {0}"
+    )]
     Unreadable(String),
 }
 
@@ -107,7 +110,11 @@ impl DeadLetters for LogLetters {
 #[derive(Serialize, Deserialize)]
 struct Line<'a> {
     died_at: String,
-    channel: String,
+    /// One of the two.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    channel: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    stream: Option<String>,
     server_id: String,
     #[serde(rename = "type", default, skip_deserializing)]
     kind: &'a str,
@@ -128,7 +135,8 @@ impl DeadLetter {
         let text = self.event.line();
         let line = Line {
             died_at: self.died_at_text(),
-            channel: self.channel.clone(),
+            channel: matches!(self.home, Home::Channel(_)).then(|| self.home.name().to_owned()),
+            stream: matches!(self.home, Home::Stream(_)).then(|| self.home.name().to_owned()),
             server_id: self.server_id.clone(),
             kind: self.event.kind(),
             attempts: self.attempts,
@@ -148,7 +156,11 @@ impl DeadLetter {
             event: Arc::new(line.event.get().parse().map_err(|error: EventError| unreadable(error))?),
             reason: line.reason,
             attempts: line.attempts,
-            channel: line.channel,
+            home: match (line.channel, line.stream) {
+                (Some(channel), None) => Home::Channel(channel),
+                (None, Some(stream)) => Home::Stream(stream),
+                _ => return Err(unreadable("one of channel and stream is due")),
+            },
             server_id: line.server_id,
             died_at: OffsetDateTime::parse(&line.died_at, &Rfc3339).map_err(unreadable)?.into(),
         })
@@ -188,7 +200,7 @@ pub(crate) mod tests {
             event: Arc::new(event("demo.message", number)),
             reason: format!("attempt failed\nreason {number}"),
             attempts: 3,
-            channel: "broadcast.events".to_owned(),
+            home: Home::Channel("broadcast.events".to_owned()),
             server_id: "server-1".to_owned(),
             died_at: SystemTime::UNIX_EPOCH + Duration::from_millis(1_771_754_400_123),
         }
@@ -202,17 +214,28 @@ pub(crate) mod tests {
         assert!(line.contains("\"type\":\"demo.message\""), "{line}");
         let back = DeadLetter::from_json(&line).unwrap();
         assert_eq!((&*back.event, &back.reason, back.attempts), (&*sent.event, &sent.reason, sent.attempts));
-        assert_eq!(
-            (back.channel, back.server_id, back.died_at),
-            (sent.channel, sent.server_id, sent.died_at)
-        );
+        assert_eq!((back.home, back.server_id, back.died_at), (sent.home, sent.server_id, sent.died_at));
+    }
+
+    #[test]
+    fn a_letter_of_a_stream_goes_back_there() {
+        let mut sent = letter(1);
+        sent.home = Home::Stream("orders".to_owned());
+        let line = sent.to_json();
+        assert!(line.contains("\"stream\":\"orders\"") && !line.contains("\"channel\""), "{line}");
+        assert_eq!(DeadLetter::from_json(&line).unwrap().home, sent.home);
+        let both = line.replace("\"stream\"", "\"channel\":\"c\",\"stream\"");
+        assert!(DeadLetter::from_json(&both).is_err());
     }
 
     #[test]
     fn what_is_no_letter_says_why() {
         for text in ["", "{}", "{\"event\":1}", &letter(1).to_json().replace("550e", "x")] {
             let error = DeadLetter::from_json(text).unwrap_err().to_string();
-            assert!(error.starts_with("found no dead letter, due an object with channel"), "{error}");
+            assert!(
+                error.starts_with("found no dead letter, due an object with channel or stream"),
+                "{error}"
+            );
         }
     }
 

@@ -1,4 +1,4 @@
-//! Handlers for the events of a Redis channel: the consumer's side of a star of publishers and subscribers.
+//! Handlers for the events of a Redis channel or stream: the consumer's side of a star of publishers and subscribers.
 //!
 //! A user of this library writes a [`Handler`] and one line that registers it. The rest is here:
 //!
@@ -7,11 +7,12 @@
 //!   [`OfferError::QueueFull`] when it is full. A failed event comes again after a [`Backoff`], and waits for that outside
 //!   the workers; after the last attempt it becomes a [`DeadLetter`].
 //! * [`DeadLetters`]: the log, a file or a Redis stream.
-//! * [`Subscription`]: the thread that reads the channel, and comes back when Redis does.
+//! * [`Subscription`]: the thread that reads a channel, and comes back when Redis does.
+//! * [`Membership`]: the threads that read a stream as a member of a consumer group, and acknowledge what was handled.
 //! * [`Metrics`]: what was processed, dropped, retried, given up, and what is where now.
 //!
-//! Delivery is at most once up to the queue (Redis Pub/Sub keeps nothing) and at least once from there to the handler.
-//! Events are handled concurrently, so in no particular order.
+//! From a channel delivery is at most once up to the queue (Redis Pub/Sub keeps nothing) and at least once from there to
+//! the handler; from a stream it is at least once. Events are handled concurrently, so in no particular order.
 //!
 //! ```
 //! use corecast_consumer::{Consumer, Event, Handler, HandlerError, LogLetters, Options, Registry};
@@ -60,6 +61,7 @@
 mod backoff;
 mod dead_letter;
 mod event;
+mod group;
 mod handler;
 mod metrics;
 mod options;
@@ -76,9 +78,10 @@ pub use dead_letter::{
     NumberedLetter, Replayed, StreamLetters, StreamedLetter,
 };
 pub use event::{EVENT_BYTES_MAX, Event, EventError, TYPE_BYTES_MAX};
+pub use group::{DATA_FIELD, Group, GroupStart, Membership};
 pub use handler::{ANY_TYPE, Handler, HandlerError, Registry};
 pub use metrics::{Metrics, UNKNOWN_TYPES_MAX};
-pub use options::{Options, WhenFull};
+pub use options::{Home, Options, WhenFull};
 pub use pool::{Consumer, MessageError, OfferError};
 pub use redis::{Connection, RedisError, cure_of};
 pub use shards::config::{RedisAddress, RedisTarget};

@@ -6,8 +6,8 @@ use std::fmt::Write;
 /// Names of unknown types that are kept; those after them are counted under the empty name.
 pub const UNKNOWN_TYPES_MAX: usize = 64;
 
-/// The counters of one moment, all read at once: `accepted` is the sum of `processed`, `dead`, `queued`, `waiting` and
-/// `running`.
+/// The counters of one moment, all read at once: `accepted` is the sum of `processed`, `dead`, `released`, `queued`,
+/// `waiting` and `running`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Metrics {
     /// Events taken into the queue.
@@ -26,6 +26,12 @@ pub struct Metrics {
     pub dead: u64,
     /// Dead letters that could not be kept where they should be, and are in the log instead.
     pub dead_unkept: u64,
+    /// Entries of a stream that were taken and not handled before the end: they are pending there.
+    pub released: u64,
+    /// Entries of a stream that had been delivered before.
+    pub redelivered: u64,
+    /// Entries that had been deleted or trimmed from their stream before they were handled.
+    pub missing: u64,
     /// Messages that are no events.
     pub invalid: u64,
     /// Events of types without a handler, by type; at most [`UNKNOWN_TYPES_MAX`] names and the empty one.
@@ -80,7 +86,7 @@ impl Metrics {
         page
     }
 
-    fn families(&self) -> [(&'static str, &'static str, &'static str, u64); 12] {
+    fn families(&self) -> [(&'static str, &'static str, &'static str, u64); 15] {
         [
             ("corecast_consume_accepted_total", "counter", "Events taken into the queue.", self.accepted),
             (
@@ -109,6 +115,24 @@ impl Metrics {
                 "counter",
                 "Dead letters that are only in the log, because their place could not take them.",
                 self.dead_unkept,
+            ),
+            (
+                "corecast_consume_released_total",
+                "counter",
+                "Entries of a stream that were taken and not handled before the end; they are pending there.",
+                self.released,
+            ),
+            (
+                "corecast_consume_redelivered_total",
+                "counter",
+                "Entries of a stream that had been delivered before.",
+                self.redelivered,
+            ),
+            (
+                "corecast_consume_missing_total",
+                "counter",
+                "Entries that had been deleted or trimmed from their stream before they were handled.",
+                self.missing,
             ),
             ("corecast_consume_invalid_total", "counter", "Messages that are no events.", self.invalid),
             ("corecast_consume_queued", "gauge", "Events in the queue.", self.queued),
@@ -155,6 +179,6 @@ mod tests {
         assert!(page.contains("\ncorecast_consume_processed_total 7\n"), "{page}");
         assert!(page.contains("corecast_consume_unknown_total{type=\"a\\\"b\\\\c\"} 1\n"), "{page}");
         let count = |start: &str| page.lines().filter(|line| line.starts_with(start)).count();
-        assert_eq!((count("# HELP "), count("# TYPE "), count("corecast_")), (13, 13, 13));
+        assert_eq!((count("# HELP "), count("# TYPE "), count("corecast_")), (16, 16, 16));
     }
 }

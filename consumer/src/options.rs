@@ -18,7 +18,7 @@ pub struct Options {
     /// How long [`Consumer::stop`](crate::Consumer::stop) works on what is left. Default 30 s.
     pub drain: Duration,
     /// Where the events come from; kept with dead letters, so that they can go back there.
-    pub channel: String,
+    pub home: Home,
     /// Who consumes; kept with dead letters.
     pub server_id: String,
 }
@@ -31,9 +31,26 @@ impl Default for Options {
             attempts: 3,
             backoff: Backoff::default(),
             drain: Duration::from_secs(30),
-            channel: "broadcast.events".to_owned(),
+            home: Home::Channel("broadcast.events".to_owned()),
             server_id: "unknown-server".to_owned(),
         }
+    }
+}
+
+/// Where events come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Home {
+    /// A channel of Redis Pub/Sub: a [`Subscription`](crate::Subscription)'s.
+    Channel(String),
+    /// A Redis stream: a [`Membership`](crate::Membership)'s.
+    Stream(String),
+}
+
+impl Home {
+    /// The channel's name, or the stream's key.
+    pub fn name(&self) -> &str {
+        let (Self::Channel(name) | Self::Stream(name)) = self;
+        name
     }
 }
 

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::dead_letter::{DeadLetter, DeadLetters};
 use crate::event::{Event, EventError};
-use crate::handler::{HandlerError, Registry};
+use crate::group::Ticket;
+use crate::handler::{Handler, HandlerError, Registry};
 use crate::metrics::Metrics;
 use crate::options::{Options, WhenFull};
 use crate::work::{Bounds, Job, Next, Refusal, Verdict, Work};
@@ -110,7 +111,7 @@ impl Consumer {
     /// # Errors
     /// [`OfferError`]; the event is gone, and counted as dropped or unknown.
     pub fn offer(&self, event: Event) -> Result<(), OfferError> {
-        self.shared.offer(event, WhenFull::Drop)
+        self.shared.offer(event, WhenFull::Drop, None)
     }
 
     /// Puts `event` into the queue as soon as there is room; while the consumer drains, until its deadline.
@@ -118,7 +119,7 @@ impl Consumer {
     /// # Errors
     /// [`OfferError`], but never `QueueFull`.
     pub fn offer_wait(&self, event: Event) -> Result<(), OfferError> {
-        self.shared.offer(event, WhenFull::Block)
+        self.shared.offer(event, WhenFull::Block, None)
     }
 
     /// Reads an event out of `message` and offers it.
@@ -126,13 +127,51 @@ impl Consumer {
     /// # Errors
     /// [`MessageError`]; counted as invalid, dropped or unknown.
     pub fn offer_message(&self, message: &[u8], when_full: WhenFull) -> Result<(), MessageError> {
-        let event = Event::parse(message).inspect_err(|_| self.shared.lock().metrics.invalid += 1)?;
-        Ok(self.shared.offer(event, when_full)?)
+        Ok(self.shared.offer(self.parsed(message)?, when_full, None)?)
+    }
+
+    /// As [`offer_message`](Self::offer_message), for an entry of a stream: once it is taken the ticket hears what became of
+    /// it. Waits for room; what is refused because the consumer ends is not counted, as it is not lost.
+    pub(crate) fn offer_delivery(&self, data: &[u8], ticket: &Ticket) -> Result<(), MessageError> {
+        Ok(self.shared.offer(self.parsed(data)?, WhenFull::Block, Some(ticket.clone()))?)
+    }
+
+    /// Makes an entry of a stream a dead letter, without an attempt. The ticket hears of it before this returns.
+    pub(crate) fn give_up(&self, data: &[u8], ticket: &Ticket, reason: String) -> Result<(), MessageError> {
+        let event = self.parsed(data)?;
+        let handler = self.shared.handler_of(&event)?;
+        let job = Job { event: Arc::new(event), handler, failures: 0, ticket: Some(ticket.clone()) };
+        self.shared.lock().give_up();
+        self.shared.end_with_letter(&job, reason);
+        Ok(())
+    }
+
+    fn parsed(&self, message: &[u8]) -> Result<Event, EventError> {
+        Event::parse(message).inspect_err(|_| self.note_invalid())
     }
 
     /// Counts a message that never became bytes of ours, because it was too long.
     pub(crate) fn note_invalid(&self) {
         self.shared.lock().metrics.invalid += 1;
+    }
+
+    /// Counts an entry that its stream no longer had when it was to be handled.
+    pub(crate) fn note_missing(&self) {
+        self.shared.lock().metrics.missing += 1;
+    }
+
+    /// Counts an entry that had been delivered before.
+    pub(crate) fn note_redelivered(&self) {
+        self.shared.lock().metrics.redelivered += 1;
+    }
+
+    /// How many events the queue has room for, once it has any; `None` when the consumer drains.
+    pub(crate) fn wait_for_room(&self) -> Option<usize> {
+        let mut work = self.shared.lock();
+        while work.deadline().is_none() && work.free() == 0 {
+            work = self.shared.room.wait(work).unwrap_or_else(PoisonError::into_inner);
+        }
+        work.deadline().is_none().then(|| work.free())
     }
 
     /// All counters, read at one moment.
@@ -161,7 +200,8 @@ impl Consumer {
     /// Takes no more events, has the queue and all pending retries handled, and ends the workers.
     ///
     /// What is not done after [`Options::drain`] becomes dead letters, events in handlers that don't return included; such
-    /// a handler's thread is left behind. A second call returns the same counters.
+    /// a handler's thread is left behind. Events of a stream are the stream's again instead: others in the group get them.
+    /// A second call returns the same counters.
     pub fn stop(&self) -> Metrics {
         let deadline = self.begin_drain();
         self.shared.lock().close(deadline);
@@ -172,7 +212,10 @@ impl Consumer {
         // Idle workers slept until another one would be done; now there is nothing to wait for.
         self.shared.due.notify_all();
         for (job, what) in left {
-            self.shared.bury(&job, format!("the drain's deadline came while {what}"));
+            match &job.ticket {
+                Some(ticket) => ticket.put_down(),
+                None => drop(self.shared.bury(&job, format!("the drain's deadline came while {what}"))),
+            }
         }
         self.wait_for_letters();
         let (ended, _stuck): (Vec<_>, Vec<_>) =
@@ -219,12 +262,16 @@ impl Shared {
         locked(&self.work)
     }
 
-    fn offer(&self, event: Event, when_full: WhenFull) -> Result<(), OfferError> {
-        let Some(handler) = self.registry.handler(event.kind()) else {
+    fn handler_of(&self, event: &Event) -> Result<Arc<dyn Handler>, OfferError> {
+        self.registry.handler(event.kind()).ok_or_else(|| {
             let is_new = self.lock().metrics.note_unknown(event.kind());
-            return Err(OfferError::UnknownType { kind: event.kind().to_owned(), is_new });
-        };
-        let job = Job { event: Arc::new(event), handler, failures: 0 };
+            OfferError::UnknownType { kind: event.kind().to_owned(), is_new }
+        })
+    }
+
+    fn offer(&self, event: Event, when_full: WhenFull, ticket: Option<Ticket>) -> Result<(), OfferError> {
+        let handler = self.handler_of(&event)?;
+        let job = Job { event: Arc::new(event), handler, failures: 0, ticket };
         let mut work = self.lock();
         if when_full == WhenFull::Block {
             work = self.wait_for_room(work);
@@ -234,8 +281,8 @@ impl Shared {
                 self.due.notify_one();
                 Ok(())
             }
-            Err((_, refusal)) => {
-                work.metrics.dropped += 1;
+            Err((job, refusal)) => {
+                work.metrics.dropped += u64::from(job.ticket.is_none());
                 Err(match refusal {
                     Refusal::Full => OfferError::QueueFull { queue: self.options.queue },
                     Refusal::Closed => OfferError::Stopped,
@@ -269,14 +316,15 @@ impl Shared {
             }
             let verdict = self.lock().finish(worker, outcome, Instant::now(), random());
             match verdict {
-                Verdict::Done | Verdict::Abandoned => {}
+                Verdict::Done(job) => {
+                    if let Some(ticket) = &job.ticket {
+                        ticket.settle();
+                    }
+                }
+                Verdict::Abandoned => {}
                 // Another worker may sleep past the moment when this retry is due.
                 Verdict::Retry => self.due.notify_one(),
-                Verdict::Dead(job, reason) => {
-                    self.bury(&job, reason);
-                    self.lock().buried();
-                    self.ended.notify_all();
-                }
+                Verdict::Dead(job, reason) => self.end_with_letter(&job, reason),
             }
         }
         // Those who wait see that nothing is left either.
@@ -313,25 +361,37 @@ impl Shared {
         })
     }
 
-    /// Keeps a dead letter, if nowhere else then in the log.
-    fn bury(&self, job: &Job, reason: String) {
+    /// A dead letter whose event has been counted. One of a stream that can't be kept where it should be is not settled:
+    /// it stays pending and is tried again.
+    fn end_with_letter(&self, job: &Job, reason: String) {
+        let is_kept = self.bury(job, reason);
+        if let Some(ticket) = &job.ticket {
+            if is_kept { ticket.settle() } else { ticket.put_down() }
+        }
+        self.lock().buried();
+        self.ended.notify_all();
+    }
+
+    /// Keeps a dead letter, if nowhere else then in the log. Returns whether it is where it should be.
+    fn bury(&self, job: &Job, reason: String) -> bool {
         let letter = DeadLetter {
             event: Arc::clone(&job.event),
             reason,
             attempts: job.failures,
-            channel: self.options.channel.clone(),
+            home: self.options.home.clone(),
             server_id: self.options.server_id.clone(),
             died_at: SystemTime::now(),
         };
         let kept = catch_unwind(AssertUnwindSafe(|| self.dead_letters.keep(&letter)));
         let error = match kept {
-            Ok(Ok(())) => return,
+            Ok(Ok(())) => return true,
             Ok(Err(error)) => error.to_string(),
             Err(panic) => panic_text(panic.as_ref()).to_owned(),
         };
         self.lock().metrics.dead_unkept += 1;
         tracing::error!(%error, "a dead letter can't be kept where it should be: it follows in the log");
         letter.log();
+        false
     }
 }
 
@@ -341,7 +401,7 @@ fn panic_text(panic: &(dyn Any + Send)) -> &str {
 }
 
 /// Uniform: the keys of the standard hasher are the process's own randomness, new for each.
-fn random() -> u64 {
+pub(crate) fn random() -> u64 {
     RandomState::new().build_hasher().finish()
 }
 

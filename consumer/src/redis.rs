@@ -9,12 +9,18 @@ use redis_protocol::resp2::encode::extend_encode;
 use redis_protocol::resp2::types::OwnedFrame;
 use redis_protocol::resp2::{decode, types::BytesFrame};
 use shards::config::{RedisAddress, RedisTarget};
+use shards::redis::KIND;
 use shards::resp::{Inbox, Received, excerpt};
 
+use crate::event::Event;
+use crate::group::DATA_FIELD;
 use crate::stream::{Stream, TLS_HINT};
 
 /// How long an answer may take.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Elements of one answer, over all depths. A page of 100 entries of 300 fields each, or the groups of a stream that has
+/// 4,000; decoded about 2 MiB.
+const ANSWER_ELEMENTS_MAX: u64 = 64 * 1024;
 
 /// Why Redis could not be asked.
 #[derive(Debug, thiserror::Error)]
@@ -113,7 +119,8 @@ impl Connection {
             true => RedisError::Tls { place: place.clone(), error },
             false => RedisError::Absent { place: place.clone(), error },
         })?;
-        let mut connection = Self { stream, inbox: Inbox::new(), place, user, has_heard: false };
+        let inbox = Inbox::with_elements_max(ANSWER_ELEMENTS_MAX);
+        let mut connection = Self { stream, inbox, place, user, has_heard: false };
         match (&target.username, &target.password) {
             (_, None) => {}
             (None, Some(password)) => drop(connection.ask(&[b"AUTH", password.as_bytes()])?),
@@ -132,11 +139,20 @@ impl Connection {
     /// # Errors
     /// [`RedisError`]; an error reply is `Forbidden` or `Refused`.
     pub fn ask(&mut self, command: &[&[u8]]) -> Result<OwnedFrame, RedisError> {
+        let answer = self.ask_bounded(command)?;
+        answer.ok_or_else(|| self.unexpected("more bytes than are kept".to_owned(), "an answer"))
+    }
+
+    /// As [`ask`](Self::ask), for a command whose answer may be too long to be kept: then `None`.
+    ///
+    /// # Errors
+    /// [`RedisError`].
+    pub(crate) fn ask_bounded(&mut self, command: &[&[u8]]) -> Result<Option<OwnedFrame>, RedisError> {
         self.send(command)?;
         match self.hear(ANSWER_TIMEOUT)? {
             Heard::Frame(OwnedFrame::Error(text)) => Err(self.refused(command, &text)),
-            Heard::Frame(frame) => Ok(frame),
-            Heard::TooBig(bytes) => Err(self.unexpected(format!("{bytes} bytes"), "an answer")),
+            Heard::Frame(frame) => Ok(Some(frame)),
+            Heard::TooBig(_) => Ok(None),
             Heard::Nothing => {
                 let late =
                     io::Error::new(io::ErrorKind::TimedOut, format!("no answer in {ANSWER_TIMEOUT:?}"));
@@ -162,6 +178,17 @@ impl Connection {
     /// [`RedisError`].
     pub fn publish(&mut self, channel: &str, payload: &[u8]) -> Result<i64, RedisError> {
         self.ask_number(&[b"PUBLISH", channel.as_bytes(), payload])
+    }
+
+    /// Appends an event to a stream, in the form that a [`Membership`](crate::Membership) reads.
+    ///
+    /// # Errors
+    /// [`RedisError`].
+    pub fn append(&mut self, stream: &str, event: &Event) -> Result<(), RedisError> {
+        let (kind, text) = (event.kind().as_bytes(), event.text().as_bytes());
+        let (data_field, kind_field) = (DATA_FIELD.as_bytes(), KIND.as_bytes());
+        let command: [&[u8]; 7] = [b"XADD", stream.as_bytes(), b"*", data_field, text, kind_field, kind];
+        self.ask(&command).map(drop)
     }
 
     pub(crate) fn send(&mut self, command: &[&[u8]]) -> Result<(), RedisError> {

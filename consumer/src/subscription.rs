@@ -42,7 +42,7 @@ struct Shared {
 }
 
 impl Subscription {
-    /// Subscribes to the channel that the consumer's options name, now or as soon as Redis is there.
+    /// Subscribes to the channel that is the home in the consumer's options, now or as soon as Redis is there.
     ///
     /// # Errors
     /// When the system gives no more threads.
@@ -120,7 +120,7 @@ struct Subscriber<'s> {
 
 impl<'s> Subscriber<'s> {
     fn new(shared: &'s Shared) -> Self {
-        let channel = &shared.consumer.options().channel;
+        let channel = shared.consumer.options().home.name();
         Self { shared, channel, was_up: None, invalid: Throttle::default(), dropped: Throttle::default() }
     }
 

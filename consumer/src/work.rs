@@ -1,7 +1,7 @@
 //! What waits, what runs and what is counted: the consumer without its threads. Time and randomness are arguments.
 //!
 //! An event that was taken in is at any moment in one of four places: the queue, a worker's hands, the retries, or the
-//! counters `processed` and `dead`. [`Work::check`] holds them to that sum.
+//! counters `processed`, `dead` and `released`. [`Work::check`] holds them to that sum.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::{BinaryHeap, VecDeque};
@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use crate::backoff::Backoff;
 use crate::event::Event;
+use crate::group::Ticket;
 use crate::handler::{Handler, HandlerError};
 use crate::metrics::Metrics;
 
@@ -20,6 +21,8 @@ pub(crate) struct Job {
     pub handler: Arc<dyn Handler>,
     /// Attempts that have failed.
     pub failures: u32,
+    /// For one whose place in a stream waits to hear what became of it.
+    pub ticket: Option<Ticket>,
 }
 
 /// The bounds of [`Work`].
@@ -43,11 +46,11 @@ pub(crate) enum Next {
 
 /// What became of an event that a worker had.
 pub(crate) enum Verdict {
-    Done,
+    Done(Job),
     Retry,
     /// To be put with the dead letters: the event, its attempts, the last reason. [`Work::buried`] follows.
     Dead(Job, String),
-    /// The drain's deadline came first, and the event is a dead letter already.
+    /// The drain's deadline came first, and the event is a dead letter, or its stream's, already.
     Abandoned,
 }
 
@@ -162,7 +165,7 @@ impl Work {
         let verdict = match outcome {
             Ok(()) => {
                 self.metrics.processed += 1;
-                Verdict::Done
+                Verdict::Done(job)
             }
             Err(error) => {
                 job.failures += 1;
@@ -189,6 +192,13 @@ impl Work {
                 Verdict::Dead(job, reason)
             }
         }
+    }
+
+    /// Takes in an event that is a dead letter at once. [`Work::buried`] follows.
+    pub fn give_up(&mut self) {
+        self.metrics.accepted += 1;
+        self.metrics.dead += 1;
+        self.burying += 1;
     }
 
     /// Takes note that a dead letter is where it should be.
@@ -222,7 +232,13 @@ impl Work {
         }
     }
 
-    /// Everything that is left when the deadline has come, with what it was doing.
+    /// Events that the queue takes before it is full.
+    pub fn free(&self) -> usize {
+        self.bounds.queue.saturating_sub(self.queue.len())
+    }
+
+    /// Everything that is left when the deadline has come, with what it was doing. What came from a stream is released to
+    /// it, the rest is dead.
     pub fn abandon(&mut self) -> Vec<(Job, &'static str)> {
         let running =
             self.running.iter_mut().filter_map(|job| Some((job.take()?, "its handler was still running")));
@@ -231,7 +247,9 @@ impl Work {
         left.extend(
             self.retries.drain().map(|Reverse(waiting)| (waiting.job, "its next attempt was not yet due")),
         );
-        self.metrics.dead += left.len() as u64;
+        let released = left.iter().filter(|(job, _)| job.ticket.is_some()).count();
+        self.metrics.released += released as u64;
+        self.metrics.dead += (left.len() - released) as u64;
         self.check();
         left
     }
@@ -260,7 +278,7 @@ impl Work {
         debug_assert!(self.retries.len() <= retries_max, "the retries are over their bound");
         debug_assert_eq!(
             metrics.accepted,
-            metrics.processed + metrics.dead + {
+            metrics.processed + metrics.dead + metrics.released + {
                 let running = self.running.iter().flatten().count();
                 (self.queue.len() + self.retries.len() + running) as u64
             },
@@ -305,7 +323,7 @@ mod tests {
 
     fn job(number: u32) -> Job {
         let handler = |_: &Event| Ok(());
-        Job { event: Arc::new(event("a", number)), handler: Arc::new(handler), failures: 0 }
+        Job { event: Arc::new(event("a", number)), handler: Arc::new(handler), failures: 0, ticket: None }
     }
 
     fn number(job: &Job) -> u64 {

@@ -560,6 +560,8 @@ pub enum Subscribe {
     Channel(String),
     /// `subscribe room:{1}`: the channel of a room is subscribed for its first member and left after its last.
     OnDemand { prefix: String, suffix: String },
+    /// `stream orders:*`: the Redis stream of a room is read for as long as somebody wants the room, from where it was.
+    Stream { prefix: String, suffix: String },
 }
 
 /// See [`Source::deliver`]; what clients publish is put into the same form on the way out.

@@ -121,6 +121,12 @@ pub fn kind_of(payload: &[u8]) -> Option<Cow<'_, str>> {
     }
 }
 
+/// The `type` of a JSON object, where it has one that is a string.
+pub fn member_kind(payload: &[u8]) -> Option<Cow<'_, str>> {
+    let [kind] = members(payload, ["type"])?;
+    kind.and_then(string)
+}
+
 /// The octet that a JSON text begins with, after whitespace as RFC 8259 section 2 has it.
 fn first_of(payload: &[u8]) -> Option<u8> {
     payload.iter().copied().find(|octet| !matches!(octet, b' ' | b'\t' | b'\n' | b'\r'))

@@ -313,6 +313,31 @@ pub const BROKER_WRITE_BYTES_MAX: usize = 256 * KIB;
 pub const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// See [`PROBE_INTERVAL`]; three probes long, so that one late wake-up isn't a reconnect.
 pub const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
+/// XREAD waits for entries this long: it is what a stream that is followed from now on waits at most, where CLIENT UNBLOCK is
+/// not permitted, and how often the reading connection shows that it lives.
+pub const READ_BLOCK: Duration = Duration::from_secs(1);
+/// Redis is given up when the answer is so much later.
+pub const READ_TIMEOUT: Duration = Duration::from_secs(3);
+/// The connection that keeps a stream's record is given up when Redis has answered nothing for this long.
+pub const RECORDER_TIMEOUT: Duration = Duration::from_secs(3);
+/// Numbers of a stream that has had entries are compared with Redis' own after this time: one script a second for each busy
+/// stream, and as long an entry may be missing that was deleted before it was read.
+pub const PROVE_INTERVAL: Duration = Duration::from_secs(1);
+/// Streams whose numbers are compared in one turn; the others follow in the next.
+pub const PROVE_BATCH_MAX: usize = 256;
+/// CLIENT UNBLOCK is said again when it came before the block: about ten round trips in one host.
+pub const UNBLOCK_INTERVAL: Duration = Duration::from_millis(5);
+/// Entries of one answer to XREAD, over all streams, as far as each may have one.
+pub const READ_ENTRIES_MAX: usize = 1024;
+/// Entries of one stream in one answer: what a busy stream may hold up the others.
+pub const READ_STREAM_ENTRIES_MAX: usize = 128;
+/// Entries of one answer to XREVRANGE.
+pub const HISTORY_PAGE_ENTRIES_MAX: u64 = 64;
+/// Entries that one client is given out of a stream. Over it: not recovered.
+pub const STREAM_HISTORY_ENTRIES_MAX: u64 = 10_000;
+/// Bytes of them. Over it: not recovered.
+pub const STREAM_HISTORY_BYTES_MAX: usize = 16 * MIB;
+
 /// From connect to the last confirmed subscription.
 pub const BROKER_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// First wait before reconnecting; doubles to [`RECONNECT_WAIT_MAX`], each with full jitter above a floor of half.

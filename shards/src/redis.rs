@@ -1,15 +1,22 @@
 //! Sessions with Redis, without sockets or clocks: bytes and the time go in, bytes to send and events come out.
 //!
-//! Two connections, each with its own session: a [`Subscriber`] receives publications, a [`Commander`] publishes. Both
-//! begin with the same handshake (HELLO 3, or AUTH and RESP2 where the server doesn't know HELLO). The commander
+//! Two connections, each with its own session: a [`Subscriber`] receives publications, a [`Commander`] publishes. A third,
+//! the [`Reader`], reads streams. All begin with the same handshake (HELLO 3, or AUTH and RESP2 where the server doesn't know HELLO). The commander
 //! publishes a probe on a channel of this node's own, and its return on the subscriber proves both connections and the
 //! server between them; TCP alone proves nothing (after a failover a dead subscription can look healthy for ever).
 //!
 //! A session that fails is not repaired: whoever drives it closes both connections, waits ([`Reconnect`]) and begins
 //! again. No reply, asked or unasked, makes a session panic or grow.
 
+mod anchor;
+mod append;
 mod commander;
+mod entry;
 mod handshake;
+mod history;
+mod reader;
+mod recorder;
+mod streams;
 mod subscriber;
 
 use std::time::{Duration, Instant};
@@ -21,7 +28,14 @@ use redis_protocol::resp2::types::BorrowedFrame;
 use crate::limits::{BROKER_WRITE_BYTES_MAX, RECONNECT_WAIT_MAX, RECONNECT_WAIT_MIN};
 use crate::resp::{RespError, excerpt};
 
+pub use anchor::{ANCHOR_SCRIPT, Anchor, AnchorError, Judgement, Position, anchor_words, epoch_key};
+pub use append::{Append, DATA, KIND, SCRIPT, Trim};
 pub use commander::{Commander, CommanderEvent, PublishError, Refused};
+pub use entry::EntryId;
+pub use history::{History, HistoryError, HistoryStep};
+pub use reader::{Reader, ReaderCounters, ReaderEvent};
+pub use recorder::{Recorder, RecorderEvent};
+pub use streams::{Streams, StreamsEvent};
 pub use subscriber::{Subscriber, SubscriberCounters, SubscriberEvent};
 
 /// Channels that begin with this are ours: they carry probes and never feed a room.
@@ -95,6 +109,14 @@ pub enum SessionError {
     )]
     ProbeLate {
         /// Age of the oldest probe.
+        late: Duration,
+    },
+    /// The answer to XREAD is overdue.
+    #[error(
+        "redis has not answered for {late:?} what it was asked to answer within a second: it hangs, or is out of reach"
+    )]
+    ReadLate {
+        /// Age of the question, or of the last part of its answer.
         late: Duration,
     },
     /// Connecting, the handshake, subscribing and the first probe took too long together.
@@ -182,9 +204,18 @@ impl Outbox {
         for (frame, word) in frames.iter_mut().zip(words) {
             *frame = BorrowedFrame::BulkString(word);
         }
-        let command = BorrowedFrame::Array(&frames[..words.len()]);
+        self.encode(&BorrowedFrame::Array(&frames[..words.len()]));
+    }
+
+    /// Appends one command of any number of words; allocates a list of them.
+    fn push_long<'w>(&mut self, words: impl Iterator<Item = &'w [u8]>) {
+        let frames: Vec<_> = words.map(BorrowedFrame::BulkString).collect();
+        self.encode(&BorrowedFrame::Array(&frames));
+    }
+
+    fn encode(&mut self, command: &BorrowedFrame<'_>) {
         let queued = self.buffer.len();
-        extend_encode_borrowed(&mut self.buffer, &command, false)
+        extend_encode_borrowed(&mut self.buffer, command, false)
             .expect("a buffer that was extended by the command's length holds it");
         // Not its return value, which is where the command ends (redis-protocol 6.0.0), not how long it is.
         self.queued_bytes += (self.buffer.len() - queued) as u64;

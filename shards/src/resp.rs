@@ -19,8 +19,12 @@ use crate::limits::{
     RESP_LINE_BYTES_MAX, RESP_SKIP_BYTES_MAX,
 };
 
+mod node;
+mod opening;
 mod publication;
 
+pub use node::Node;
+pub use opening::Opening;
 pub use publication::Publication;
 
 /// What Redis sent is not RESP, or is more of it than we take. The connection can't be used any more.
@@ -42,8 +46,13 @@ pub enum RespError {
         bytes: u64,
     },
     /// An aggregate has too many elements.
-    #[error("a RESP frame of {0} elements, more than {RESP_ELEMENTS_MAX}")]
-    Elements(u64),
+    #[error("a RESP frame of {found} elements, more than {due}")]
+    Elements {
+        /// As far as they were declared.
+        found: u64,
+        /// Its inbox's bound.
+        due: u64,
+    },
     /// Aggregates are nested too deep.
     #[error("RESP aggregates nested deeper than {RESP_DEPTH_MAX}")]
     Depth,
@@ -82,7 +91,13 @@ pub struct Inbox {
 impl Inbox {
     /// An empty inbox; the first read allocates.
     pub fn new() -> Self {
-        Self { buffer: Vec::new(), start: 0, scanner: Scanner::new() }
+        Self::with_elements_max(RESP_ELEMENTS_MAX as u64)
+    }
+
+    /// One for answers that may have more elements than [`RESP_ELEMENTS_MAX`].
+    pub fn with_elements_max(elements_max: u64) -> Self {
+        assert!(elements_max <= u64::from(u32::MAX), "the elements of an aggregate are counted in 32 bits");
+        Self { buffer: Vec::new(), start: 0, scanner: Scanner::new(elements_max) }
     }
 
     /// The buffer to read into, behind what it holds; at least [`RECEIVE_BUFFER_BYTES`] / 2 of capacity are free.
@@ -127,7 +142,7 @@ impl Inbox {
         let Some(length) = end else { return Ok(None) };
         let frame = self.start..self.start + length;
         self.start = frame.end;
-        self.scanner = Scanner::new();
+        self.scanner = self.scanner.anew();
         Ok(Some(Received::Frame(&self.buffer[frame])))
     }
 
@@ -150,7 +165,7 @@ impl Inbox {
         if let Some(length) = end {
             self.start += length;
             let bytes = self.scanner.skipped_bytes + length as u64;
-            self.scanner = Scanner::new();
+            self.scanner = self.scanner.anew();
             return Some(Received::TooBig { bytes });
         }
         self.start += self.scanner.forget(self.buffer.len() - self.start);
@@ -177,13 +192,14 @@ struct Scanner {
     due: [u32; RESP_DEPTH_MAX + 1],
     depth: usize,
     elements: u64,
+    elements_max: u64,
     too_big: bool,
     /// Bytes of this frame that have been forgotten, when it is too big.
     skipped_bytes: u64,
 }
 
 impl Scanner {
-    fn new() -> Self {
+    fn new(elements_max: u64) -> Self {
         let mut due = [0; RESP_DEPTH_MAX + 1];
         due[0] = 1;
         Self {
@@ -193,9 +209,15 @@ impl Scanner {
             due,
             depth: 0,
             elements: 0,
+            elements_max,
             too_big: false,
             skipped_bytes: 0,
         }
+    }
+
+    /// For the next frame.
+    fn anew(&self) -> Self {
+        Self::new(self.elements_max)
     }
 
     /// Nothing of the frame has been understood or forgotten.
@@ -303,8 +325,9 @@ impl Scanner {
         let declared = declared(line)?;
         let values = if matches!(kind, b'%' | b'|') { declared.saturating_mul(2) } else { declared };
         self.elements = self.elements.saturating_add(values);
-        if self.elements > RESP_ELEMENTS_MAX as u64 {
-            return Err(RespError::Elements(self.elements));
+        if self.elements > self.elements_max {
+            let (found, due) = (self.elements, self.elements_max);
+            return Err(RespError::Elements { found, due });
         }
         if self.depth == RESP_DEPTH_MAX {
             return Err(RespError::Depth);
@@ -312,7 +335,7 @@ impl Scanner {
         // An attribute stands in front of its value: that one is still due.
         self.due[self.depth] += u32::from(kind == b'|');
         self.depth += 1;
-        // No truncation: at most RESP_ELEMENTS_MAX.
+        // No truncation: at most `elements_max`.
         self.due[self.depth] = values as u32;
         Ok(())
     }
@@ -444,6 +467,14 @@ impl<'a> Frame<'a> {
                 data.get(index).map(|item| self.resp3(item))
             }
             _ => None,
+        }
+    }
+
+    /// The frame as a place to go down from, where its values have values.
+    pub fn node(&self) -> Node<'_, 'a> {
+        match &self.root {
+            Root::Resp2(value) => Node::resp2(self, value),
+            Root::Resp3(value) => Node::resp3(self, value),
         }
     }
 
@@ -737,8 +768,8 @@ mod tests {
     #[test]
     fn absurd_lengths_end_the_connection_before_anything_is_allocated() {
         let cases: [(&[u8], RespError); 12] = [
-            (b"*2147483647\r\n", RespError::Elements(2_147_483_647)),
-            (b"%999999999999999999\r\n", RespError::Elements(1_999_999_999_999_999_998)),
+            (b"*2147483647\r\n", RespError::Elements { found: 2_147_483_647, due: 1024 }),
+            (b"%999999999999999999\r\n", RespError::Elements { found: 1_999_999_999_999_999_998, due: 1024 }),
             (b"$99999999999\r\n", RespError::TooLong { bytes: 99_999_999_999 }),
             (b"$99999999999999999999\r\n", RespError::Length("99999999999999999999".into())),
             (b"$-2\r\n", RespError::Length("-2".into())),
@@ -764,7 +795,7 @@ mod tests {
         let nested = b"*100\r\n".repeat(11);
         assert_eq!(whole(&nested).error, Some(RespError::Depth));
         let wide = [b"*1000\r\n".as_slice(), b"*25\r\n"].concat();
-        assert_eq!(whole(&wide).error, Some(RespError::Elements(1025)));
+        assert_eq!(whole(&wide).error, Some(RespError::Elements { found: 1025, due: 1024 }));
         let deepest = [b"*1\r\n".repeat(RESP_DEPTH_MAX), b":1\r\n".to_vec()].concat();
         assert_eq!(whole(&deepest).frames.len(), 1);
     }

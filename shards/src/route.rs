@@ -382,8 +382,21 @@ impl Routes {
         self.rooms_of_channel(pattern, channel).next()
     }
 
-    /// The channel through which `room` (a full name) is published, and the index of its source in [`Config::sources`]: the
-    /// first whose room leads back to a channel.
+    /// Every room that an entry of the stream `key` feeds, by full name, each with the index of its source in
+    /// [`Config::sources`]. Streams and channels may have one name, and never feed each other's rooms.
+    pub fn rooms_of_stream<'a>(&'a self, key: &'a [u8]) -> impl Iterator<Item = (usize, Cow<'a, str>)> {
+        let room = move |source: &'a CompiledSource| source.room_of_stream(key);
+        self.sources.iter().enumerate().filter_map(move |(index, source)| Some((index, room(source)?)))
+    }
+
+    /// Whether the rooms of source `source_index` are fed by streams; [`channel_of_room`](Self::channel_of_room) is then
+    /// the stream's key.
+    pub fn is_stream(&self, source_index: usize) -> bool {
+        matches!(self.sources[source_index].subscribe, Subscribe::Stream { .. })
+    }
+
+    /// The channel (or the stream's key) through which `room` (a full name) is published, and the index of its source in
+    /// [`Config::sources`]: the first whose room leads back to one.
     pub fn channel_of_room<'a>(&'a self, room: &'a str) -> Option<(usize, Cow<'a, str>)> {
         self.sources.iter().enumerate().find_map(|(index, source)| Some((index, source.channel_of(room)?)))
     }
@@ -490,7 +503,19 @@ impl CompiledSource {
             (Subscribe::Channel(own), None) if own.as_bytes() == channel => return self.constant(),
             _ => return None,
         };
-        let wildcard = channel.strip_prefix(prefix.as_bytes())?.strip_suffix(suffix.as_bytes())?;
+        self.room_between(prefix, suffix, channel)
+    }
+
+    fn room_of_stream<'a>(&'a self, key: &'a [u8]) -> Option<Cow<'a, str>> {
+        match &self.subscribe {
+            Subscribe::Stream { prefix, suffix } => self.room_between(prefix, suffix, key),
+            _ => None,
+        }
+    }
+
+    /// The room that `name` feeds, where it is what stands for the wildcard between `prefix` and `suffix`.
+    fn room_between<'a>(&'a self, prefix: &str, suffix: &str, name: &'a [u8]) -> Option<Cow<'a, str>> {
+        let wildcard = name.strip_prefix(prefix.as_bytes())?.strip_suffix(suffix.as_bytes())?;
         match &self.room {
             SourceRoom::Constant(name) => Some(Cow::Borrowed(name)),
             SourceRoom::Payload { .. } => None,
@@ -531,7 +556,9 @@ impl CompiledSource {
             }
             (
                 SourceRoom::Around { prefix: before, suffix: after },
-                Subscribe::Pattern { prefix, suffix } | Subscribe::OnDemand { prefix, suffix },
+                Subscribe::Pattern { prefix, suffix }
+                | Subscribe::OnDemand { prefix, suffix }
+                | Subscribe::Stream { prefix, suffix },
             ) => {
                 let wildcard = room.strip_prefix(before.as_str())?.strip_suffix(after.as_str())?;
                 // In the plain space the prefix is no guard: a room of another space begins with anything.
@@ -899,6 +926,28 @@ separator = ","
         );
         assert_eq!(routes.channel_of_room("all"), None, "no channel of a pattern is the room's own");
         assert_eq!(fed(&routes, Some("b*"), b"banana"), [(1, "all".to_owned())]);
+    }
+
+    #[test]
+    fn streams_and_channels_of_one_name_never_feed_each_others_rooms() {
+        let file = "[[source]]\nredis = \"subscribe orders:{1}\"\nroom = \"channel:{1}\"";
+        let inputs = Inputs { file: Some(File { name: "test.toml", text: file }), ..Inputs::default() };
+        let mut config = load(&inputs).unwrap_or_else(|errors| panic!("{errors}")).config;
+        let room = vec![TemplatePart::Literal("stream:".to_owned()), TemplatePart::Wildcard];
+        config.sources.push(Source {
+            subscribe: Subscribe::parse("stream orders:*").unwrap(),
+            room: Template { parts: room },
+            ..Source::default()
+        });
+        let routes = Routes::new(&config);
+        let of_channel: Vec<_> = routes.rooms_of_channel(None, b"orders:7").collect();
+        let of_stream: Vec<_> = routes.rooms_of_stream(b"orders:7").collect();
+        assert_eq!(of_channel, [(0, Cow::Borrowed("channel:7"))]);
+        assert_eq!(of_stream, [(1, Cow::Borrowed("stream:7"))]);
+        assert_eq!(routes.rooms_of_stream(b"others:7").count(), 0);
+        assert_eq!(routes.rooms_of_stream(b"orders:").count(), 0, "no name");
+        assert_eq!(routes.channel_of_room("stream:7"), Some((1, Cow::Borrowed("orders:7"))));
+        assert!(routes.is_stream(1) && !routes.is_stream(0) && !routes.is_on_demand(1));
     }
 
     #[test]

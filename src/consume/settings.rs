@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use corecast_consumer::{ANY_TYPE, Backoff, Options, RedisTarget, Registry, WhenFull};
+use corecast_consumer::{ANY_TYPE, Backoff, Group, Home, Options, RedisTarget, Registry, WhenFull};
 use shards::config::{BrokerChoice, Inputs, LogFormat};
 use tracing_subscriber::EnvFilter;
 
@@ -22,18 +22,27 @@ const WORKERS_MAX: usize = 1024;
 /// With events of 1 KiB about 1 GiB.
 const QUEUE_MAX: usize = 1_000_000;
 
+/// Four signs of life in it are 4 a second.
+const CLAIM_IDLE_MIN: Duration = Duration::from_secs(1);
+
 /// A consumer to be built.
 pub struct Settings {
     pub options: Options,
     pub registry: Registry,
     pub redis: RedisTarget,
-    pub when_full: WhenFull,
+    pub intake: Intake,
     pub dead_letters: Place,
     pub metrics: Option<SocketAddr>,
     pub log_format: LogFormat,
     pub log_level: EnvFilter,
     /// Sentences for the operator.
     pub warnings: Vec<String>,
+}
+
+/// How events come in.
+pub enum Intake {
+    Channel(WhenFull),
+    Stream(Group),
 }
 
 impl Settings {
@@ -57,6 +66,8 @@ impl Settings {
             );
             return Err(Failure { code: USAGE, sentence });
         }
+        let server_id = pick("--server-id", &args.server_id, &["CORECAST_SERVER_ID", "SERVER_ID"], named)?;
+        let group = group(args, server_id.as_deref())?;
         let options = Options {
             workers: pick("--workers", &args.workers, &["CORECAST_WORKERS"], |text| {
                 count(text, WORKERS_MAX)
@@ -67,18 +78,25 @@ impl Settings {
             attempts: attempts.map_or(defaults.attempts, |attempts| attempts as u32),
             backoff,
             drain: pick("--drain", &args.drain, &["CORECAST_DRAIN"], duration)?.unwrap_or(defaults.drain),
-            channel: pick("--channel", &args.channel, &["CORECAST_CHANNEL", "CHANNEL_NAME"], named)?
-                .unwrap_or(defaults.channel),
-            server_id: pick("--server-id", &args.server_id, &["CORECAST_SERVER_ID", "SERVER_ID"], named)?
-                .unwrap_or(defaults.server_id),
+            home: match (&group, defaults.home) {
+                (Some(group), _) => Home::Stream(group.stream.clone()),
+                (None, home) => {
+                    pick("--channel", &args.channel, &["CORECAST_CHANNEL", "CHANNEL_NAME"], named)?
+                        .map_or(home, Home::Channel)
+                }
+            },
+            server_id: server_id.unwrap_or(defaults.server_id),
         };
+        let when_full = pick("--when-full", &args.when_full, &["CORECAST_WHEN_FULL"], when_full)?;
         let (redis, warnings) = redis_target(args.redis.as_deref(), &args.tls)?;
         Ok(Self {
             options,
             registry: registry(args)?,
             redis,
-            when_full: pick("--when-full", &args.when_full, &["CORECAST_WHEN_FULL"], when_full)?
-                .unwrap_or_default(),
+            intake: match group {
+                Some(group) => Intake::Stream(group),
+                None => Intake::Channel(when_full.unwrap_or_default()),
+            },
             dead_letters: pick("--dead-letters", &args.dead_letters, &["CORECAST_DEAD_LETTERS"], str::parse)?
                 .unwrap_or_default(),
             metrics: pick("--metrics", &args.metrics, &["CORECAST_METRICS"], address)?,
@@ -177,6 +195,68 @@ fn registry(args: &ConsumeArgs) -> Result<Registry, Failure> {
         action.register(&kind, timeout, &mut registry);
     }
     Ok(registry)
+}
+
+/// The consumer group that `args` name; none where they name a channel, or neither.
+fn group(args: &ConsumeArgs, server_id: Option<&str>) -> Result<Option<Group>, Failure> {
+    let stream = match args.channel {
+        // What a flag says wins over a variable that says something else.
+        Some(_) => None,
+        None => pick("--stream", &args.stream, &["CORECAST_STREAM"], named)?,
+    };
+    let Some(stream) = stream else {
+        let flags = [
+            ("--group", &args.group),
+            ("--consumer", &args.consumer),
+            ("--group-start", &args.group_start),
+            ("--claim-idle", &args.claim_idle),
+            ("--deliveries", &args.deliveries),
+        ];
+        return match flags.iter().find(|(_, value)| value.is_some()) {
+            None => Ok(None),
+            Some((flag, _)) => Err(Failure::usage(format!(
+                "{flag} is about a consumer group: name its stream with --stream"
+            ))),
+        };
+    };
+    let consumer = match pick("--consumer", &args.consumer, &["CORECAST_CONSUMER"], named)? {
+        Some(consumer) => consumer,
+        None => server_id.map_or_else(member_name, str::to_owned),
+    };
+    let mut group = Group::new(stream, consumer);
+    if let Some(name) = pick("--group", &args.group, &["CORECAST_GROUP"], named)? {
+        group.name = name;
+    }
+    if let Some(start) = pick("--group-start", &args.group_start, &["CORECAST_GROUP_START"], str::parse)? {
+        group.start = start;
+    }
+    if let Some(idle) = pick("--claim-idle", &args.claim_idle, &["CORECAST_CLAIM_IDLE"], idle_time)? {
+        group.claim_idle = idle;
+    }
+    let deliveries =
+        pick("--deliveries", &args.deliveries, &["CORECAST_DELIVERIES"], |text| count(text, 1_000_000))?;
+    if let Some(deliveries) = deliveries {
+        group.deliveries_max = deliveries as u64;
+    }
+    Ok(Some(group))
+}
+
+/// Unlike any other's that runs now.
+fn member_name() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = host.trim();
+    let host = if host.is_empty() { "corecast" } else { host };
+    format!("{host}-{}", std::process::id())
+}
+
+/// A duration of which a quarter is long enough to say a word to Redis.
+fn idle_time(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        idle if idle >= CLAIM_IDLE_MIN => Ok(idle),
+        _ => Err(format!(
+            "found {text:?}, due at least {CLAIM_IDLE_MIN:?}: others take what this one still has"
+        )),
+    }
 }
 
 /// A duration in which a handler can do something.

@@ -1,6 +1,10 @@
-//! How a message gets out: by HTTP to a server, or through Redis as a system's own programs do it.
+//! How a message gets out: by HTTP to a server, through Redis as a system's own programs do it, or into a stream of Redis.
+
+use std::time::Duration;
 
 use serde_json::json;
+use shards::config::RedisTarget;
+use shards::redis::{Append, Trim};
 use ureq::http::StatusCode;
 
 use super::PublishArgs;
@@ -13,6 +17,16 @@ use crate::redis::RedisConnection;
 pub enum Way {
     Http { agent: ureq::Agent, url: String, server: String, api_key: Option<String> },
     Redis { publisher: RedisConnection, channel: String, envelope: Option<Envelope> },
+    Stream { appender: RedisConnection, stream: Stream, envelope: Option<Envelope> },
+}
+
+/// Where messages are appended.
+pub struct Stream {
+    key: String,
+    /// The script's name in Redis.
+    sha: String,
+    channel: Option<String>,
+    trim: Trim,
 }
 
 /// The form in which messages travel through Redis where they don't travel bare.
@@ -32,12 +46,15 @@ impl Way {
             return Ok(Self::http(args, room)?);
         }
         let Some(name) = preset else {
-            return match (&args.channel, &args.redis) {
-                (Some(channel), redis) => {
+            return match (args.channel.as_ref().or(args.stream.as_ref()), &args.redis) {
+                (Some(_), redis) => {
                     let target = preset::redis(redis.as_deref(), &args.tls)?;
-                    let publisher = RedisConnection::connect(&target)?;
-                    Ok(Self::Redis { publisher, channel: channel.clone(), envelope: None })
+                    Self::redis(args, &target, args.channel.as_deref(), None)
                 }
+                (None, _) if args.durable => Err(Failure::usage(
+                    "--durable needs to know the stream: add --stream KEY, or --channel for one of the same name",
+                )
+                .into()),
                 (None, Some(_)) => Err(Failure::usage(
                     "--redis needs to know the channel: add --channel room:NAME, or --preset and --room",
                 )
@@ -53,7 +70,36 @@ impl Way {
         let envelope = preset.envelope_field().zip(room).filter(|_| args.channel.is_none());
         let envelope =
             envelope.map(|(field, room)| Envelope { field: field.to_owned(), room: room.to_owned() });
-        Ok(Self::Redis { publisher: RedisConnection::connect(preset.redis()?)?, channel, envelope })
+        Self::redis(args, preset.redis()?, Some(&channel), envelope)
+    }
+
+    fn redis(
+        args: &PublishArgs,
+        target: &RedisTarget,
+        channel: Option<&str>,
+        envelope: Option<Envelope>,
+    ) -> anyhow::Result<Self> {
+        let is_lacking = channel.is_none() && (args.also_publish || !args.durable);
+        if is_lacking {
+            let sentence =
+                "--also-publish needs to know the channel: add --channel NAME, or --preset and --room";
+            return Err(Failure::usage(sentence).into());
+        }
+        let mut connection = RedisConnection::connect(target)?;
+        let channel = channel.map(str::to_owned);
+        if !args.durable {
+            let channel = channel.unwrap_or_default();
+            return Ok(Self::Redis { publisher: connection, channel, envelope });
+        }
+        connection.select(target)?;
+        let millis = |age: Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+        let stream = Stream {
+            key: args.stream.clone().or_else(|| channel.clone()).unwrap_or_default(),
+            sha: connection.load_append()?,
+            channel: channel.filter(|_| args.also_publish),
+            trim: Trim { entries: args.maxlen, millis: args.maxage.map(millis) },
+        };
+        Ok(Self::Stream { appender: connection, stream, envelope })
     }
 
     fn http(args: &PublishArgs, room: Option<&str>) -> Result<Self, Failure> {
@@ -103,6 +149,23 @@ impl Way {
                     None => publisher.publish(channel, message)?,
                 };
                 Ok(json!({ "channel": channel, "receivers": receivers }).to_string())
+            }
+            Self::Stream { appender, stream, envelope } => {
+                let wrapped = envelope.as_ref().map(|envelope| envelope.around(message));
+                let Stream { key, sha, channel, trim } = stream;
+                let append = Append {
+                    stream: key.as_bytes(),
+                    payload: wrapped.as_deref().unwrap_or(message),
+                    channel: channel.as_ref().map(String::as_bytes),
+                    trim: *trim,
+                };
+                let (id, receivers) = appender.append(&append, sha)?;
+                let mut answer = json!({ "stream": key, "id": id });
+                if let Some(channel) = channel {
+                    answer["channel"] = json!(channel);
+                    answer["receivers"] = json!(receivers);
+                }
+                Ok(answer.to_string())
             }
         }
     }

@@ -8,6 +8,7 @@ use shards::config::RedisTarget;
 
 use super::{DeadLetter, DeadLetterError, DeadLetters, unreadable};
 use crate::event::Event;
+use crate::options::Home;
 use crate::redis::{Connection, RedisError, described};
 
 /// Entries of the stream beyond which nothing is added: what nobody replays must not fill Redis' memory.
@@ -19,9 +20,15 @@ const PAGE_ENTRIES: &[u8] = b"10";
 const AWAY: Duration = Duration::from_secs(5);
 
 /// Publishes the entry and removes it in one step, so that neither an interruption nor a second replay publishes it
-/// twice. KEYS[1] stream, ARGV: id, channel, event, whether to remove what nobody heard.
+/// twice. KEYS[1] stream, ARGV: id, channel, event, whether to remove what nobody heard. With KEYS[2] it is appended to that
+/// stream instead, as type ARGV[2].
 /// Returns -1 when the entry has gone.
 const REPLAY: &[u8] = b"if #redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1]) == 0 then return -1 end
+if KEYS[2] then
+  redis.call('XADD', KEYS[2], '*', 'data', ARGV[3], 'type', ARGV[2])
+  redis.call('XDEL', KEYS[1], ARGV[1])
+  return 1
+end
 local heard = redis.call('PUBLISH', ARGV[2], ARGV[3])
 if heard > 0 or ARGV[4] == '1' then redis.call('XDEL', KEYS[1], ARGV[1]) end
 return heard";
@@ -56,13 +63,17 @@ impl StreamLetters {
         }
         let died_at = letter.died_at.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis().to_string();
         let attempts = letter.attempts.to_string();
+        let home = match letter.home {
+            Home::Channel(_) => "channel",
+            Home::Stream(_) => "stream",
+        };
         let mut command: Vec<&[u8]> = vec![b"XADD", key, b"*"];
         for (name, value) in [
             ("event", letter.event.text()),
             ("type", letter.event.kind()),
             ("reason", letter.reason_cut()),
             ("attempts", &attempts),
-            ("channel", &letter.channel),
+            (home, letter.home.name()),
             ("server_id", &letter.server_id),
             ("died_at_ms", &died_at),
         ] {
@@ -152,8 +163,8 @@ impl LetterStream {
         self.entries(page)
     }
 
-    /// Publishes the event of entry `id` to its channel and removes the entry, in one step of Redis; one that nobody
-    /// heard stays, unless `unheard_too`.
+    /// Publishes the event of entry `id` to its channel, or appends it to its stream, and removes the entry, in one step of
+    /// Redis; one that nobody heard stays, unless `unheard_too`.
     ///
     /// # Errors
     /// [`DeadLetterError::Redis`]; the entry is there then, unless the connection broke after Redis had taken the command.
@@ -164,16 +175,17 @@ impl LetterStream {
         unheard_too: bool,
     ) -> Result<Replayed, DeadLetterError> {
         let unheard_too: &[u8] = if unheard_too { b"1" } else { b"0" };
-        let command: [&[u8]; 8] = [
-            b"EVAL",
-            REPLAY,
-            b"1",
-            self.key.as_bytes(),
-            id.as_bytes(),
-            letter.channel.as_bytes(),
-            letter.event.text().as_bytes(),
-            unheard_too,
-        ];
+        let mut command: Vec<&[u8]> = vec![b"EVAL", REPLAY];
+        match &letter.home {
+            Home::Channel(channel) => {
+                command.extend([b"1", self.key.as_bytes(), id.as_bytes(), channel.as_bytes()]);
+            }
+            Home::Stream(stream) => {
+                let kind = letter.event.kind().as_bytes();
+                command.extend([b"2", self.key.as_bytes(), stream.as_bytes(), id.as_bytes(), kind]);
+            }
+        }
+        command.extend([letter.event.text().as_bytes(), unheard_too]);
         Ok(match self.connection.ask_number(&command)? {
             -1 => Replayed::Gone,
             heard => Replayed::Heard(heard),
@@ -214,7 +226,10 @@ fn letter_of(fields: &[&[u8]]) -> Result<DeadLetter, DeadLetterError> {
         event: std::sync::Arc::new(field("event")?.parse::<Event>().map_err(unreadable)?),
         reason: field("reason")?,
         attempts: u32::try_from(number("attempts")?).map_err(unreadable)?,
-        channel: field("channel")?,
+        home: match field("stream") {
+            Ok(stream) => Home::Stream(stream),
+            Err(_) => Home::Channel(field("channel")?),
+        },
         server_id: field("server_id")?,
         died_at: SystemTime::UNIX_EPOCH
             .checked_add(Duration::from_millis(number("died_at_ms")?))

@@ -317,7 +317,14 @@ impl Reader<'_> {
     fn source(&mut self, fields: &mut Fields<'_>) -> Option<Source> {
         self.known(fields, SOURCE_KEYS);
         let subscribe =
-            self.required(fields, "redis", |input| Subscribe::parse(input.text("a subscription")?));
+            self.required(fields, "redis", |input| match Subscribe::parse(input.text("a subscription")?)? {
+                Subscribe::Stream { .. } => Err(Wrong::Sentence(
+                    "the server doesn't read streams yet: publish to a channel too, with `corecast publish --durable \
+                     --also-publish`, and subscribe to that"
+                        .to_owned(),
+                )),
+                subscribe => Ok(subscribe),
+            });
         let room = self.required(fields, "room", |input| {
             let room = room_template(input, Places::Channel)?;
             match &subscribe {
@@ -529,6 +536,9 @@ fn fits(room: &Template, subscribe: &Subscribe) -> Result<(), Wrong> {
         let places = room.parts.iter().filter(|part| !matches!(part, TemplatePart::Literal(_))).count();
         return match subscribe {
             _ if places > 1 => sentence("beside {json.NAME} there may be text, but no other place"),
+            Subscribe::Stream { .. } => {
+                sentence("a stream's room needs {1} in it, so that a room's name leads back to its stream")
+            }
             Subscribe::OnDemand { .. } => sentence(
                 "subscribing on demand needs {1} in it, so that a room's name leads back to its channel",
             ),
@@ -539,6 +549,9 @@ fn fits(room: &Template, subscribe: &Subscribe) -> Result<(), Wrong> {
         (Subscribe::Channel(_), 1..) => {
             sentence("{1} stands for nothing, because the subscription names one channel; name one room too")
         }
+        (Subscribe::Stream { .. }, wildcards) if wildcards != 1 => sentence(
+            "a stream's room needs exactly one {1} in it, so that a room's name leads back to its stream",
+        ),
         (Subscribe::OnDemand { .. }, wildcards) if wildcards != 1 => sentence(
             "subscribing on demand needs exactly one {1} in it, so that a room's name leads back to its channel",
         ),

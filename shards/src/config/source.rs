@@ -7,16 +7,24 @@ use super::{Deliver, Subscribe};
 use crate::limits::CHANNEL_BYTES_MAX;
 
 impl Subscribe {
-    /// Reads `psubscribe room:*`, `subscribe events.critical` or `subscribe room:{1}`.
+    /// Reads `psubscribe room:*`, `subscribe events.critical`, `subscribe room:{1}` or `stream orders:*`.
     pub fn parse(text: &str) -> Result<Self, Wrong> {
-        let due = "\"psubscribe PREFIX*\", \"subscribe CHANNEL\" or \"subscribe PREFIX{1}\"";
+        let due =
+            "\"psubscribe PREFIX*\", \"subscribe CHANNEL\", \"subscribe PREFIX{1}\" or \"stream PREFIX*\"";
         let (command, name) = text.split_once(' ').ok_or_else(|| Wrong::text(text, due))?;
         let plain = |c: char| !c.is_control() && !c.is_whitespace();
         if name.is_empty() || name.len() > CHANNEL_BYTES_MAX || !name.chars().all(plain) {
             return Err(Wrong::text(text, format!("{due}, the name without spaces")));
         }
         match command {
-            "psubscribe" => parse_pattern(name),
+            "psubscribe" => {
+                let (prefix, suffix) = parse_pattern(name, "subscribe")?;
+                Ok(Self::Pattern { prefix, suffix })
+            }
+            "stream" => {
+                let (prefix, suffix) = parse_pattern(name, "stream")?;
+                Ok(Self::Stream { prefix, suffix })
+            }
             "subscribe" => parse_channel(name),
             _ => Err(Wrong::text(text, due)),
         }
@@ -28,16 +36,18 @@ impl Subscribe {
     }
 }
 
-fn parse_pattern(name: &str) -> Result<Subscribe, Wrong> {
+/// What stands around the one `*` of `name`.
+fn parse_pattern(name: &str, command: &str) -> Result<(String, String), Wrong> {
     if let Some(special) = name.chars().find(|c| "?[]\\".contains(*c)) {
         return Err(Wrong::Sentence(format!(
             "found {special:?} in the pattern {name:?}: only one '*' is understood, the rest must be literal"
         )));
     }
     match name.split('*').collect::<Vec<_>>().as_slice() {
-        [prefix, suffix] => {
-            Ok(Subscribe::Pattern { prefix: (*prefix).to_owned(), suffix: (*suffix).to_owned() })
-        }
+        [prefix, suffix] => Ok(((*prefix).to_owned(), (*suffix).to_owned())),
+        [_] if command == "stream" => Err(Wrong::Sentence(format!(
+            "found no '*' in the streams {name:?}, due exactly one, which {{1}} stands for in the room"
+        ))),
         [_] => Err(Wrong::Sentence(format!(
             "found no '*' in the pattern {name:?}: write \"subscribe {name}\" for one channel"
         ))),
@@ -71,6 +81,7 @@ impl fmt::Display for Subscribe {
             Self::Pattern { prefix, suffix } => write!(f, "psubscribe {prefix}*{suffix}"),
             Self::Channel(channel) => write!(f, "subscribe {channel}"),
             Self::OnDemand { prefix, suffix } => write!(f, "subscribe {prefix}{{1}}{suffix}"),
+            Self::Stream { prefix, suffix } => write!(f, "stream {prefix}*{suffix}"),
         }
     }
 }
@@ -106,13 +117,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_three_subscriptions_are_read_and_shown() {
+    fn the_subscriptions_are_read_and_shown() {
         for text in [
             "psubscribe room:*",
             "psubscribe a*b",
             "psubscribe *",
             "subscribe events.critical",
             "subscribe room:{1}:x",
+            "stream orders:*",
+            "stream *:log",
         ] {
             assert_eq!(Subscribe::parse(text).unwrap().to_string(), text);
         }
@@ -127,6 +140,8 @@ mod tests {
             assert!(refused(&format!("psubscribe a{special}*")).contains("must be literal"), "{special}");
         }
         assert!(refused("subscribe room:*").contains("write \"psubscribe room:*\""));
+        assert!(refused("stream orders").contains("found no '*' in the streams \"orders\""));
+        assert!(refused("stream a*b*").contains("found 2 '*'"));
         assert!(refused("subscribe {1}{1}").contains("at most one place"));
         assert!(refused("subscribe {room}").contains("at most one place"));
         assert!(refused("ssubscribe x").contains("due \"psubscribe"));

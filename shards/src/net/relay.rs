@@ -61,7 +61,9 @@ impl Refusals {
 fn publish_channels(config: &Config) -> String {
     let channels = config.sources.iter().map(|source| match &source.subscribe {
         Subscribe::Channel(channel) => format!("'&{channel}'"),
-        Subscribe::Pattern { prefix, suffix } | Subscribe::OnDemand { prefix, suffix } => {
+        Subscribe::Pattern { prefix, suffix }
+        | Subscribe::OnDemand { prefix, suffix }
+        | Subscribe::Stream { prefix, suffix } => {
             format!("'&{prefix}*{suffix}'")
         }
     });
@@ -371,7 +373,7 @@ fn fixed_subscriptions(config: &Config) -> (Vec<String>, Vec<String>) {
         match &source.subscribe {
             Subscribe::Pattern { prefix, suffix } => patterns.push(format!("{prefix}*{suffix}")),
             Subscribe::Channel(channel) => channels.push(channel.clone()),
-            Subscribe::OnDemand { .. } => {}
+            Subscribe::OnDemand { .. } | Subscribe::Stream { .. } => {}
         }
     }
     for list in [&mut patterns, &mut channels] {

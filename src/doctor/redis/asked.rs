@@ -134,6 +134,10 @@ fn rights(target: &RedisTarget, config: &Config) -> Result<Vec<(String, Option<S
             Subscribe::OnDemand { prefix, suffix } => {
                 vec!["SUBSCRIBE".to_owned(), format!("{prefix}{NOBODYS}{suffix}")]
             }
+            Subscribe::Stream { prefix, suffix } => {
+                let key = format!("{prefix}{NOBODYS}{suffix}");
+                ["XREAD", "COUNT", "1", "STREAMS", &key, "0"].map(str::to_owned).to_vec()
+            }
         });
         // SET of a last value is not tried: it would write.
         let last_value = source.last_value.as_ref();

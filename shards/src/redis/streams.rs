@@ -1,0 +1,495 @@
+//! The streams that feed rooms: a reader, a recorder, and of each stream the number that its newest entry has here.
+//!
+//! A stream that is followed is anchored first: its numbers begin with those of Redis. From then on entries are counted as
+//! they come. What can go wrong with that is looked for where it can be told for certain:
+//!
+//! * When the connections are new, before anything is read: what was trimmed meanwhile is a gap with its numbers, another
+//!   stream in its place a break with a new epoch.
+//! * While reading, each [`PROVE_INTERVAL`] for a stream that had entries: where Redis' newest entry is also the newest here,
+//!   both have one number, or what is missing was gone before it could be read. Anywhere else the answer is no proof, since
+//!   entries may be on their way.
+
+use std::rc::Rc;
+use std::time::Instant;
+
+use foldhash::{HashMap, HashMapExt};
+
+use super::reader::{Reader, ReaderEvent};
+use super::recorder::{Recorder, RecorderEvent};
+use super::{
+    Anchor, AnchorError, Append, EntryId, History, HistoryError, Judgement, Position, PublishError, Refused,
+    SessionError,
+};
+use crate::config::RedisTarget;
+use crate::limits::{PROVE_BATCH_MAX, PROVE_INTERVAL};
+use crate::resp::{Inbox, Received};
+
+/// Both sessions. One value per link to Redis, for its whole life.
+#[derive(Debug)]
+pub struct Streams {
+    reader: Reader,
+    recorder: Recorder,
+    followed: HashMap<Rc<[u8]>, Followed>,
+    is_up: bool,
+}
+
+/// What happened. Texts are borrowed until the next call.
+#[derive(Debug, PartialEq, Eq)]
+pub enum StreamsEvent<'s> {
+    /// A stream is followed: what comes has the numbers after this position. Said again after a break that lost nothing.
+    Anchored {
+        /// The stream's key.
+        stream: Rc<[u8]>,
+        /// The newest entry.
+        position: Position,
+    },
+    /// An entry.
+    Entry {
+        /// The stream's key.
+        stream: &'s [u8],
+        /// Its number.
+        number: u64,
+        /// What it is as a publication; `None` where that is too long.
+        payload: Option<&'s [u8]>,
+    },
+    /// These numbers are gone; what comes has the numbers after them.
+    Gap {
+        /// The stream's key.
+        stream: Rc<[u8]>,
+        /// First number.
+        from: u64,
+        /// Last number.
+        to: u64,
+    },
+    /// It is another stream, or was set back: what comes has the numbers after this position, of a new epoch.
+    Broken {
+        /// The stream's key.
+        stream: Rc<[u8]>,
+        /// Where it goes on.
+        position: Position,
+    },
+    /// A stream can't be followed. It isn't any more.
+    Refused {
+        /// The stream's key.
+        stream: Rc<[u8]>,
+        /// Found, and what to do.
+        reason: AnchorError,
+    },
+    /// Answer to [`Streams::recall`].
+    Recalled {
+        /// As it was given.
+        token: u64,
+        /// The payloads, oldest first.
+        result: Result<Vec<Box<[u8]>>, HistoryError>,
+    },
+    /// Answer to [`Streams::append`].
+    Appended {
+        /// As it was given.
+        token: u64,
+        /// The entry's id, or why there is none.
+        result: Result<EntryId, PublishError>,
+    },
+}
+
+#[derive(Debug, Default)]
+struct Followed {
+    /// The newest entry that was handed out, or where it was anchored.
+    position: Option<Position>,
+    /// The reader has it.
+    is_live: bool,
+    /// An anchor is on its way.
+    is_asked: bool,
+    /// When its numbers are to be compared with those of Redis.
+    prove_at: Option<Instant>,
+}
+
+impl Streams {
+    /// Sessions that aren't connected yet.
+    pub fn new(target: &RedisTarget) -> Self {
+        Self {
+            reader: Reader::new(target),
+            recorder: Recorder::new(target),
+            followed: HashMap::new(),
+            is_up: false,
+        }
+    }
+
+    /// Begins on two fresh connections.
+    pub fn begin(&mut self) {
+        self.reader.begin();
+        self.recorder.begin();
+    }
+
+    /// Forgets the connections; what is followed stays, and is anchored anew before it is read on. Returns what has no
+    /// answer now.
+    pub fn end(&mut self) -> Vec<StreamsEvent<'static>> {
+        self.is_up = false;
+        for (stream, followed) in &mut self.followed {
+            (followed.is_live, followed.is_asked, followed.prove_at) = (false, false, None);
+            self.reader.unfollow(stream);
+        }
+        self.reader.end();
+        self.recorder.end().into_iter().filter_map(answered).collect()
+    }
+
+    /// Whether streams are anchored and read, as far as they have been asked for.
+    pub fn is_up(&self) -> bool {
+        self.is_up
+    }
+
+    /// The reader's session, for its output.
+    pub fn take_reader_output(&mut self) -> bytes::BytesMut {
+        self.reader.take_output()
+    }
+
+    /// The recorder's.
+    pub fn take_recorder_output(&mut self) -> bytes::BytesMut {
+        self.recorder.take_output()
+    }
+
+    /// Follows a stream; [`Anchored`](StreamsEvent::Anchored) or [`Refused`](StreamsEvent::Refused) follows, now or on a later
+    /// connection. `fresh` is random.
+    pub fn follow(&mut self, stream: &[u8], fresh: u64) {
+        if !self.followed.contains_key(stream) {
+            self.followed.insert(stream.into(), Followed::default());
+            self.ask(stream, fresh);
+        }
+    }
+
+    /// Doesn't follow a stream any more.
+    pub fn unfollow(&mut self, stream: &[u8]) {
+        self.followed.remove(stream);
+        self.reader.unfollow(stream);
+    }
+
+    /// The newest entry of a stream that was handed out.
+    pub fn position(&self, stream: &[u8]) -> Option<Position> {
+        self.followed.get(stream)?.position
+    }
+
+    /// Reads what comes after the number `after` up to the newest that was handed out;
+    /// [`Recalled`](StreamsEvent::Recalled) answers.
+    ///
+    /// # Errors
+    /// [`HistoryError`], where it is known at once that it can't be given; then there is no answer.
+    pub fn recall(
+        &mut self,
+        token: u64,
+        stream: &[u8],
+        after: u64,
+        entries_max: u64,
+        bytes_max: usize,
+        fresh: u64,
+    ) -> Result<(), HistoryError> {
+        let head = self.position(stream).ok_or(HistoryError::Away)?;
+        let history = History::new(after, head, entries_max, bytes_max)?;
+        self.recorder.recall(token, stream, history, fresh).map_err(|_| HistoryError::Away)
+    }
+
+    /// Appends an entry; [`Appended`](StreamsEvent::Appended) answers. It comes as an entry too where its stream is followed.
+    ///
+    /// # Errors
+    /// [`Refused`]; then there is no answer.
+    pub fn append(&mut self, append: &Append<'_>, token: u64) -> Result<(), Refused> {
+        self.recorder.append(append, token)
+    }
+
+    /// Asks for what is due. To be called after each batch of bytes, and at [`next_deadline`](Self::next_deadline).
+    ///
+    /// # Errors
+    /// The connections are of no use any more.
+    pub fn poll(&mut self, now: Instant, fresh: u64) -> Result<(), SessionError> {
+        self.reader.poll(now)?;
+        self.recorder.poll(now)?;
+        if !self.is_up && self.reader.is_ready() && self.recorder.is_ready() {
+            self.is_up = true;
+            let streams: Vec<Rc<[u8]>> = self.followed.keys().cloned().collect();
+            streams.iter().for_each(|stream| self.ask(stream, fresh));
+        }
+        if let Some(client) = self.reader.take_unblock(now) {
+            self.recorder.unblock(client);
+        }
+        let is_due = |followed: &Followed| {
+            followed.is_live && !followed.is_asked && followed.prove_at.is_some_and(|at| at <= now)
+        };
+        let due = self.followed.iter().filter(|(_, followed)| is_due(followed));
+        let due: Vec<Rc<[u8]>> = due.map(|(stream, _)| stream.clone()).take(PROVE_BATCH_MAX).collect();
+        due.iter().for_each(|stream| self.ask(stream, fresh));
+        Ok(())
+    }
+
+    /// When [`poll`](Self::poll) has something to do without anything that came.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let proofs = self.followed.values().filter_map(|followed| followed.prove_at);
+        self.reader.next_deadline().into_iter().chain(proofs).min()
+    }
+
+    /// The next thing that the reader's connection brought; `None` when more bytes are due.
+    ///
+    /// # Errors
+    /// The connections are of no use any more.
+    pub fn take_entry(
+        &mut self,
+        inbox: &mut Inbox,
+        now: Instant,
+    ) -> Result<Option<StreamsEvent<'_>>, SessionError> {
+        // In turns: what the reader lends can't be given away from inside of a loop that may call it again.
+        let stream = loop {
+            match self.reader.take_event(inbox, now)? {
+                None => return Ok(None),
+                Some(ReaderEvent::Answered) => {}
+                Some(ReaderEvent::Entry { .. }) => break None,
+                Some(ReaderEvent::Refused { stream, reason }) => break Some((stream, reason)),
+            }
+        };
+        if let Some((stream, reason)) = stream {
+            self.followed.remove(&stream);
+            return Ok(Some(StreamsEvent::Refused { stream, reason: AnchorError::Refused(reason) }));
+        }
+        let ReaderEvent::Entry { stream, id, payload } = self.reader.last_entry() else { return Ok(None) };
+        let followed = self.followed.get_mut(stream).expect("the reader follows what is followed");
+        let position = followed.position.as_mut().expect("what is read has been anchored");
+        position.number += 1;
+        position.id = id;
+        followed.prove_at.get_or_insert(now + PROVE_INTERVAL);
+        Ok(Some(StreamsEvent::Entry { stream, number: position.number, payload }))
+    }
+
+    /// Takes a frame of the recorder's connection.
+    ///
+    /// # Errors
+    /// The connections are of no use any more.
+    pub fn handle_record(
+        &mut self,
+        received: Received<'_>,
+        now: Instant,
+        fresh: u64,
+    ) -> Result<Option<StreamsEvent<'static>>, SessionError> {
+        let event = match received {
+            Received::Frame(bytes) => self.recorder.handle_frame(bytes, fresh)?,
+            Received::TooBig { bytes } => self.recorder.handle_too_big(bytes)?,
+        };
+        match event {
+            None => Ok(None),
+            Some(RecorderEvent::Anchored { stream, result }) => Ok(self.anchored(&stream, result, now)),
+            Some(event) => Ok(answered(event)),
+        }
+    }
+
+    /// Asks where a stream stands, unless that is being asked.
+    fn ask(&mut self, stream: &[u8], fresh: u64) {
+        let Some(followed) = self.followed.get_mut(stream).filter(|followed| !followed.is_asked) else {
+            return;
+        };
+        followed.is_asked = self.is_up && self.recorder.anchor(stream, fresh, followed.position).is_ok();
+    }
+
+    fn anchored(
+        &mut self,
+        stream: &[u8],
+        result: Result<Anchor, AnchorError>,
+        now: Instant,
+    ) -> Option<StreamsEvent<'static>> {
+        let followed = self.followed.get_mut(stream)?;
+        followed.is_asked = false;
+        let stream: Rc<[u8]> = stream.into();
+        let anchor = match result {
+            Ok(anchor) => anchor,
+            Err(reason) => {
+                self.unfollow(&stream);
+                return Some(StreamsEvent::Refused { stream, reason });
+            }
+        };
+        let was_live = std::mem::replace(&mut followed.is_live, true);
+        let here = followed.position;
+        let judgement = match here {
+            None => Judgement::GoesOn,
+            // Entries may be on their way, whose numbers count on from here.
+            Some(here) if was_live && here.epoch == anchor.epoch && here.id != anchor.last => {
+                followed.prove_at = Some(now + PROVE_INTERVAL);
+                return None;
+            }
+            Some(here) => anchor.judge(here),
+        };
+        followed.prove_at = None;
+        let (position, event) = match judgement {
+            Judgement::GoesOn => {
+                let position = here.unwrap_or(anchor.head());
+                (position, (!was_live).then_some(StreamsEvent::Anchored { stream: stream.clone(), position }))
+            }
+            Judgement::Overtaken { from, to, position } => {
+                (position, Some(StreamsEvent::Gap { stream: stream.clone(), from, to }))
+            }
+            Judgement::Broken { position } => {
+                (position, Some(StreamsEvent::Broken { stream: stream.clone(), position }))
+            }
+        };
+        followed.position = Some(position);
+        self.reader.follow(&stream, position.id);
+        event
+    }
+}
+
+/// What the recorder says to whoever asked.
+fn answered(event: RecorderEvent) -> Option<StreamsEvent<'static>> {
+    match event {
+        RecorderEvent::Anchored { .. } => None,
+        RecorderEvent::Recalled { token, result } => Some(StreamsEvent::Recalled { token, result }),
+        RecorderEvent::Appended { token, result } => Some(StreamsEvent::Appended { token, result }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::redis::tests::{commands, target};
+
+    /// Both sessions, shaken hands, and what is received on their connections.
+    struct Link {
+        streams: Streams,
+        entries: Inbox,
+        now: Instant,
+    }
+
+    impl Link {
+        fn up() -> Self {
+            let (streams, now) = (Streams::new(&target(None, None, 0)), Instant::now());
+            let mut link = Self { streams, entries: Inbox::new(), now };
+            link.connect();
+            link
+        }
+
+        fn connect(&mut self) {
+            self.entries = Inbox::new();
+            self.streams.begin();
+            assert_eq!(self.read(b"%1\r\n+proto\r\n:3\r\n:77\r\n"), None);
+            for reply in ["%1\r\n+proto\r\n:3\r\n", "+aaaa\r\n", "+bbbb\r\n"] {
+                assert_eq!(self.record(reply), None);
+            }
+            self.said();
+            self.poll();
+            assert!(self.streams.is_up());
+        }
+
+        fn poll(&mut self) {
+            self.streams.poll(self.now, 1).expect("nothing is late");
+        }
+
+        /// What both sessions say, the recorder's by their first words.
+        fn said(&mut self) -> Vec<String> {
+            let mut all = commands(&self.streams.take_reader_output());
+            let records = commands(&self.streams.take_recorder_output());
+            all.extend(records.iter().map(|words| words.split(' ').take(4).collect::<Vec<_>>().join(" ")));
+            all
+        }
+
+        /// An entry's number, if that is what comes.
+        fn read(&mut self, bytes: &[u8]) -> Option<u64> {
+            let mut buffer = self.entries.take_buffer();
+            buffer.extend_from_slice(bytes);
+            self.entries.put_buffer(buffer);
+            match self.streams.take_entry(&mut self.entries, self.now).expect("the session goes on")? {
+                StreamsEvent::Entry { number, .. } => Some(number),
+                other => panic!("{other:?}"),
+            }
+        }
+
+        fn record(&mut self, reply: &str) -> Option<StreamsEvent<'static>> {
+            let received = Received::Frame(reply.as_bytes());
+            self.streams.handle_record(received, self.now, 1).expect("the session goes on")
+        }
+
+        /// The answer to a question where the stream stands: its newest entry's number and id.
+        fn stands(&mut self, epoch: u64, added: u64, last: u64) -> Option<StreamsEvent<'static>> {
+            let id = |id: u64| format!("+{id}-0\r\n");
+            let ids = [id(1), id(last), id(0)].concat();
+            self.record(&format!("*6\r\n+{epoch:016x}\r\n:{added}\r\n:{added}\r\n{ids}"))
+        }
+    }
+
+    fn entry(id: u64) -> Vec<u8> {
+        format!("%1\r\n+s\r\n*1\r\n*2\r\n+{id}-0\r\n*2\r\n+data\r\n+x\r\n").into_bytes()
+    }
+
+    fn anchored(number: u64, id: u64) -> Option<StreamsEvent<'static>> {
+        let id = EntryId { millis: id, sequence: 0 };
+        let position = Position { epoch: 1, number, id };
+        Some(StreamsEvent::Anchored { stream: b"s".as_slice().into(), position })
+    }
+
+    #[test]
+    fn a_stream_is_anchored_before_it_is_read_on_every_connection() {
+        let mut link = Link::up();
+        link.streams.follow(b"s", 1);
+        assert_eq!(link.said(), ["EVALSHA aaaa 2 s"]);
+        assert_eq!(link.stands(1, 5, 50), anchored(5, 50));
+        link.poll();
+        assert_eq!(link.said(), ["XREAD COUNT 128 BLOCK 1000 STREAMS s 50-0"]);
+        assert_eq!(link.read(&entry(60)), Some(6));
+        assert_eq!(link.streams.end(), []);
+        link.connect();
+        assert_eq!(link.said(), ["EVALSHA aaaa 2 s"], "nothing is read yet");
+        assert_eq!(link.stands(1, 6, 60), anchored(6, 60));
+        link.poll();
+        assert_eq!(link.said(), ["XREAD COUNT 128 BLOCK 1000 STREAMS s 60-0"]);
+    }
+
+    #[test]
+    fn an_answer_that_entries_have_overtaken_proves_nothing() {
+        let mut link = Link::up();
+        link.streams.follow(b"s", 1);
+        link.stands(1, 5, 50);
+        link.poll();
+        assert_eq!(link.read(&entry(60)), Some(6));
+        link.said();
+        link.now += PROVE_INTERVAL;
+        link.poll();
+        assert_eq!(link.said(), ["EVALSHA aaaa 2 s"]);
+        // Redis answered before this entry, which came on the other connection; or has one more, which is on its way.
+        assert_eq!((link.read(&entry(70)), link.stands(1, 6, 60)), (Some(7), None));
+        link.now += PROVE_INTERVAL;
+        link.poll();
+        assert_eq!((link.stands(1, 9, 80), link.read(&entry(80))), (None, Some(8)));
+        link.now += PROVE_INTERVAL;
+        link.poll();
+        let gap = StreamsEvent::Gap { stream: b"s".as_slice().into(), from: 9, to: 9 };
+        assert_eq!(link.stands(1, 9, 80), Some(gap), "at the end it is a proof: one was gone");
+        assert_eq!(link.read(&entry(90)), Some(10));
+        link.now += PROVE_INTERVAL;
+        link.poll();
+        link.said();
+        assert_eq!(link.stands(1, 10, 90), None);
+        link.now += PROVE_INTERVAL * 9;
+        link.streams.reader.poll(link.now - PROVE_INTERVAL * 9).expect("nothing is late");
+        assert_eq!(link.said(), [""; 0], "what has been proved is not asked again");
+    }
+
+    #[test]
+    fn another_epoch_is_a_break_whatever_is_on_its_way() {
+        let mut link = Link::up();
+        link.streams.follow(b"s", 1);
+        link.stands(1, 5, 50);
+        link.poll();
+        assert_eq!(link.read(&entry(60)), Some(6));
+        link.now += PROVE_INTERVAL;
+        link.poll();
+        let Some(StreamsEvent::Broken { position, .. }) = link.stands(2, 3, 70) else { panic!("it goes on") };
+        assert_eq!((position.epoch, position.number), (2, 3), "how many of them are new nobody knows");
+        assert_eq!(link.streams.position(b"s"), Some(position));
+    }
+
+    #[test]
+    fn a_stream_that_is_refused_or_left_is_forgotten() {
+        let mut link = Link::up();
+        link.streams.follow(b"s", 1);
+        let refused = link.record("-WRONGTYPE Operation against a key\r\n");
+        assert!(matches!(refused, Some(StreamsEvent::Refused { .. })), "{refused:?}");
+        link.streams.follow(b"s", 1);
+        link.streams.unfollow(b"s");
+        link.said();
+        assert_eq!(link.stands(1, 5, 50), None, "nobody wants it any more");
+        link.poll();
+        assert_eq!((link.said(), link.streams.position(b"s")), (vec![], None));
+        assert_eq!(link.streams.recall(1, b"s", 3, 9, 9, 1), Err(HistoryError::Away));
+    }
+}
