@@ -1,6 +1,6 @@
 # `make help` says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help run build test deploy-check bench bench-peers image
+.PHONY: help run build test conformance deploy-check bench bench-peers image
 
 PRESET ?=
 ARGS ?=
@@ -24,6 +24,9 @@ build: ## Build the release binary
 
 test: ## Format, lint, purity, deploy files, unit tests, loom model, end-to-end tests
 	@exec scripts/test.sh
+
+conformance: build ## The Autobahn suite on each driver, two minutes, into docs/CONFORMANCE.md (ARGS="7.*" for some cases)
+	@scripts/conformance.sh $(ARGS)
 
 deploy-check: ## Check what is in deploy/, the Dockerfile, the workflow and the scripts
 	@exec scripts/test.sh deploy
