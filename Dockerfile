@@ -18,6 +18,7 @@ COPY charts charts
 COPY bench bench
 COPY consumer consumer
 COPY examples examples
+COPY fuzz fuzz
 # The caches outlive the build and stay out of the image, so the binary is copied out of them in the same step.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \

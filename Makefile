@@ -1,6 +1,6 @@
 # `make help` says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help run build test conformance deploy-check bench bench-peers image
+.PHONY: help run build test fuzz conformance deploy-check bench bench-peers image
 
 PRESET ?=
 ARGS ?=
@@ -24,6 +24,9 @@ build: ## Build the release binary
 
 test: ## Format, lint, purity, deploy files, unit tests, loom model, end-to-end tests
 	@exec scripts/test.sh
+
+fuzz: ## New inputs for every parser by libFuzzer (TARGET="session resp" FOR=10m); cargo test replays fuzz/corpus
+	@FOR=$(or $(FOR),60s) scripts/fuzz.sh $(TARGET)
 
 conformance: build ## The Autobahn suite on each driver, two minutes, into docs/CONFORMANCE.md (ARGS="7.*" for some cases)
 	@scripts/conformance.sh $(ARGS)

@@ -1,6 +1,7 @@
 //! corecast: text in, engine started, signals out.
 //!
-//! A library of one function below a `main` of one line, so that other programs of this workspace can link it.
+//! A library of one function, so that what reads text here can be called by the fuzz targets (`fuzz/`) too: with the feature
+//! `fuzz` there is a second door, the module of that name. Nothing else depends on it.
 
 // They panic where nobody reads; `output` has others.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
@@ -16,6 +17,8 @@ mod dead_letters;
 mod dialect;
 mod doctor;
 mod exit;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod hints;
 mod iso8601;
 mod logs;
