@@ -20,6 +20,7 @@ COPY bench bench
 COPY consumer consumer
 COPY tls tls
 COPY examples examples
+COPY fuzz fuzz
 # The caches outlive the build and stay out of the image, so the binary is copied out of them in the same step.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \

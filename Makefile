@@ -1,6 +1,6 @@
 # `make help` says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help run build test test-browser deploy-check bench bench-peers image
+.PHONY: help run build test test-browser fuzz conformance deploy-check bench bench-peers image
 
 PRESET ?=
 ARGS ?=
@@ -27,6 +27,12 @@ test: ## Format, lint, purity, deploy files, unit tests, the JavaScript client, 
 
 test-browser: ## The JavaScript client in a real Chromium: Debian's, installed where there is none and it can be
 	@exec scripts/test.sh build browser
+
+fuzz: ## New inputs for every parser by libFuzzer (TARGET="session resp" FOR=10m); cargo test replays fuzz/corpus
+	@FOR=$(or $(FOR),60s) scripts/fuzz.sh $(TARGET)
+
+conformance: build ## The Autobahn suite on each driver, two minutes, into docs/CONFORMANCE.md (ARGS="7.*" for some cases)
+	@scripts/conformance.sh $(ARGS)
 
 deploy-check: ## Check what is in deploy/, the Dockerfile, the workflow and the scripts
 	@exec scripts/test.sh deploy

@@ -114,7 +114,7 @@ pub fn host_and_port(authority: &str, port_default: u16) -> Option<(String, u16)
         },
     };
     let port = port.map_or(Some(port_default), |port| port.parse().ok())?;
-    let host_is_named = !host.is_empty() && !host.contains(['@', ' ']);
+    let host_is_named = !host.is_empty() && !host.contains(['@', ' ', '[', ']']);
     host_is_named.then(|| (host.to_owned(), port))
 }
 
@@ -202,9 +202,16 @@ mod tests {
 
     #[test]
     fn addresses_without_sense_are_refused_with_the_form_that_is_due() {
-        for text in
-            ["wss://h/ws", "redis://h", "http://", "h:port", "http://[::1", "http://user@h:1", "h:99999"]
-        {
+        for text in [
+            "wss://h/ws",
+            "redis://h",
+            "http://",
+            "h:port",
+            "http://[::1",
+            "http://user@h:1",
+            "h:99999",
+            "]:h:1",
+        ] {
             let failure = Target::parse(text).expect_err(text);
             assert_eq!(failure.code, crate::exit::USAGE);
             assert!(

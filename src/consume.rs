@@ -4,7 +4,7 @@
 //! Text in, consumer started, signals out. What a consumer is and does is the library's, `corecast-consumer`.
 
 mod exec;
-mod handlers;
+pub mod handlers;
 mod page;
 pub mod place;
 pub mod settings;

@@ -15,7 +15,7 @@ mod finding;
 mod memory;
 mod need;
 mod ports;
-mod redis;
+pub mod redis;
 mod report;
 mod seats;
 

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 const SECONDS_PER_DAY: u64 = 86_400;
+/// Where years of four digits end: 2,932,897 days after 1970.
+const YEAR_10000: u64 = 2_932_897 * SECONDS_PER_DAY;
 
 /// `2026-02-22T10:00:00.123456Z` for a time since 1970.
 pub fn text(since_1970: Duration) -> String {
@@ -14,7 +16,8 @@ pub fn text(since_1970: Duration) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{micros:06}Z")
 }
 
-/// The time since 1970 that `text` names, and the digits of its fraction; `None` for anything else and for years before 1970.
+/// The time since 1970 that `text` names, and the digits of its fraction; `None` for anything else, and for what is before 1970
+/// or after 9999 in UTC, which [`text`] could not write.
 ///
 /// An offset (`+02:00`) is taken into account.
 pub fn parse(text: &str) -> Option<(Duration, usize)> {
@@ -30,7 +33,8 @@ pub fn parse(text: &str) -> Option<(Duration, usize)> {
     let (nanos, digits, zone) = fraction(rest)?;
     let local = days * SECONDS_PER_DAY + hour * 3600 + minute * 60 + second;
     let seconds = i64::try_from(local).ok()? - offset_seconds(zone)?;
-    Some((Duration::new(u64::try_from(seconds).ok()?, nanos), digits))
+    let seconds = u64::try_from(seconds).ok().filter(|seconds| *seconds < YEAR_10000)?;
+    Some((Duration::new(seconds, nanos), digits))
 }
 
 /// Three numbers of fixed width.
@@ -140,6 +144,7 @@ mod tests {
             "2026-02-22T10:00:00",
             "2026-02-22T10:00:00.Z",
             "1969-12-31T23:59:59Z",
+            "9999-12-31T23:59:59-00:01",
             "yesterday at noon, or so",
             "2026-02-22T10:00:00+2:00",
             "2026-02-2\u{e9}T10:00:00Z",

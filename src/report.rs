@@ -1,6 +1,6 @@
 //! `corecast report`: the table of a measurement, out of the logs of `corecast clients`.
 
-mod ledger;
+pub mod ledger;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -78,6 +78,12 @@ pub fn run(args: ReportArgs) -> anyhow::Result<ExitCode> {
     // That nobody reads on is no fault.
     let _ = io::stdout().write_all(text.as_bytes());
     Ok(ExitCode::from(if args.strict && !report.is_clean() { exit::FAILED } else { 0 }))
+}
+
+/// The table of all measurements in `ledger`.
+#[cfg(feature = "fuzz")]
+pub fn text_of(ledger: Ledger) -> String {
+    Report::of(&measurements(ledger.runs), None, 0).text()
 }
 
 fn failure(error: LedgerError) -> Failure {

@@ -12,6 +12,8 @@ mod explain;
 mod export;
 mod facts;
 mod formula;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod identity;
 mod journal;
 mod knob;

@@ -13,8 +13,8 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use time::{OffsetDateTime, UtcOffset};
 
 use crate::event::{Event, EventError};
 use crate::options::Home;
@@ -152,6 +152,10 @@ impl DeadLetter {
     /// [`DeadLetterError::Unreadable`].
     pub fn from_json(line: &str) -> Result<Self, DeadLetterError> {
         let line: Line<'_> = serde_json::from_str(line).map_err(unreadable)?;
+        let died_at = OffsetDateTime::parse(&line.died_at, &Rfc3339).map_err(unreadable)?;
+        // RFC 3339 has no years but 0 to 9999; beside the first and the last day of these an offset leads out of them.
+        let in_utc = died_at.checked_to_offset(UtcOffset::UTC).filter(|utc| (0..=9999).contains(&utc.year()));
+        let out_of_years = || unreadable(format!("died_at is {}, which is no year of UTC", line.died_at));
         Ok(Self {
             event: Arc::new(line.event.get().parse().map_err(|error: EventError| unreadable(error))?),
             reason: line.reason,
@@ -162,7 +166,7 @@ impl DeadLetter {
                 _ => return Err(unreadable("one of channel and stream is due")),
             },
             server_id: line.server_id,
-            died_at: OffsetDateTime::parse(&line.died_at, &Rfc3339).map_err(unreadable)?.into(),
+            died_at: in_utc.ok_or_else(out_of_years)?.into(),
         })
     }
 
@@ -236,6 +240,18 @@ pub(crate) mod tests {
                 error.starts_with("found no dead letter, due an object with channel or stream"),
                 "{error}"
             );
+        }
+    }
+
+    #[test]
+    fn a_letter_of_a_day_that_utc_has_no_name_for_is_no_letter_instead_of_a_panic() {
+        let line = letter(1).to_json();
+        // In UTC it is a day of the year 10000, and one of the year -1.
+        for died_at in ["9999-12-31T23:59:59-23:59", "0000-01-01T00:00:00+23:59"] {
+            let text = line.replace("2026-02-22T10:00:00.123Z", died_at);
+            assert!(text.contains(died_at), "{text}");
+            let error = DeadLetter::from_json(&text).map(|letter| letter.to_json()).unwrap_err().to_string();
+            assert!(error.contains("died_at") && error.contains(died_at), "{error}");
         }
     }
 

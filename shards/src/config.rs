@@ -33,6 +33,7 @@ pub use nearest::hint;
 pub use preset::preset_names;
 pub use redis_target::RedisTargetError;
 pub use show::show;
+pub use template::Places;
 pub use units::{duration_text, parse_duration, parse_size, size_text};
 
 use crate::limits::{Bounds, MIB};

@@ -80,6 +80,8 @@ impl Session {
     ) -> Result<Option<Event<'a>>, CloseReason> {
         self.release();
         if self.ended {
+            // A message that the peer began and closed over: up to its whole bound, for as long as the socket lingers.
+            self.partial = None;
             input.take(usize::MAX);
             return Ok(None);
         }

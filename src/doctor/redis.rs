@@ -1,6 +1,6 @@
 //! Redis: whether it is there, what this user may do, and when it would cut us.
 
-mod asked;
+pub mod asked;
 
 use std::net::IpAddr;
 use std::path::PathBuf;

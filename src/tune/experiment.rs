@@ -8,7 +8,7 @@ mod arm;
 mod chart;
 mod enclosure;
 mod host_knobs;
-mod plan;
+pub mod plan;
 mod reader;
 mod report;
 mod runner;

@@ -223,7 +223,8 @@ impl Content {
         self.changes.iter().rev().filter(|change| !change.is_over)
     }
 
-    fn parse(bytes: &[u8]) -> Self {
+    /// What `bytes`, all of a journal, say.
+    pub fn parse(bytes: &[u8]) -> Self {
         let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
         let mut content = Self { whole_bytes: whole as u64, ..Self::default() };
         let mut numbers = BTreeMap::new();

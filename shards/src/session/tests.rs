@@ -336,6 +336,16 @@ fn a_close_body_is_empty_or_an_allowed_code_and_a_reason() {
 }
 
 #[test]
+fn a_message_that_was_begun_is_not_held_beyond_the_close() {
+    let mut session = Session::default();
+    let begun = frame(TEXT, false, &[b'x'; 1000]);
+    hear(&mut session, [&begun[..]], &BOUNDS);
+    assert!(session.held_bytes() >= 1000);
+    assert_eq!(hear(&mut session, [&close(1000, b"")[..]], &BOUNDS).0, [Said::Close(Some(1000), "".into())]);
+    assert_eq!(session.held_bytes(), 0);
+}
+
+#[test]
 fn nothing_is_said_after_the_end() {
     for end in [close(1000, b""), frame(CONTINUE, true, b"")] {
         let mut session = Session::default();
