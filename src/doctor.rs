@@ -17,6 +17,7 @@ mod need;
 mod ports;
 mod redis;
 mod report;
+mod sentinels;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

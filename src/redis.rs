@@ -6,10 +6,12 @@
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
+use std::time::Instant;
 
 use redis_protocol::resp2::types::{OwnedFrame, Resp2Frame};
 use redis_protocol::resp2::{decode, encode};
 use shards::config::{RedisAddress, RedisTarget};
+use shards::redis::sentinel::locate;
 
 use crate::client::{ANSWER_TIMEOUT, CONNECT_TIMEOUT};
 use crate::exit::{self, Failure};
@@ -35,8 +37,9 @@ impl RedisConnection {
     /// # Errors
     /// Exit code 69 where nobody answers, 77 where the password or user is refused.
     pub fn connect(target: &RedisTarget) -> Result<Self, Failure> {
-        let place = place(target);
-        let stream = open(&target.address).map_err(|error| {
+        let address = located(&target.address)?;
+        let place = place(&address);
+        let stream = open(&address).map_err(|error| {
             Failure::new(
                 exit::UNAVAILABLE,
                 format!("no Redis answers at {place} ({error}): start it, or name another with --redis"),
@@ -176,11 +179,29 @@ impl RedisConnection {
     }
 }
 
-/// Where `target` listens, for people.
-pub fn place(target: &RedisTarget) -> String {
-    match &target.address {
+/// One server: the one that it is, or that its sentinels name.
+///
+/// # Errors
+/// Exit code 69 where no sentinel knows.
+pub fn located(address: &RedisAddress) -> Result<RedisAddress, Failure> {
+    match address {
+        RedisAddress::Sentinel(sentinels) => {
+            locate(sentinels, Instant::now(), open).map_err(|said| Failure::new(exit::UNAVAILABLE, said))
+        }
+        other => Ok(other.clone()),
+    }
+}
+
+/// An address as people write it.
+pub fn place(address: &RedisAddress) -> String {
+    match address {
         RedisAddress::Tcp { host, port } => format!("{host}:{port}"),
         RedisAddress::Unix(path) => path.display().to_string(),
+        RedisAddress::Sentinel(sentinels) => format!("{}, by its sentinels", sentinels.primary),
+        RedisAddress::Cluster(nodes) => {
+            let nodes: Vec<String> = nodes.iter().map(ToString::to_string).collect();
+            format!("the cluster of {}", nodes.join(","))
+        }
     }
 }
 
@@ -196,6 +217,9 @@ fn open(address: &RedisAddress) -> io::Result<Box<dyn Stream>> {
             stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
             stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
             Ok(Box::new(stream))
+        }
+        RedisAddress::Sentinel(_) | RedisAddress::Cluster(_) => {
+            Err(io::Error::new(io::ErrorKind::InvalidInput, "several servers where one is due"))
         }
         RedisAddress::Tcp { host, port } => {
             let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");

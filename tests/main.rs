@@ -31,6 +31,7 @@ mod overload;
 mod presets;
 mod processes;
 mod redis_faults;
+mod redis_sentinel;
 mod slow;
 mod systemd;
 mod tune;

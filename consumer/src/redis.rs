@@ -5,12 +5,13 @@
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redis_protocol::resp2::encode::extend_encode;
 use redis_protocol::resp2::types::OwnedFrame;
 use redis_protocol::resp2::{decode, types::BytesFrame};
 use shards::config::{RedisAddress, RedisTarget};
+use shards::redis::sentinel::locate;
 use shards::resp::{Inbox, Received, excerpt};
 
 /// How long a connect may take, per address of the name.
@@ -92,11 +93,9 @@ impl Connection {
     /// # Errors
     /// [`RedisError`].
     pub fn open(target: &RedisTarget) -> Result<Self, RedisError> {
-        let place = match &target.address {
-            RedisAddress::Tcp { host, port } => format!("{host}:{port}"),
-            RedisAddress::Unix(path) => path.display().to_string(),
-        };
-        let opened = Stream::open(&target.address)
+        let address = located(&target.address)?;
+        let place = place(&address);
+        let opened = Stream::open(&address)
             .and_then(|stream| stream.set_write_timeout(ANSWER_TIMEOUT).map(|()| stream));
         let stream = opened.map_err(|error| RedisError::Absent { place: place.clone(), error })?;
         let mut connection = Self { stream, inbox: Inbox::new(), place };
@@ -224,6 +223,42 @@ impl Connection {
     }
 }
 
+/// Where it is now; what sentinels say is asked for anew with each connection.
+fn located(address: &RedisAddress) -> Result<RedisAddress, RedisError> {
+    let absent =
+        |sentence: String| RedisError::Absent { place: place(address), error: io::Error::other(sentence) };
+    match address {
+        RedisAddress::Tcp { .. } | RedisAddress::Unix(_) => Ok(address.clone()),
+        RedisAddress::Sentinel(sentinels) => {
+            let open = |sentinel: &RedisAddress| {
+                let stream = Stream::open(sentinel)?;
+                stream.set_read_timeout(ANSWER_TIMEOUT)?;
+                stream.set_write_timeout(ANSWER_TIMEOUT)?;
+                Ok(stream)
+            };
+            locate(sentinels, Instant::now(), open).map_err(absent)
+        }
+        RedisAddress::Cluster(_) => Err(absent(
+            "handlers listen to one server: name one node of the cluster, redis://HOST:PORT, which hears what is \
+             published anywhere with PUBLISH"
+                .to_owned(),
+        )),
+    }
+}
+
+/// An address as people write it.
+fn place(address: &RedisAddress) -> String {
+    match address {
+        RedisAddress::Tcp { host, port } => format!("{host}:{port}"),
+        RedisAddress::Unix(path) => path.display().to_string(),
+        RedisAddress::Sentinel(sentinels) => format!("the sentinels of {}", sentinels.primary),
+        RedisAddress::Cluster(nodes) => {
+            let nodes: Vec<String> = nodes.iter().map(ToString::to_string).collect();
+            format!("the cluster of {}", nodes.join(","))
+        }
+    }
+}
+
 fn decoded(bytes: &[u8]) -> Result<OwnedFrame, String> {
     match decode::decode(bytes) {
         Ok(Some((frame, _))) => Ok(frame),
@@ -249,6 +284,9 @@ impl Stream {
         let (host, port) = match address {
             RedisAddress::Unix(path) => return UnixStream::connect(path).map(Self::Unix),
             RedisAddress::Tcp { host, port } => (host.as_str(), *port),
+            RedisAddress::Sentinel(_) | RedisAddress::Cluster(_) => {
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, "several servers where one is due"));
+            }
         };
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
         for address in (host, port).to_socket_addrs()? {

@@ -10,6 +10,7 @@
 
 mod commander;
 mod handshake;
+pub mod sentinel;
 mod subscriber;
 
 use std::time::{Duration, Instant};
@@ -85,6 +86,17 @@ pub enum SessionError {
     )]
     ProbeLate {
         /// Age of the oldest probe.
+        late: Duration,
+    },
+    /// The server is no primary, and one is due.
+    #[error(
+        "found a {0} where a primary was due: the sentinels' word is older than its role, it is tried again"
+    )]
+    NoPrimary(String),
+    /// A sentinel doesn't answer.
+    #[error("a sentinel has not answered for {late:?}: it hangs, or the way to it is cut")]
+    SentinelLate {
+        /// Age of the oldest question.
         late: Duration,
     },
     /// Connecting, the handshake, subscribing and the first probe took too long together.

@@ -8,6 +8,7 @@ use shards::config::{BrokerChoice, Config, RedisAddress, RedisTarget};
 use shards::limits::PROBE_INTERVAL;
 
 use super::finding::{Bytes, Count, Finding};
+use super::sentinels;
 use crate::exit::{self, Failure};
 use crate::redis::{is_refusal, place};
 use asked::{Asked, OutputLimit, rule_of};
@@ -37,10 +38,14 @@ pub fn judge(config: &Config) -> Vec<Finding> {
                 "the broker is the local one: one process, and nobody publishes from outside but HTTP",
             )]
         }
-        BrokerChoice::Redis(target) => match Asked::of(target, config) {
-            Ok(asked) => judge_asked(&asked, target, config),
-            Err(failure) => vec![judge_failure(&failure, target)],
-        },
+        BrokerChoice::Redis(target) => {
+            let (target, sentinels) = sentinels::judge(target);
+            let findings = match Asked::of(&target, config) {
+                Ok(asked) => judge_asked(&asked, &target, config),
+                Err(failure) => vec![judge_failure(&failure, &target)],
+            };
+            sentinels.into_iter().chain(findings).collect()
+        }
     }
 }
 
@@ -63,6 +68,7 @@ fn judge_failure(failure: &Failure, target: &RedisTarget) -> Finding {
 fn is_here(target: &RedisTarget) -> bool {
     match &target.address {
         RedisAddress::Unix(_) => true,
+        RedisAddress::Sentinel(_) | RedisAddress::Cluster(_) => false,
         RedisAddress::Tcp { host, .. } => {
             host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
         }
@@ -74,7 +80,7 @@ fn judge_asked(asked: &Asked, target: &RedisTarget, config: &Config) -> Vec<Find
     let password = if target.password.is_some() { "with a password" } else { "without a password" };
     let cli = cli(target, target.password.is_some());
     vec![
-        Finding::ok(REACHABLE, format!("{} answers the user {user} {password}", place(target))),
+        Finding::ok(REACHABLE, format!("{} answers the user {user} {password}", place(&target.address))),
         judge_version(asked),
         judge_role(asked),
         judge_rights(asked, user, target),
@@ -245,6 +251,7 @@ fn cli(target: &RedisTarget, has_password: bool) -> String {
     let place = match &target.address {
         RedisAddress::Tcp { host, port } => format!("-h {host} -p {port}"),
         RedisAddress::Unix(path) => format!("-s {}", path.display()),
+        RedisAddress::Sentinel(_) | RedisAddress::Cluster(_) => "-h HOST -p PORT".to_owned(),
     };
     if !has_password {
         return format!("redis-cli {place}");

@@ -15,6 +15,7 @@ pub mod publisher;
 pub mod redis;
 pub mod scratch;
 pub mod seccomp;
+pub mod sentinel;
 pub mod server;
 pub mod speaker;
 pub mod swarm;

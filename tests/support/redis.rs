@@ -247,9 +247,14 @@ impl Connection {
     }
 }
 
+/// The server that is installed, or the one that `CORECAST_TEST_REDIS_SERVER` names.
+pub fn program() -> String {
+    std::env::var("CORECAST_TEST_REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned())
+}
+
 #[track_caller]
 fn spawn(port: u16, args: &[String], scratch: &Scratch) -> Running {
-    let program = std::env::var("CORECAST_TEST_REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned());
+    let program = program();
     let log = File::create(scratch.path("log")).expect("a scratch directory takes files");
     let mut command = Command::new(&program);
     command

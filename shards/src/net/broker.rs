@@ -22,7 +22,7 @@ use bytes::BytesMut;
 use monoio::buf::{IoBufMut, SliceMut};
 use monoio::io::{AsyncReadRent, AsyncWriteRent, AsyncWriteRentExt, Splitable};
 
-use crate::config::RedisTarget;
+use crate::config::{RedisAddress, RedisTarget};
 use crate::limits::{BROKER_HANDSHAKE_TIMEOUT, RECEIVE_BUFFER_BYTES};
 use crate::redis::{
     Commander, CommanderEvent, PublishError, Reconnect, Refused, SessionError, Subscriber,
@@ -30,11 +30,14 @@ use crate::redis::{
 };
 use crate::resp::{Inbox, Received};
 
+mod blocking;
 mod connect;
 mod faults;
+mod sentinel;
 
 use connect::{Connection, Connections, connect, describe};
 use faults::LastValueFaults;
+use sentinel::Watch;
 
 /// What the relay hears of the broker. Every call is made from the link's own tasks, never from inside a
 /// [`BrokerLink`] method, and may itself call those.
@@ -275,10 +278,24 @@ impl Link {
 
 /// Keeps the link up: one attempt after the other, with a wait between them.
 async fn supervise<E: BrokerEvents + 'static>(link: Rc<Link>, events: Rc<RefCell<E>>, target: RedisTarget) {
-    let address = describe(&target.address);
+    let watch = match &target.address {
+        RedisAddress::Sentinel(sentinels) => Some(Watch::start(sentinels, &link)),
+        _ => None,
+    };
+    let is_over = || link.is_stopping() || watch.as_ref().is_some_and(|watch| watch.has_moved());
     let mut reconnect = Reconnect::new();
     while !link.is_stopping() {
-        let (up_since, reason) = match connect(&target.address, || link.is_stopping()).await {
+        let place = match &watch {
+            Some(watch) => watch.locate(&link).await,
+            None => Ok(target.address.clone()),
+        };
+        let address = describe(place.as_ref().unwrap_or(&target.address));
+        let connections = match place {
+            Ok(place) => connect(&place, is_over).await,
+            Err(reason) => Err(reason),
+        };
+        let (up_since, reason) = match connections {
+            _ if is_over() => (None, "its sentinels named another primary meanwhile".into()),
             Ok(Connections::Tcp(subscriber, commander)) => {
                 converse(&link, &events, subscriber, commander, &address).await
             }
@@ -301,9 +318,12 @@ async fn supervise<E: BrokerEvents + 'static>(link: Rc<Link>, events: Rc<RefCell
         }
         link.inner.borrow_mut().last_reason = reason;
         let until = Instant::now() + reconnect.next_wait(random());
-        while !link.is_stopping() && Instant::now() < until {
+        while !is_over() && Instant::now() < until {
             link.supervisor_wake.wait_until(until).await;
         }
+    }
+    if let Some(watch) = watch {
+        watch.stopped().await;
     }
     link.inner.borrow_mut().is_stopped = true;
     link.stopped_wake.notify();

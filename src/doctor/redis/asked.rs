@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use redis_protocol::resp2::types::OwnedFrame;
-use shards::config::{Config, RedisTarget, Subscribe};
+use shards::config::{BrokerChoice, Config, RedisAddress, RedisTarget, Subscribe};
 
 use crate::exit::Failure;
 use crate::redis::RedisConnection;
@@ -116,6 +116,9 @@ fn rights(target: &RedisTarget, config: &Config) -> Result<Vec<(String, Option<S
     let probe = format!("corecast:probe:{}", config.node_id);
     let mut tried: Vec<Vec<String>> =
         vec![vec!["SUBSCRIBE".to_owned(), probe.clone()], vec!["PUBLISH".to_owned(), probe, String::new()]];
+    if let BrokerChoice::Redis(RedisTarget { address: RedisAddress::Sentinel(_), .. }) = &config.broker {
+        tried.push(vec!["ROLE".to_owned()]);
+    }
     for source in &config.sources {
         tried.push(match &source.subscribe {
             Subscribe::Channel(channel) => vec!["SUBSCRIBE".to_owned(), channel.clone()],
@@ -163,6 +166,7 @@ pub fn rule_of(command: &str) -> String {
     let (verb, rest) = command.split_once(' ').unwrap_or((command, ""));
     let verb = verb.to_lowercase();
     match verb.as_str() {
+        _ if rest.is_empty() => format!("+{verb}"),
         "get" => format!("+get +set ~{}*", rest.trim_end_matches(NOBODYS)),
         _ if rest.contains(NOBODYS) => format!("+{verb} '&{}'", rest.replace(NOBODYS, "*")),
         _ if rest.starts_with("corecast:probe:") => format!("+{verb} '&corecast:probe:*'"),
@@ -195,6 +199,7 @@ mod tests {
             ("PSUBSCRIBE room:*", "+psubscribe '&room:*'"),
             ("SUBSCRIBE events.critical", "+subscribe '&events.critical'"),
             ("GET last:corecast-doctor", "+get +set ~last:*"),
+            ("ROLE", "+role"),
         ] {
             assert_eq!(rule_of(command), rule);
         }

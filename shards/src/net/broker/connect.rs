@@ -4,13 +4,12 @@
 
 use std::net::{TcpStream as StdTcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream as StdUnixStream;
-use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use socket2::{Domain, SockAddr, Socket, TcpKeepalive, Type};
 
-use crate::config::RedisAddress;
-use crate::limits::BROKER_HANDSHAKE_TIMEOUT;
+use super::blocking::blocking;
+use crate::config::{RedisAddress, Server};
 
 /// The subscriber's and the commander's connection, in this order.
 pub(super) enum Connections {
@@ -25,8 +24,7 @@ pub(super) struct Connection<S> {
     pub(super) socket: Socket,
 }
 
-/// Connects twice, on a plain thread. It is awaited however long it takes, so that a name server which doesn't answer
-/// holds one thread, not one per attempt.
+/// Connects twice, on a plain thread.
 ///
 /// # Errors
 /// A sentence for the operator; also when `is_stopping` says so.
@@ -37,49 +35,42 @@ pub(super) async fn connect(
     let address = describe(target);
     let cannot = |error: std::io::Error| format!("can't connect to redis at {address}: {error}");
     let is_nonblocking = monoio::utils::is_legacy();
-    let (done, thread_end) = StdUnixStream::pair().map_err(cannot)?;
-    done.set_nonblocking(is_nonblocking).map_err(cannot)?;
-    let done = monoio::net::UnixStream::from_std(done).map_err(cannot)?;
-    let (sender, receiver) = mpsc::sync_channel(1);
     let target_address = target.clone();
-    std::thread::Builder::new()
-        .name("redis-connect".into())
-        .spawn(move || {
-            // Nobody receives if the link has been shut down meanwhile.
-            let _ = sender.send(connect_twice(&target_address, is_nonblocking));
-            // Its end becomes readable when this one is closed; also when the thread panics.
-            drop(thread_end);
-        })
-        .map_err(cannot)?;
-    let mut slow_at = Some(Instant::now() + 2 * BROKER_HANDSHAKE_TIMEOUT);
-    let sockets = loop {
-        match receiver.try_recv() {
-            Ok(sockets) => break sockets.map_err(cannot)?,
-            Err(mpsc::TryRecvError::Disconnected) => return Err("the connecting thread has died".into()),
-            Err(mpsc::TryRecvError::Empty) => {}
-        }
-        if is_stopping() {
-            return Err("the server is shutting down".into());
-        }
-        if slow_at.is_some_and(|at| Instant::now() >= at) {
-            slow_at = None;
-            tracing::warn!(%address, "connecting to redis takes long: does its name resolve, is its address reachable?");
-        }
-        // Dropping readable() loses nothing; a short wait lets a shutdown through.
-        let _ = monoio::time::timeout(CONNECT_POLL, done.readable(false)).await;
-    };
-    attach(target, sockets).map_err(cannot)
+    let work = move || connect_all::<2>(&target_address, is_nonblocking);
+    let sockets = blocking(work, is_stopping, || note_slow(&address)).await?;
+    attach(target, sockets.map_err(cannot)?).map_err(cannot)
+}
+
+/// Connects once to a server of several, on a plain thread.
+///
+/// # Errors
+/// As [`connect`].
+pub(super) async fn connect_to(
+    server: &Server,
+    is_stopping: impl Fn() -> bool,
+) -> Result<Connection<monoio::net::TcpStream>, String> {
+    let cannot = |error: std::io::Error| format!("can't connect to {server}: {error}");
+    let is_nonblocking = monoio::utils::is_legacy();
+    let address = RedisAddress::Tcp { host: server.host.clone(), port: server.port };
+    let work = move || connect_all::<1>(&address, is_nonblocking);
+    let sockets = blocking(work, is_stopping, || note_slow(&server.to_string())).await?;
+    let [socket] = sockets.map_err(cannot)?;
+    attach_tcp(socket).map_err(cannot)
+}
+
+fn note_slow(address: &str) {
+    tracing::warn!(%address, "connecting to redis takes long: does its name resolve, is its address reachable?");
+}
+
+fn attach_tcp(socket: Socket) -> std::io::Result<Connection<monoio::net::TcpStream>> {
+    let stream = monoio::net::TcpStream::from_std(StdTcpStream::from(socket.try_clone()?))?;
+    Ok(Connection { stream, socket })
 }
 
 fn attach(target: &RedisAddress, [subscriber, commander]: [Socket; 2]) -> std::io::Result<Connections> {
     match target {
-        RedisAddress::Tcp { .. } => {
-            let attach = |socket: Socket| {
-                let stream = monoio::net::TcpStream::from_std(StdTcpStream::from(socket.try_clone()?))?;
-                Ok::<_, std::io::Error>(Connection { stream, socket })
-            };
-            Ok(Connections::Tcp(attach(subscriber)?, attach(commander)?))
-        }
+        RedisAddress::Tcp { .. } => Ok(Connections::Tcp(attach_tcp(subscriber)?, attach_tcp(commander)?)),
+        RedisAddress::Sentinel(_) | RedisAddress::Cluster(_) => Err(not_one()),
         RedisAddress::Unix(_) => {
             let attach = |socket: Socket| {
                 let stream = monoio::net::UnixStream::from_std(StdUnixStream::from(socket.try_clone()?))?;
@@ -90,26 +81,31 @@ fn attach(target: &RedisAddress, [subscriber, commander]: [Socket; 2]) -> std::i
     }
 }
 
-/// Blocks. Both connections go to the same address of the name: the one that answers first in its order.
-fn connect_twice(address: &RedisAddress, is_nonblocking: bool) -> std::io::Result<[Socket; 2]> {
+/// Blocks. All connections go to the same address of the name: the one that answers first in its order.
+fn connect_all<const N: usize>(address: &RedisAddress, is_nonblocking: bool) -> std::io::Result<[Socket; N]> {
     let (domain, addresses): (_, Vec<SockAddr>) = match address {
         RedisAddress::Tcp { host, port } => {
             (None, (host.as_str(), *port).to_socket_addrs()?.map(SockAddr::from).collect())
         }
         RedisAddress::Unix(path) => (Some(Domain::UNIX), vec![SockAddr::unix(path)?]),
+        RedisAddress::Sentinel(_) | RedisAddress::Cluster(_) => return Err(not_one()),
     };
     let mut last_error = std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address");
     for address in addresses.into_iter().take(ADDRESSES_MAX) {
         let domain = domain.unwrap_or_else(|| address.domain());
-        match connect_pair(domain, &address, is_nonblocking) {
-            Ok(pair) => return Ok(pair),
+        match connect_each(domain, &address, is_nonblocking) {
+            Ok(sockets) => return Ok(sockets),
             Err(error) => last_error = error,
         }
     }
     Err(last_error)
 }
 
-fn connect_pair(domain: Domain, address: &SockAddr, is_nonblocking: bool) -> std::io::Result<[Socket; 2]> {
+fn connect_each<const N: usize>(
+    domain: Domain,
+    address: &SockAddr,
+    is_nonblocking: bool,
+) -> std::io::Result<[Socket; N]> {
     let connect = || {
         let socket = Socket::new(domain, Type::STREAM, None)?;
         socket.connect_timeout(address, CONNECT_TIMEOUT)?;
@@ -122,7 +118,13 @@ fn connect_pair(domain: Domain, address: &SockAddr, is_nonblocking: bool) -> std
         socket.set_nonblocking(is_nonblocking)?;
         Ok::<_, std::io::Error>(socket)
     };
-    Ok([connect()?, connect()?])
+    let sockets = (0..N).map(|_| connect()).collect::<std::io::Result<Vec<_>>>()?;
+    Ok(sockets.try_into().expect("as many sockets as were connected"))
+}
+
+/// Who the servers are is asked before anybody connects.
+fn not_one() -> std::io::Error {
+    std::io::Error::new(std::io::ErrorKind::InvalidInput, "several servers where one was due")
 }
 
 /// The address as an operator writes it.
@@ -131,6 +133,8 @@ pub(super) fn describe(address: &RedisAddress) -> String {
         RedisAddress::Tcp { host, port } if host.contains(':') => format!("[{host}]:{port}"),
         RedisAddress::Tcp { host, port } => format!("{host}:{port}"),
         RedisAddress::Unix(path) => path.display().to_string(),
+        RedisAddress::Sentinel(sentinels) => format!("{}, by its sentinels", sentinels.primary),
+        RedisAddress::Cluster(nodes) => nodes.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
     }
 }
 
@@ -138,7 +142,5 @@ pub(super) fn describe(address: &RedisAddress) -> String {
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Addresses of a name that are tried in one attempt.
 const ADDRESSES_MAX: usize = 8;
-/// How long a shutdown may wait for a connecting thread to be let go.
-const CONNECT_POLL: Duration = Duration::from_millis(100);
-/// See `connect_pair`.
+/// See `connect_each`.
 const KEEPALIVE: Duration = Duration::from_secs(15);
