@@ -7,6 +7,7 @@ mod backlog;
 mod bounds;
 mod cgroup;
 mod clock;
+mod cluster;
 mod conntrack;
 mod cpu;
 mod descriptors;

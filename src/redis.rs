@@ -10,7 +10,9 @@ use std::time::Instant;
 
 use redis_protocol::resp2::types::{OwnedFrame, Resp2Frame};
 use redis_protocol::resp2::{decode, encode};
-use shards::config::{RedisAddress, RedisTarget};
+use shards::config::{RedisAddress, RedisTarget, Server};
+use shards::redis::cluster::Topology;
+use shards::redis::moved_to;
 use shards::redis::sentinel::locate;
 
 use crate::client::{ANSWER_TIMEOUT, CONNECT_TIMEOUT};
@@ -19,10 +21,15 @@ use crate::exit::{self, Failure};
 /// Bytes of one answer: `+OK`, `:3`, an error line, or INFO (6 KiB). A server that sends more is no Redis.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
+/// Nodes of a cluster that one publication is sent on to.
+const REDIRECTS_MAX: u32 = 4;
+
 /// An open, authenticated connection.
 pub struct RedisConnection {
     stream: Box<dyn Stream>,
     place: String,
+    /// Whom it belongs to, where that is a cluster of which this is one node.
+    cluster: Option<RedisTarget>,
     /// Bytes that came but were not yet an answer.
     pending: Vec<u8>,
 }
@@ -37,15 +44,23 @@ impl RedisConnection {
     /// # Errors
     /// Exit code 69 where nobody answers, 77 where the password or user is refused.
     pub fn connect(target: &RedisTarget) -> Result<Self, Failure> {
-        let address = located(&target.address)?;
-        let place = place(&address);
-        let stream = open(&address).map_err(|error| {
+        let (address, stream) = match &target.address {
+            RedisAddress::Cluster(nodes) => open_one_of(nodes),
+            address => {
+                let address = located(address)?;
+                open(&address)
+                    .map(|stream| (address.clone(), stream))
+                    .map_err(|error| (place(&address), error))
+            }
+        }
+        .map_err(|(place, error)| {
             Failure::new(
                 exit::UNAVAILABLE,
                 format!("no Redis answers at {place} ({error}): start it, or name another with --redis"),
             )
         })?;
-        let mut connection = Self { stream, place, pending: Vec::new() };
+        let cluster = matches!(target.address, RedisAddress::Cluster(_)).then(|| target.clone());
+        let mut connection = Self { stream, place: place(&address), cluster, pending: Vec::new() };
         match (&target.username, &target.password) {
             (_, None) => {}
             (None, Some(password)) => connection.authenticate(&[b"AUTH", password.as_bytes()])?,
@@ -63,15 +78,42 @@ impl RedisConnection {
         }
     }
 
-    /// Publishes and returns how many subscribers this Redis node handed the message to.
+    /// Publishes and returns how many subscribers this Redis node handed the message to. In a cluster by sharded Pub/Sub, at the
+    /// node that has the channel's slot.
     ///
     /// # Errors
     /// Exit code 69 when the connection breaks, 77 when the user may not publish there, 1 for other refusals.
     pub fn publish(&mut self, channel: &str, payload: &[u8]) -> Result<i64, Failure> {
-        match self.ask(&[b"PUBLISH", channel.as_bytes(), payload])? {
-            OwnedFrame::Integer(receivers) => Ok(receivers),
-            answer => Err(self.unexpected("PUBLISH", "number", &answer)),
+        let verb = if self.cluster.is_some() { "SPUBLISH" } else { "PUBLISH" };
+        let mut redirects = 0;
+        loop {
+            let answer = self.ask(&[verb.as_bytes(), channel.as_bytes(), payload])?;
+            match (answer, &self.cluster) {
+                (OwnedFrame::Integer(receivers), _) => return Ok(receivers),
+                (OwnedFrame::Error(text), Some(cluster))
+                    if text.starts_with("MOVED") && redirects < REDIRECTS_MAX =>
+                {
+                    let Some(server) = moved_to(&text) else { return Err(self.refused(verb, &text)) };
+                    redirects += 1;
+                    let address = RedisAddress::Cluster(vec![server]);
+                    *self = Self::connect(&RedisTarget { address, ..cluster.clone() })?;
+                }
+                (answer, _) => return Err(self.unexpected(verb, "number", &answer)),
+            }
         }
+    }
+
+    /// What a node of a cluster says of all of them.
+    ///
+    /// # Errors
+    /// As [`RedisConnection::ask`], and 1 where it is none, or 77 where this user may not ask.
+    pub fn topology(&mut self) -> Result<Topology, Failure> {
+        let asked = Server { host: self.place.clone(), port: 0 };
+        let text = match self.ask(&[b"CLUSTER", b"NODES"])? {
+            OwnedFrame::BulkString(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+            answer => return Err(self.unexpected("CLUSTER NODES", "text", &answer)),
+        };
+        Topology::parse(&text, &asked).map_err(|error| Failure::new(exit::FAILED, error))
     }
 
     /// One command and its answer, an error of Redis included.
@@ -177,6 +219,19 @@ impl RedisConnection {
             ),
         }
     }
+}
+
+/// The first of a cluster's nodes that answers.
+fn open_one_of(nodes: &[Server]) -> Result<(RedisAddress, Box<dyn Stream>), (String, io::Error)> {
+    let mut last = (String::new(), io::Error::from(io::ErrorKind::NotFound));
+    for Server { host, port } in nodes {
+        let address = RedisAddress::Tcp { host: host.clone(), port: *port };
+        match open(&address) {
+            Ok(stream) => return Ok((address, stream)),
+            Err(error) => last = (place(&address), error),
+        }
+    }
+    Err(last)
 }
 
 /// One server: the one that it is, or that its sentinels name.

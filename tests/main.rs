@@ -30,6 +30,7 @@ mod nginx;
 mod overload;
 mod presets;
 mod processes;
+mod redis_cluster;
 mod redis_faults;
 mod redis_sentinel;
 mod slow;

@@ -10,7 +10,8 @@ use crate::support::on_both_drivers;
 use crate::support::payload::payload;
 use crate::support::program;
 use crate::support::publisher::Publisher;
-use crate::support::sentinel::{Watched, text};
+use crate::support::redis::text;
+use crate::support::sentinel::Watched;
 use crate::support::server::{Driver, Server};
 use crate::support::swarm::Swarm;
 

@@ -8,8 +8,10 @@
 //! A session that fails is not repaired: whoever drives it closes both connections, waits ([`Reconnect`]) and begins
 //! again. No reply, asked or unasked, makes a session panic or grow.
 
+pub mod cluster;
 mod commander;
 mod handshake;
+pub mod placement;
 pub mod sentinel;
 mod subscriber;
 
@@ -19,6 +21,7 @@ use bytes::BytesMut;
 use redis_protocol::resp2::encode::extend_encode_borrowed;
 use redis_protocol::resp2::types::BorrowedFrame;
 
+use crate::config::Server;
 use crate::limits::{BROKER_WRITE_BYTES_MAX, RECONNECT_WAIT_MAX, RECONNECT_WAIT_MIN};
 use crate::resp::{RespError, excerpt};
 
@@ -56,6 +59,18 @@ pub enum SessionError {
     /// The server can't serve now: it loads its data, has lost its master, or has no room for a connection.
     #[error("redis can't serve now ({0}): it is tried again")]
     NotNow(String),
+    /// The server is a node of a cluster, and another has the slot.
+    #[error(
+        "{what} belongs to another node of the cluster ({text}): name the cluster, redis+cluster://HOST:PORT,HOST:PORT"
+    )]
+    Moved {
+        /// The command.
+        what: String,
+        /// What Redis said.
+        text: String,
+        /// Who has it; `None` where the node doesn't know its address.
+        to: Option<Server>,
+    },
     /// The server refused a command for another reason.
     #[error("redis refused {what} ({text})")]
     Rejected {
@@ -113,10 +128,19 @@ impl SessionError {
             b"WRONGPASS" => Self::PasswordWrong(said),
             b"NOPERM" => Self::NotPermitted { what: what.into(), text: said, rule: rule.into() },
             b"LOADING" | b"MASTERDOWN" | b"BUSY" | b"TRYAGAIN" | b"CLUSTERDOWN" => Self::NotNow(said),
+            b"MOVED" => Self::Moved { what: what.into(), to: moved_to(&said), text: said },
             _ if said.contains("max number of clients") => Self::NotNow(said),
             _ => Self::Rejected { what: what.into(), text: said },
         }
     }
+}
+
+/// Who has the slot, out of an error reply that begins with MOVED: slot and address follow. Where the node doesn't know the
+/// address, `?` or nothing stands for the host.
+pub fn moved_to(said: &str) -> Option<Server> {
+    let (host, port) = said.split(' ').nth(2)?.rsplit_once(':')?;
+    let port = port.parse().ok().filter(|&port| port > 0)?;
+    (!matches!(host, "" | "?")).then(|| Server { host: host.to_owned(), port })
 }
 
 /// How long to wait before the next attempt.
@@ -293,5 +317,6 @@ mod tests {
         assert!(error("LOADING Redis is loading").contains("tried again"));
         assert!(error("ERR max number of clients reached").contains("tried again"));
         assert!(error("READONLY You can't write").contains("refused SUBSCRIBE a"));
+        assert!(error("MOVED 1 10.0.0.1:7000").contains("redis+cluster://"));
     }
 }

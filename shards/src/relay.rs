@@ -659,7 +659,7 @@ impl Relay {
             self.admit_waiting(index, outlet);
         }
         self.forget_last_values();
-        self.deliver_unreturned(outlet);
+        self.deliver_unreturned(None, outlet);
     }
 
     /// Redis has confirmed an on-demand channel: every (UN)SUBSCRIBE of it is answered and the last was a SUBSCRIBE.
@@ -673,15 +673,18 @@ impl Relay {
         }
     }
 
-    /// Redis ended the subscription of an on-demand channel unasked; it is subscribed again, and confirmed anew.
-    pub fn lapsed(&mut self, channel: &[u8]) {
+    /// Redis ended the subscription of an on-demand channel unasked, or the node of the cluster that has it is away; it is
+    /// subscribed again, and confirmed anew. Meanwhile the room is as if the broker were down, the others are not.
+    pub fn lapsed(&mut self, channel: &[u8], outlet: &mut impl Outlet) {
         let setup = Arc::clone(&self.setup);
         for (_, name) in setup.routes.rooms_of_channel(None, channel) {
             let Some(index) = self.find(&name) else { continue };
             let Some(room) = self.rooms.at_mut(index).filter(|room| room.subscribed) else { continue };
             room.confirmed = false;
             self.metrics().gaps.add(GapReason::Broker, 1);
+            self.admit_waiting(index, outlet);
         }
+        self.deliver_unreturned(Some(channel), outlet);
     }
 
     /// Redis does not permit an on-demand channel. Whoever waits is admitted: the room works on this node, and its gap

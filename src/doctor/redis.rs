@@ -8,7 +8,7 @@ use shards::config::{BrokerChoice, Config, RedisAddress, RedisTarget};
 use shards::limits::PROBE_INTERVAL;
 
 use super::finding::{Bytes, Count, Finding};
-use super::sentinels;
+use super::{cluster, sentinels};
 use crate::exit::{self, Failure};
 use crate::redis::{is_refusal, place};
 use asked::{Asked, OutputLimit, rule_of};
@@ -44,7 +44,7 @@ pub fn judge(config: &Config) -> Vec<Finding> {
                 Ok(asked) => judge_asked(&asked, &target, config),
                 Err(failure) => vec![judge_failure(&failure, &target)],
             };
-            sentinels.into_iter().chain(findings).collect()
+            sentinels.into_iter().chain(cluster::judge(&target)).chain(findings).collect()
         }
     }
 }
@@ -82,7 +82,7 @@ fn judge_asked(asked: &Asked, target: &RedisTarget, config: &Config) -> Vec<Find
     vec![
         Finding::ok(REACHABLE, format!("{} answers the user {user} {password}", place(&target.address))),
         judge_version(asked),
-        judge_role(asked),
+        judge_role(asked, matches!(target.address, RedisAddress::Cluster(_))),
         judge_rights(asked, user, target),
         judge_output(asked.output_limit, config.bounds.message_bytes_max as u64, &cli),
         judge_clients(asked.clients, config.processes as u64, &cli),
@@ -108,14 +108,18 @@ fn judge_version(asked: &Asked) -> Finding {
     }
 }
 
-fn judge_role(asked: &Asked) -> Finding {
+fn judge_role(asked: &Asked, is_cluster: bool) -> Finding {
     let (role, mode) = (asked.role.as_deref(), asked.mode.as_deref());
     match (role, mode) {
         (None, _) => Finding::untold(ROLE, "the role in INFO"),
         (Some("slave"), _) => Finding::warn(ROLE, "a replica: what is published here reaches none of its primary's subscribers")
             .due("the primary")
             .cure("corecast serve --redis redis://PRIMARY:6379  # redis-cli INFO replication names it (master_host)"),
-        (_, Some("cluster")) => Finding::info(ROLE, "a node of a cluster: every publication goes to all of its nodes"),
+        (_, Some("cluster")) if !is_cluster => Finding::info(
+            ROLE,
+            "a node of a cluster: what is published with PUBLISH goes to all of its nodes; for sharded Pub/Sub name the cluster, \
+             redis+cluster://HOST:PORT",
+        ),
         (Some(role), mode) => Finding::ok(ROLE, format!("{role}, {}", mode.unwrap_or("standalone"))),
     }
 }
@@ -313,7 +317,7 @@ mod tests {
     fn a_replica_is_no_place_to_publish() {
         let judged = |role: Option<&str>, mode: Option<&str>| {
             let text = |text: Option<&str>| text.map(str::to_owned);
-            judge_role(&Asked { role: text(role), mode: text(mode), ..Asked::default() }).level
+            judge_role(&Asked { role: text(role), mode: text(mode), ..Asked::default() }, false).level
         };
         assert_eq!(judged(Some("master"), Some("standalone")), Level::Ok);
         assert_eq!(judged(Some("slave"), Some("standalone")), Level::Warn);

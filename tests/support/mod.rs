@@ -1,6 +1,7 @@
 //! The harness: servers, brokers, clients and faults, one noun a file.
 
 pub mod client;
+pub mod cluster;
 pub mod consumer;
 pub mod deadline;
 pub mod http;

@@ -6,7 +6,7 @@ use std::process::Command;
 use redis_protocol::resp2::types::OwnedFrame;
 
 use super::deadline::{LONG, eventually, eventually_ok};
-use super::redis::{Connection, Redis};
+use super::redis::{Connection, Redis, text};
 use super::tool::Tool;
 
 /// Watched under the name [`Watched::NAME`]; a failover takes about a second.
@@ -89,16 +89,6 @@ impl Watched {
         eventually_ok(LONG, "a sentinel answers", || {
             Connection::open(address, self.password)?.command(command)
         })
-    }
-}
-
-/// What Redis says in words.
-pub fn text(frame: &OwnedFrame) -> String {
-    match frame {
-        OwnedFrame::BulkString(bytes) | OwnedFrame::SimpleString(bytes) => {
-            String::from_utf8_lossy(bytes).into_owned()
-        }
-        other => panic!("{other:?} where a text was due"),
     }
 }
 

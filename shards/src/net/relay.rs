@@ -166,7 +166,7 @@ impl BrokerEvents for Driver {
     }
 
     fn lapsed(&mut self, channel: &[u8]) {
-        self.relay.lapsed(channel);
+        self.relay.lapsed(channel, &mut self.rings);
     }
 
     fn refused(&mut self, channel: &[u8], _reason: &str) {

@@ -114,8 +114,12 @@ fn pings(connection: &mut RedisConnection) -> Result<Vec<Duration>, Failure> {
 /// Tries what the server will do, each on a connection of its own: after SUBSCRIBE only messages come on it.
 fn rights(target: &RedisTarget, config: &Config) -> Result<Vec<(String, Option<String>)>, Failure> {
     let probe = format!("corecast:probe:{}", config.node_id);
-    let mut tried: Vec<Vec<String>> =
-        vec![vec!["SUBSCRIBE".to_owned(), probe.clone()], vec!["PUBLISH".to_owned(), probe, String::new()]];
+    let is_cluster = matches!(target.address, RedisAddress::Cluster(_));
+    let [subscribe, publish] = match is_cluster {
+        true => ["SSUBSCRIBE", "SPUBLISH"].map(str::to_owned),
+        false => ["SUBSCRIBE", "PUBLISH"].map(str::to_owned),
+    };
+    let mut tried = vec![vec![subscribe.clone(), probe.clone()], vec![publish, probe, String::new()]];
     if let BrokerChoice::Redis(RedisTarget { address: RedisAddress::Sentinel(_), .. }) = &config.broker {
         tried.push(vec!["ROLE".to_owned()]);
     }
@@ -126,7 +130,7 @@ fn rights(target: &RedisTarget, config: &Config) -> Result<Vec<(String, Option<S
                 vec!["PSUBSCRIBE".to_owned(), format!("{prefix}*{suffix}")]
             }
             Subscribe::OnDemand { prefix, suffix } => {
-                vec!["SUBSCRIBE".to_owned(), format!("{prefix}{NOBODYS}{suffix}")]
+                vec![subscribe.clone(), format!("{prefix}{NOBODYS}{suffix}")]
             }
         });
         // SET of a last value is not tried: it would write.
@@ -137,6 +141,8 @@ fn rights(target: &RedisTarget, config: &Config) -> Result<Vec<(String, Option<S
     for words in tried {
         let bytes: Vec<&[u8]> = words.iter().map(|word| word.as_bytes()).collect();
         let refusal = match RedisConnection::connect(target)?.ask(&bytes)? {
+            // Allowed, and another node's.
+            OwnedFrame::Error(text) if is_cluster && text.starts_with("MOVED") => None,
             OwnedFrame::Error(text) => Some(text),
             _ => None,
         };
