@@ -119,6 +119,15 @@ impl Redis {
         count_in(&self.cli(&["PUBSUB", "NUMSUB", channel]))
     }
 
+    /// Channels that somebody is subscribed to by name.
+    #[track_caller]
+    pub fn channels(&self) -> usize {
+        match self.cli(&["PUBSUB", "CHANNELS"]) {
+            OwnedFrame::Array(names) => names.len(),
+            other => panic!("PUBSUB CHANNELS answered {other:?}"),
+        }
+    }
+
     /// The same at a node of a cluster, for sharded Pub/Sub.
     #[track_caller]
     pub fn shard_subscribers(&self, channel: &str) -> i64 {
