@@ -8,6 +8,7 @@ use crate::support::deadline::{LONG, eventually};
 use crate::support::on_both_drivers;
 use crate::support::payload::payload;
 use crate::support::program;
+use crate::support::redis::Redis;
 use crate::support::server::{Driver, Server};
 use crate::support::swarm::Swarm;
 
@@ -16,6 +17,7 @@ on_both_drivers!(
     a_slot_that_moves_takes_its_rooms_along_and_leaves_the_others_alone,
     a_node_that_dies_breaks_its_rooms_alone_and_its_replica_takes_them_over,
     a_node_that_stands_still_is_left_for_its_replica_though_its_connections_are_open,
+    a_cluster_that_is_gone_as_a_whole_is_one_break_that_heals,
 );
 
 fn rooms_over_three_nodes_hear_what_is_published_anywhere_and_leave_nothing_behind(driver: Driver) {
@@ -167,6 +169,37 @@ fn a_node_that_stands_still_is_left_for_its_replica_though_its_connections_are_o
     let page = server.metrics();
     assert_eq!(page.labelled("corecast_gaps_total", "reason", "broker"), rooms.len() as f64, "{page:?}");
     assert_eq!(page.sum("corecast_broker_breaks_total"), 0.0, "{page:?}");
+}
+
+fn a_cluster_that_is_gone_as_a_whole_is_one_break_that_heals(driver: Driver) {
+    let mut cluster = Cluster::start(3, false);
+    let server = start(&cluster, driver);
+    let rooms: Vec<String> = (0..3).flat_map(|primary| cluster.rooms_of(primary, 2)).collect();
+    let swarm = Swarm::new();
+    for room in &rooms {
+        swarm.add(server.address(), &format!("/ws?room={room}"));
+    }
+    swarm.wait_open();
+
+    cluster.nodes.iter_mut().for_each(Redis::kill9);
+    server.wait_broker(false);
+    swarm.send_text(0, &payload('O', 1, 64));
+    swarm.wait_each([0], "who is there is heard meanwhile", |member| member.tally('O').is_exactly(1, 1));
+    cluster.nodes.iter_mut().for_each(Redis::restart);
+    server.wait_broker(true);
+    eventually(LONG, "every room is subscribed again", || {
+        rooms.iter().all(|room| cluster.subscribers(room) == 1)
+    });
+    for room in &rooms {
+        cluster.publish(room, payload('R', 1, 64));
+    }
+    swarm.wait_all("every room is heard again", |member| member.tally('R').is_exactly(1, 1));
+    swarm.assert_all_open();
+    let page = server.metrics();
+    assert_eq!(page.sum("corecast_broker_breaks_total"), 1.0, "{page:?}");
+    assert_eq!(page.sum("corecast_broker_reconnects_total"), 1.0, "{page:?}");
+    let gaps = page.labelled("corecast_gaps_total", "reason", "broker");
+    assert!(gaps >= rooms.len() as f64, "a gap in each room, {gaps} were counted");
 }
 
 /// Waits until the replica of the first primary is promoted and has the subscriptions; returns how long after.

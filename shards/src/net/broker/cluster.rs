@@ -229,6 +229,7 @@ impl Cluster {
             let mut inner = self.inner.borrow_mut();
             let (up, all) = inner.placement.nodes();
             if inner.is_up || up == 0 {
+                inner.up_at = None;
                 return;
             }
             let up_at = *inner.up_at.get_or_insert(now + OTHERS_PATIENCE);
