@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use crate::support::client::Client;
+use crate::support::consumer::{CHANNEL, Consumer, event};
 use crate::support::deadline::{LONG, eventually};
 use crate::support::on_both_drivers;
 use crate::support::payload::payload;
@@ -84,6 +85,18 @@ fn sentinels_with_a_password_are_asked_and_one_that_is_away_is_passed_over() {
     assert_eq!(client.next_text(), "by hand");
     let doctor = program::run(&["doctor", "--redis", &away]);
     assert!(doctor.stdout.contains("3 of 4 sentinels say that orders is 127.0.0.1:"), "{doctor:?}");
+}
+
+#[test]
+fn a_consumer_follows_a_failover_too() {
+    let mut watched = Watched::start();
+    let consumer = Consumer::spawn(&[], &["--redis", &watched.url()]);
+    consumer.wait_log("it subscribes", |line| line["msg"] == "subscribed to redis");
+    watched.primary.kill9();
+    eventually(LONG, "it subscribes at the new primary", || watched.replica.subscribers(CHANNEL) == 1);
+    watched.wait_promoted();
+    watched.replica.publish(CHANNEL, event("demo.message", 1));
+    consumer.wait_log("the event is logged", |line| line["msg"] == "event");
 }
 
 #[test]

@@ -109,7 +109,21 @@ impl Connection {
         if target.database != 0 {
             connection.ask(&[b"SELECT", target.database.to_string().as_bytes()])?;
         }
+        if matches!(target.address, RedisAddress::Sentinel(_)) {
+            connection.check_primary()?;
+        }
         Ok(connection)
+    }
+
+    /// What sentinels say may be older than what a server has become.
+    fn check_primary(&mut self) -> Result<(), RedisError> {
+        use redis_protocol::resp2::types::Resp2Frame;
+        match self.ask(&[b"ROLE"])? {
+            OwnedFrame::Array(parts) if parts.first().is_some_and(|role| role.as_str() == Some("master")) => {
+                Ok(())
+            }
+            _ => Err(self.unexpected("a replica".to_owned(), "a primary")),
+        }
     }
 
     /// Sends a command and waits for its answer.

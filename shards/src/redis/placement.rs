@@ -283,11 +283,14 @@ impl Placement {
         nodes.into_iter().for_each(|node| self.mend_probe(node));
     }
 
-    /// Where nodes listen that can be asked, those that are up first.
-    pub fn servers(&self) -> Vec<Server> {
+    /// Where nodes listen that can be asked: those that are up and took their last probe, and the others.
+    pub fn servers(&self) -> (Vec<Server>, Vec<Server>) {
         let mut nodes: Vec<&Node> = self.nodes.values().collect();
-        nodes.sort_by(|a, b| (!a.is_up, a.is_doubtful, &a.server).cmp(&(!b.is_up, b.is_doubtful, &b.server)));
-        nodes.into_iter().map(|node| node.server.clone()).collect()
+        nodes.sort_by_key(|node| &node.server);
+        let (sound, others): (Vec<&Node>, Vec<&Node>) =
+            nodes.into_iter().partition(|node| node.is_up && !node.is_doubtful);
+        let servers = |nodes: Vec<&Node>| nodes.into_iter().map(|node| node.server.clone()).collect();
+        (servers(sound), servers(others))
     }
 
     /// Nodes that are up, nodes in all.
@@ -711,6 +714,19 @@ mod tests {
         played.0.end();
         played.0.node_down(0);
         assert_eq!(played.lapses(), [""; 0]);
+    }
+
+    #[test]
+    fn whoever_took_no_probe_is_asked_after_the_others() {
+        let mut played = Played::up();
+        assert_eq!(played.0.servers(), (vec![server(1), server(2)], vec![]));
+        played.0.probed(0, false);
+        assert!(played.0.is_impaired());
+        assert_eq!(played.0.servers(), (vec![server(2)], vec![server(1)]));
+        played.0.probed(0, true);
+        assert!(!played.0.is_impaired());
+        played.0.node_down(1);
+        assert_eq!(played.0.servers(), (vec![server(1)], vec![server(2)]));
     }
 
     #[test]

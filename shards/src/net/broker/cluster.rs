@@ -497,19 +497,17 @@ async fn tell<E: BrokerEvents + 'static>(cluster: Rc<Cluster>, events: Rc<RefCel
     }
 }
 
-/// Nodes that are up, each in its turn, because one may be cut off and not know; then the others, then those that the
-/// configuration names.
+/// Nodes that are well, each in its turn, because one may be cut off and not know; then those that the configuration names, then
+/// the others, which may hold the question up.
 fn servers_to_ask(cluster: &Cluster, turn: usize) -> Vec<Server> {
-    let inner = cluster.inner.borrow();
-    let mut servers = inner.placement.servers();
-    let up = inner.placement.nodes().0;
-    if up > 0 {
-        servers[..up].rotate_left(turn % up);
+    let (mut sound, others) = cluster.inner.borrow().placement.servers();
+    if !sound.is_empty() {
+        let first = turn % sound.len();
+        sound.rotate_left(first);
     }
-    if let RedisAddress::Cluster(seeds) = &cluster.target.address {
-        servers.extend(seeds.iter().cloned());
-    }
-    servers
+    let RedisAddress::Cluster(seeds) = &cluster.target.address else { return sound };
+    let seeds = seeds.iter().filter(|seed| !others.contains(seed)).cloned();
+    sound.into_iter().chain(seeds).chain(others.iter().cloned()).collect()
 }
 
 /// Blocks. What the first of a few servers says that answers.
