@@ -18,6 +18,7 @@ use std::thread;
 use anyhow::Context;
 use clap::Args;
 use corecast_consumer::{Consumer, Metrics, Subscription};
+use shards::config::LogFormat;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -120,10 +121,14 @@ const SECOND_SIGNAL: i32 = 130;
 /// be written.
 pub fn run(args: &ConsumeArgs) -> anyhow::Result<ExitCode> {
     let settings = Settings::load(args)?;
-    let constants = vec![
-        ("channel", settings.options.channel.clone().into()),
-        ("server_id", settings.options.server_id.clone().into()),
-    ];
+    let constants = match settings.log_format {
+        LogFormat::Json => vec![
+            ("channel", settings.options.channel.clone().into()),
+            ("server_id", settings.options.server_id.clone().into()),
+        ],
+        // Whoever reads along has named them.
+        LogFormat::Text => Vec::new(),
+    };
     let _logs = logs::start_lossless(settings.log_format, settings.log_level, constants)?;
     for warning in &settings.warnings {
         tracing::warn!("{warning}");

@@ -18,6 +18,7 @@ mod need;
 mod ports;
 mod redis;
 mod report;
+mod seats;
 mod sentinels;
 
 use std::path::PathBuf;

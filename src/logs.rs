@@ -12,7 +12,7 @@ use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::format::{Format, Writer};
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
@@ -29,7 +29,7 @@ pub struct Logs {
     guard: Option<WorkerGuard>,
 }
 
-/// Sends everything that `filter` passes to stderr. Every line of JSON has `constants` before its own fields.
+/// Sends everything that `filter` passes to stderr. Every line has `constants`: JSON before its own fields, text behind them.
 ///
 /// # Errors
 /// Logs were started before.
@@ -61,7 +61,10 @@ fn start_with(
         .with_ansi(false)
         .with_target(false);
     let started = match format {
-        LogFormat::Text => tracing::subscriber::set_global_default(subscriber.finish()),
+        LogFormat::Text => {
+            let format = TextLines::new(&constants);
+            tracing::subscriber::set_global_default(subscriber.event_format(format).finish())
+        }
         LogFormat::Json => {
             tracing::subscriber::set_global_default(subscriber.event_format(JsonLines { constants }).finish())
         }
@@ -102,8 +105,39 @@ impl Drop for Logs {
     }
 }
 
-/// Fields that every line of JSON has.
+/// Fields that every line has.
 pub type Constants = Vec<(&'static str, Value)>;
+
+/// Lines for people, as the crate writes them: time, level, message and fields, `NAME=VALUE` each. Constants follow.
+struct TextLines {
+    format: Format,
+    /// With a space before each.
+    constants: String,
+}
+
+impl TextLines {
+    fn new(constants: &Constants) -> Self {
+        let told = |(name, value): &(&str, Value)| format!(" {name}={value}");
+        Self { format: Format::default().with_target(false), constants: constants.iter().map(told).collect() }
+    }
+}
+
+impl<S, N> FormatEvent<S, N> for TextLines
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let mut line = String::new();
+        self.format.format_event(context, Writer::new(&mut line), event)?;
+        writeln!(writer, "{}{}", line.trim_end_matches('\n'), self.constants)
+    }
+}
 
 /// `{"time":..,"level":..,"msg":..,CONSTANTS..,FIELDS..,"component":..}`: the keys that log collectors of Go's slog know.
 ///
@@ -241,6 +275,19 @@ mod tests {
             (&Value::from(1), &Value::from("{"))
         );
         assert_eq!(text.lines().nth(1).unwrap().matches("component").count(), 1);
+    }
+
+    #[test]
+    fn a_line_of_text_ends_with_the_constants() {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_writer(move || writer.clone())
+            .event_format(TextLines::new(&vec![("process", Value::from(1))]))
+            .finish();
+        tracing::subscriber::with_default(subscriber, || tracing::warn!(clients = 3, "full"));
+        let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        assert!(text.ends_with(" WARN full clients=3 process=1\n"), "{text}");
     }
 
     #[test]

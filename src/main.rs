@@ -15,6 +15,7 @@ mod dialect;
 mod doctor;
 mod exit;
 mod hints;
+mod huge_pages;
 mod iso8601;
 mod logs;
 mod manager;
@@ -41,9 +42,11 @@ use shards::net::Passed;
 
 use cli::{Cli, Command, ConfigCommand};
 use exit::Failure;
+use huge_pages::Refusal;
 use process::Process;
 
-/// Small objects of many connections: measured against glibc's, with huge pages off (`no_thp`).
+/// Small objects of many connections: measured against glibc's. It asks for no huge pages (`no_thp`), and `serve` refuses those
+/// that nobody asks for ([`huge_pages`]).
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
 }
 
 fn start(args: &cli::ConfigArgs) -> anyhow::Result<ExitCode> {
+    let refusal = Refusal::make();
     // Before anything is opened, and before there are threads.
     let (process, passed) = match Process::from_environment()? {
         Some((process, passed)) => (Some(process), passed),
@@ -75,6 +79,7 @@ fn start(args: &cli::ConfigArgs) -> anyhow::Result<ExitCode> {
     let level = configuration::level(&loaded)?;
     let named = process.as_ref().map(|process| ("process", process.index().into()));
     let _logs = logs::start(loaded.config.log_format, level, named.into_iter().collect())?;
+    refusal.settle(loaded.config.expert.huge_pages);
     if let Some(process) = &process {
         process.apply_to(&mut loaded);
     }

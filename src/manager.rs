@@ -16,9 +16,6 @@ use std::time::{Duration, Instant};
 use rustix::net::SendFlags;
 use shards::net::rights;
 
-/// What the end of a process takes beside its drain: last answers of Redis, logs, memory of many connections.
-const END_MARGIN: Duration = Duration::from_secs(5);
-
 /// See the module.
 pub struct ServiceManager {
     to: Option<Ear>,
@@ -78,11 +75,16 @@ impl ServiceManager {
         }
     }
 
-    /// The drain begins, and takes `drain` at most: the manager's own limit is lifted to that.
-    pub fn stopping(&mut self, drain: Duration, status: &str) {
+    /// The drain begins, and all is over within `limit`: the manager's own is lifted to that.
+    pub fn stopping(&mut self, limit: Duration, status: &str) {
         self.status = status.to_owned();
-        let micros = (drain + END_MARGIN).as_micros();
+        let micros = limit.as_micros();
         self.tell(&format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={micros}\nSTATUS={status}"));
+    }
+
+    /// The drain takes longer: all is over within `limit` from now.
+    pub fn stopping_later(&self, limit: Duration) {
+        self.tell(&format!("EXTEND_TIMEOUT_USEC={}", limit.as_micros()));
     }
 
     /// How often the watchdog wants to be told that all is well.
@@ -149,10 +151,12 @@ mod tests {
         manager.status("serves");
         manager.status("serves without Redis");
         manager.stopping(Duration::from_secs(10), "drains");
+        manager.stopping_later(Duration::from_secs(60));
         let due = [
             "READY=1\nSTATUS=serves",
             "STATUS=serves without Redis",
-            "STOPPING=1\nEXTEND_TIMEOUT_USEC=15000000\nSTATUS=drains",
+            "STOPPING=1\nEXTEND_TIMEOUT_USEC=10000000\nSTATUS=drains",
+            "EXTEND_TIMEOUT_USEC=60000000",
         ];
         for due in due {
             assert_eq!(next(&ears).as_deref(), Some(due));

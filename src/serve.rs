@@ -34,6 +34,11 @@ const LOOK_INTERVAL_MIN: Duration = Duration::from_millis(10);
 const FEW_CONNECTIONS: usize = 1000;
 /// How often a server that waits for its broker looks for it.
 const BROKER_POLL: Duration = Duration::from_millis(10);
+/// What the end of a process takes beside its drain: last answers of Redis, logs, memory of many connections. A process that
+/// takes longer hangs, and ends itself: where it has no service manager or its parent is gone, nobody else would.
+const END_MARGIN: Duration = Duration::from_secs(5);
+/// Whoever waits for its end is told to wait for so much longer.
+pub const MANAGER_MARGIN: Duration = Duration::from_secs(5);
 /// The first drains.
 const SIGNALS_TO_STOP: u32 = 2;
 /// How often a draining server is asked whether it has ended.
@@ -118,9 +123,15 @@ fn serve(
         Said::Stop => return Ok(()),
     };
     tracing::info!(seconds = config.drain.as_secs_f64(), "draining; a second signal ends at once");
-    manager.stopping(config.drain, "Draining");
+    let due = Instant::now() + config.drain + END_MARGIN;
+    manager.stopping(config.drain + END_MARGIN + MANAGER_MARGIN, "Draining");
     server.drain(leave);
     while !server.has_ended() {
+        if Instant::now() >= due {
+            let hanging = server.running_threads().join(", ");
+            tracing::error!(threads = hanging, "the drain is over and a thread hangs: the process ends");
+            anyhow::bail!("the drain is over and {hanging} did not end");
+        }
         // A thread that hangs now is ended by the limit of the stop, not by the watchdog.
         manager.alive(Instant::now());
         match said.recv_timeout(DRAIN_POLL) {

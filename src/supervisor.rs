@@ -9,7 +9,9 @@ mod board;
 pub mod channel;
 mod child;
 mod fleet;
+mod overview;
 mod page;
+mod passing;
 
 use std::collections::HashMap;
 use std::process::{ExitCode, ExitStatus};
@@ -18,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use rustix::process::getpid;
-use shards::config::{Config, Loaded};
+use shards::config::{Config, Loaded, Steer};
 use shards::net::{Groups, Holder, Passed, Plan, split, usable_cores};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
 use signal_hook::iterator::Signals;
@@ -26,15 +28,19 @@ use signal_hook::iterator::Signals;
 use crate::exit;
 use crate::manager::ServiceManager;
 use crate::random::Random;
-use crate::serve::{self, NOTHING_IS_RELOADED};
+use crate::serve::{self, MANAGER_MARGIN, NOTHING_IS_RELOADED};
 use admin::Admin;
-use board::{Board, View, Views};
+use board::{Board, Leaving, View, Views};
 use channel::{Address, Order, Place};
-use child::{Child, Word};
+use child::{Child, Program, Word};
 use fleet::{Fleet, Generation, News, Patience, Step};
 
 /// From a process's start until it serves: files, sockets and threads take milliseconds, a machine under load seconds.
 const START_PATIENCE: Duration = Duration::from_secs(60);
+/// What a process may take that is told to end at once: it only drops what it has.
+const STOP_PATIENCE: Duration = Duration::from_secs(3);
+/// A build that fails with its first clients has done so by then: who was told to come back does so within a second or two.
+const SETTLE: Duration = Duration::from_secs(2);
 /// What a process may take beyond its drain: last answers of Redis, logs, memory of many connections.
 const LEAVE_MARGIN: Duration = Duration::from_secs(10);
 /// The longest that a process is believed when it says how long it takes to leave: no configuration has a drain above 366 days.
@@ -69,7 +75,8 @@ pub fn run(loaded: &Loaded, passed: Passed) -> anyhow::Result<ExitCode> {
     }
     let watchdog = manager.watchdog_interval();
     let silence = watchdog.map(|interval| interval * 2);
-    let patience = Patience { start: START_PATIENCE, leave: config.drain + LEAVE_MARGIN, silence };
+    let leave = config.drain + LEAVE_MARGIN;
+    let patience = Patience { start: START_PATIENCE, leave, stop: STOP_PATIENCE, settle: SETTLE, silence };
     let places = plans
         .into_iter()
         .enumerate()
@@ -79,6 +86,7 @@ pub fn run(loaded: &Loaded, passed: Passed) -> anyhow::Result<ExitCode> {
         config,
         fleet: Fleet::new(config.processes, patience, Instant::now()),
         groups,
+        program: Program::of_this_process(),
         places,
         children: HashMap::new(),
         statuses: HashMap::new(),
@@ -87,6 +95,7 @@ pub fn run(loaded: &Loaded, passed: Passed) -> anyhow::Result<ExitCode> {
         manager,
         random: Random::new()?,
         is_announced: false,
+        told_until: Instant::now(),
         failure: None,
         last_end: String::new(),
     };
@@ -105,6 +114,7 @@ struct Supervisor<'a> {
     config: &'a Config,
     fleet: Fleet,
     groups: Groups,
+    program: Program,
     places: Vec<Place>,
     children: HashMap<Generation, Child>,
     statuses: HashMap<Generation, String>,
@@ -113,6 +123,8 @@ struct Supervisor<'a> {
     manager: ServiceManager,
     random: Random,
     is_announced: bool,
+    /// When all is over, as the service manager was told.
+    told_until: Instant,
     /// Why it ends before it has served.
     failure: Option<u8>,
     /// How the process ended that is being told of, or did not begin.
@@ -163,15 +175,25 @@ impl Supervisor<'_> {
     }
 
     fn end(&mut self, now: Instant) -> Vec<Step> {
-        match self.fleet.is_leaving() {
-            false => {
-                let seconds = self.config.drain.as_secs_f64();
-                tracing::info!(seconds, "all processes drain; a second signal ends them at once");
-                self.manager.stopping(self.config.drain, "Draining");
-            }
-            true => tracing::warn!("ended by a second signal before the drain was over"),
+        if self.fleet.is_leaving() {
+            tracing::warn!("ended by a second signal before the drain was over");
+            return self.fleet.end(now);
         }
-        self.fleet.end(now)
+        let seconds = self.config.drain.as_secs_f64();
+        tracing::info!(seconds, "all processes drain; a second signal ends them at once");
+        let steps = self.fleet.end(now);
+        self.told_until = self.fleet.leave_due().unwrap_or(now);
+        self.manager.stopping(self.told_until - now + MANAGER_MARGIN, "Draining");
+        steps
+    }
+
+    /// Has the service manager wait for as long as the slowest child may take: that reads a newer configuration than this
+    /// parent's, and says with STOPPING how long its drain is.
+    fn lift_limit(&mut self, now: Instant) {
+        if let Some(due) = self.fleet.leave_due().filter(|due| *due > self.told_until) {
+            self.told_until = due;
+            self.manager.stopping_later(due - now + MANAGER_MARGIN);
+        }
     }
 
     /// What a child says in the words of sd_notify(3).
@@ -183,7 +205,11 @@ impl Supervisor<'_> {
         let says = |word: &str| lines.lines().any(|line| line == word);
         match (says("READY=1"), says("STOPPING=1")) {
             (true, _) => self.fleet.handle_ready(generation, now),
-            (_, true) => self.fleet.handle_leaving(generation, time_to_leave(lines), now),
+            (_, true) => {
+                let steps = self.fleet.handle_leaving(generation, time_to_leave(lines), now);
+                self.lift_limit(now);
+                steps
+            }
             _ => Vec::new(),
         }
     }
@@ -229,6 +255,12 @@ impl Supervisor<'_> {
                         child.kill();
                     }
                 }
+                // The kernel puts the last of a group into the place of one that is closed: what steers by place would be wrong.
+                Step::Close { place } => {
+                    if self.config.steer == Steer::Hash || self.fleet.is_leaving() {
+                        self.groups.close(place);
+                    }
+                }
                 Step::Tell(news) => self.tell(&news),
             }
         }
@@ -248,7 +280,7 @@ impl Supervisor<'_> {
         // The supervisor listens for as long as it has children.
         let words = move |generation, word| drop(sender.send(Happening::Child(generation, word)));
         let sockets: Vec<_> = self.groups.of(place).flat_map(|(.., sockets)| sockets).collect();
-        match Child::start(generation, self.places[place].clone(), &sockets, words) {
+        match Child::start(&self.program, generation, self.places[place].clone(), &sockets, words) {
             Ok(child) => drop(self.children.insert(generation, child)),
             Err(error) => {
                 tracing::error!(process = place, %error, "a process could not be started");
@@ -293,14 +325,19 @@ impl Supervisor<'_> {
             }
             News::Left { place, .. } => tracing::info!(process = place, "a process has left"),
             News::RollBegins => tracing::info!("rolling restart: one process after the other is replaced"),
-            News::RollsAlready => {
-                tracing::warn!("a rolling restart is under way already: this one is left out")
+            News::RollsAgain => {
+                tracing::info!("a rolling restart is under way: another follows it")
             }
             News::Rolled => tracing::info!("rolling restart: all processes have been replaced"),
             News::RollFailed { place } => tracing::error!(
                 process = place,
                 how = self.last_end,
                 "rolling restart ended: the successor did not come to serve; the running processes serve on"
+            ),
+            News::RollBroken { place } => tracing::error!(
+                process = place,
+                how = self.last_end,
+                "rolling restart ended: a process that it had started died; nobody else is replaced"
             ),
             News::Hangs { place, generation } => {
                 tracing::error!(process = place, pid = self.pid(generation), "a process hangs and is killed");
@@ -316,6 +353,10 @@ impl Supervisor<'_> {
     }
 
     fn show(&self) {
+        let leaving = |generation| {
+            let child = self.children.get(&generation)?;
+            Some(Leaving { pid: child.pid, door: child.door.clone() })
+        };
         let view = |place| {
             let serving = self.fleet.serving(place).and_then(|generation| {
                 Some((self.children.get(&generation)?, self.statuses.get(&generation)))
@@ -323,7 +364,7 @@ impl Supervisor<'_> {
             View {
                 pid: serving.map(|(child, _)| child.pid),
                 door: serving.and_then(|(child, _)| child.door.clone()),
-                leaving: self.fleet.leaving(place).filter_map(|generation| self.pid(generation)).collect(),
+                leaving: self.fleet.leaving(place).filter_map(leaving).collect(),
                 restarts: self.fleet.restarts(place),
                 status: serving.and_then(|(_, status)| status.cloned()).unwrap_or_default(),
             }

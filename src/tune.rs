@@ -12,8 +12,10 @@ mod explain;
 mod export;
 mod facts;
 mod formula;
+mod identity;
 mod journal;
 mod knob;
+mod outcome;
 mod place;
 mod plan;
 mod profile;
@@ -37,10 +39,12 @@ use crate::output::print;
 use crate::tune::apply::Apply;
 use crate::tune::args::{JournalFile, TuneCommand, Which};
 use crate::tune::facts::facts;
+use crate::tune::journal::Part;
 use crate::tune::knob::Scope;
 use crate::tune::place::Place;
 use crate::tune::plan::{Plan, State};
 use crate::tune::profile::Profile;
+use crate::tune::revert::Revert;
 
 /// Does what `args` say.
 ///
@@ -69,15 +73,18 @@ pub fn run(args: TuneArgs) -> anyhow::Result<ExitCode> {
             let how = Apply { is_of_host: host, is_dry: dry_run, is_json: form.is_json() };
             how.run(&place, &plan, &journal_path(&place, &journal))
         }
-        TuneCommand::Revert { netns, journal, force, form } => {
+        TuneCommand::Revert { netns, journal, experiments, force, form } => {
             let place = Place::open(root, netns.as_deref())?;
-            revert::run(&place, &journal_path(&place, &journal), force, form.is_json())
+            let part = if experiments { Part::OfExperiments } else { Part::Whole };
+            let how = Revert { part, is_forced: force, is_json: form.is_json() };
+            how.run(&place, &journal_path(&place, &journal))
         }
         TuneCommand::Status { journal, form } => status::run(&root, journal.file.as_deref(), form.is_json()),
         TuneCommand::Experiment(args) => experiment::run(&args, &root),
         TuneCommand::Export { which, form } => {
             let plan = make_plan(&Place::open(root, None)?, &which)?;
-            print(&export::exported(&plan, form))?;
+            let unreadable = |why| Failure::new(UNAVAILABLE, format!("{why}; nothing is exported"));
+            print(&export::exported(&plan, form).map_err(unreadable)?)?;
             Ok(ExitCode::SUCCESS)
         }
     }

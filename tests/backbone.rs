@@ -38,8 +38,7 @@ fn consumers_join_leave_and_speak_in_the_systems_own_forms(driver: Driver) {
     let server = backbone(&redis).driver(driver).start();
     let [mut alice, mut bob] = [Speaker::consumer(server.address()), Speaker::consumer(server.address())];
     for speaker in [&mut alice, &mut bob] {
-        speaker.say_text(r#"{"type":"join","room":"lobby"}"#);
-        assert_eq!(speaker.hear_text(), r#"{"type":"joined","room":"lobby","data":null}"#);
+        speaker.join("lobby");
     }
     for data in [r#""hello""#, r#"{"price": 60214.30,  "list":[1,null]}"#, "7.50", r#""\"ä\"""#, "null"] {
         alice.say_text(&format!(r#"{{"type":"message","room":"lobby","data":{data}}}"#));

@@ -63,6 +63,15 @@ impl Diagnosis {
             .to_owned()
     }
 
+    /// Everything that is wrong has a cure.
+    #[track_caller]
+    fn assert_cured(&self) {
+        for (id, check) in &self.checks {
+            let is_fault = check["level"] == "warn" || check["level"] == "bad";
+            assert!(!is_fault || check["cure"].is_string(), "{id} has no cure: {check}");
+        }
+    }
+
     #[track_caller]
     fn assert_levels(&self, expected: &[(&str, &str)]) {
         for (id, level) in expected {
@@ -243,11 +252,8 @@ fn a_host_with_defaults_is_well_and_one_that_is_not_is_told_what_to_do() {
     let other_user = [("proc/self/status", "Uid:\t33\t33\t33\t33\nCapEff:\t0\nCpus_allowed_list:\t0-3\n")];
     diagnose_host(&other_user, &["--listen", "127.0.0.1:1023"]).assert_levels(&[("ports.privileged", "bad")]);
     assert_eq!(ill.cure("net.somaxconn").split("  #").next(), Some("sysctl -w net.core.somaxconn=65535"));
-    assert_eq!(ill.cure("cpu.siblings"), "corecast serve --shards 2 --cores 0,2");
-    for (id, check) in &ill.checks {
-        let is_fault = check["level"] == "warn" || check["level"] == "bad";
-        assert!(!is_fault || check["cure"].is_string(), "{id} has no cure: {check}");
-    }
+    assert_eq!(ill.cure("cpu.siblings"), "corecast serve --shards 2 --cores 2,3");
+    ill.assert_cured();
 }
 
 #[test]
@@ -277,9 +283,12 @@ fn where_io_uring_is_denied_the_filter_is_named_and_what_epoll_costs() {
     assert!(auto.cure("io_uring.setup").contains("seccomp=deploy/seccomp-io_uring.json"));
     assert!(auto.check("io_uring.setup")["found"].as_str().is_some_and(|found| found.contains("filter")));
     assert!(auto.check("driver")["found"].as_str().is_some_and(|found| found.contains("takes epoll")));
+    auto.assert_cured();
+    denied("io_uring").assert_cured();
     denied("io_uring").assert_levels(&[("io_uring.setup", "bad"), ("driver", "bad")]);
     denied("epoll").assert_levels(&[("io_uring.setup", "info"), ("driver", "info")]);
     let useless = under(seccomp::without_io_uring_enter(), "auto");
+    useless.assert_cured();
     useless.assert_levels(&[("io_uring.setup", "ok"), ("io_uring.enter", "warn"), ("driver", "warn")]);
     assert_eq!(diagnose(&["--listen", "127.0.0.1:0"]).level("driver"), "ok", "where it is not denied");
 }

@@ -22,6 +22,18 @@ on_both_drivers!(
     the_admin_address_answers_for_all_shards_until_the_last_client_is_gone,
 );
 
+#[test]
+fn a_shard_that_hangs_does_not_keep_a_process_alive_that_nobody_watches() {
+    let mut server = Server::builder().shards(2).drain(Duration::from_secs(1)).start();
+    let hanging = server.stop_thread("shard-1");
+    server.signal(Signal::TERM);
+    server.wait_log("it gives the thread up", |line| line.contains("the drain is over and a thread hangs"));
+    // A process is not gone before whoever traces one of its threads has looked.
+    drop(hanging);
+    assert_eq!(server.wait_exit(SOON).code(), Some(1));
+    assert!(server.log().contains("shard-1"), "{}", server.log());
+}
+
 fn the_admin_address_answers_for_all_shards_until_the_last_client_is_gone(driver: Driver) {
     let hour = Duration::from_secs(3600);
     let mut server = Server::builder().driver(driver).shards(2).admin().drain(hour).start();

@@ -68,12 +68,18 @@ impl Story {
             ("proc/self/ns/net", ""),
             ("proc/sys/kernel/random/boot_id", "boot\n"),
             ("proc/sys/kernel/osrelease", "6.18.0\n"),
+            ("proc/meminfo", "MemTotal: 1000000 kB\n"),
+            ("sys/devices/system/cpu/online", "0\n"),
             (THP, "always [madvise] never\n"),
         ] {
             let path = format!("root/{path}");
             fs::create_dir_all(scratch.path(&path).parent().expect("it has a folder")).expect("a folder");
             scratch.write(&path, text);
         }
+        // The first process is in the same network namespace.
+        fs::create_dir_all(scratch.path("root/proc/1/ns")).expect("a folder");
+        let ours = scratch.path("root/proc/self/ns/net");
+        fs::hard_link(ours, scratch.path("root/proc/1/ns/net")).expect("a link");
         Self { scratch }
     }
 
@@ -98,6 +104,13 @@ impl Story {
         command
     }
 
+    /// `corecast tune` on the machine of its own.
+    #[track_caller]
+    fn tune(&self, args: &[&str]) -> Finished {
+        let root = self.scratch.path("root").display().to_string();
+        program::run(&[&["tune"], args, &["--root", &root]].concat())
+    }
+
     fn text(&self, name: &str) -> String {
         program::text(&self.scratch.path(name))
     }
@@ -118,7 +131,7 @@ impl Story {
     }
 
     fn thp(&self) -> String {
-        self.text(&format!("root/{THP}"))
+        self.text(&format!("root/{THP}")).trim().to_owned()
     }
 }
 
@@ -184,6 +197,7 @@ fn each_verdict_is_told_in_words_with_its_exit_code_and_a_picture() {
         let pictures = told.reports("svg");
         let picture = fs::read_to_string(&pictures[0]).expect("it is there");
         let dots = picture.matches("<circle").count();
+        assert!(picture.contains("<title id=\"title\">B beside A</title>"), "{picture}");
         assert_eq!((picture.starts_with("<svg "), dots), (true, 6 * 2 + 2 + 1), "{picture}");
         assert_eq!(
             told.report()["sentence"].as_str().map(|words| finished.stdout.contains(words)),
@@ -231,7 +245,8 @@ fn the_generator_is_told_the_arms_server_and_reads_nothing_of_the_callers_shell(
         "[arm.b]\nserver = [\"--driver\", \"epoll\"]\ncores = \"1\"\n[arm.b.environment]",
     );
     let story = Story::new(
-        "[ $ARM = b ] && cp \"$STATE/arguments\" \"$STATE/of_b\"; env >\"$STATE/environment\"",
+        "[ $ARM = b ] && cp \"$STATE/arguments\" \"$STATE/of_b\"; env >\"$STATE/environment\"; \
+         grep THP_enabled /proc/self/status >\"$STATE/huge_pages\"",
         &file,
     );
     let mut command = story.command(&["--pairs", "7"]);
@@ -252,6 +267,10 @@ fn the_generator_is_told_the_arms_server_and_reads_nothing_of_the_callers_shell(
     let environment = story.text("environment");
     assert!(environment.contains("OTHER=kept"), "{environment}");
     assert!(!environment.contains("CORECAST_") && !environment.contains("REDIS_URL"), "{environment}");
+    // What corecast refuses for its own memory is none of the generator's business, nor of a server's that is told not to.
+    let ours = fs::read_to_string("/proc/self/status").expect("Linux has it");
+    let ours = ours.lines().find(|line| line.starts_with("THP_enabled")).unwrap_or_default();
+    assert_eq!(story.text("huge_pages").trim(), ours);
     assert_eq!(story.report()["pairs"].as_array().map(Vec::len), Some(7));
 }
 
@@ -290,7 +309,7 @@ const HANGING: &str = "if [ $n = 12 ]; then echo $$ >\"$STATE/pid.new\"; mv \"$S
 
 #[test]
 fn a_signal_ends_the_sample_puts_everything_back_and_keeps_what_was_measured() {
-    for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
+    for signal in [Signal::INT, Signal::TERM, Signal::HUP, Signal::QUIT] {
         let story = Story::new(HANGING, &file_with_a_host_knob());
         let (mut running, generator) = hung(&story);
         assert_eq!(story.thp(), "never");
@@ -318,15 +337,64 @@ fn after_a_kill_the_journal_is_there_the_generator_is_not_and_the_next_experimen
         refused.stderr.contains("an experiment was killed before it had put back 1 of this host's values"),
         "{refused:?}"
     );
-    assert!(refused.stderr.contains("corecast tune revert"), "{refused:?}");
-    let mut revert = program::command();
-    revert.args(["tune", "revert", "--root"]).arg(story.scratch.path("root"));
-    let reverted = program::finish(revert, Confinement::default());
+    assert!(refused.stderr.contains("`corecast tune revert --experiments`"), "{refused:?}");
+    let reverted = story.tune(&["revert", "--experiments"]);
     assert_eq!(reverted.code(), Some(0), "{reverted:?}");
     assert_eq!(story.thp(), "madvise");
     fs::remove_file(story.scratch.path("pid")).expect("it is there");
     let finished = program::finish(story.rooted(), Confinement::default());
     assert_eq!(finished.code(), Some(0), "the story's twelfth sample is over: {finished:?}");
+}
+
+#[test]
+fn what_a_killed_experiment_left_is_put_back_and_the_applied_profile_stays() {
+    let story = Story::new(HANGING, &file_with_a_host_knob());
+    let profile = format!(
+        "title = \"t\"\nconnections = 5\nknobs = []\n[[knob]]\nname = \"/{THP}\"\nword = \"always\"\nscope = \"host\"\n\
+         reason = \"r\"\nrisk = \"r\"\nevidence = \"e\"\n"
+    );
+    let profile = story.scratch.write("mine.toml", &profile);
+    let applied = story.tune(&["apply", "--host", "--profile-file", &profile.to_string_lossy()]);
+    assert_eq!((applied.code(), story.thp().as_str()), (Some(0), "always"), "{applied:?}");
+    let (mut running, _) = hung(&story);
+    running.kill();
+    assert_eq!(story.thp(), "never");
+    let reverted = story.tune(&["revert", "--experiments"]);
+    assert_eq!((reverted.code(), story.thp().as_str()), (Some(0), "always"), "{reverted:?}");
+    let again = story.tune(&["revert", "--experiments"]);
+    assert!(again.stdout.contains("no experiment has left anything"), "{again:?}");
+    fs::remove_file(story.scratch.path("pid")).expect("it is there");
+    let finished = program::finish(story.rooted(), Confinement::default());
+    assert_eq!(finished.code(), Some(0), "{finished:?}");
+    let report = story.report();
+    assert_eq!(report["applied_profile"][0], format!("/{THP} = always"));
+    assert_eq!(report["applied_outside_of_samples"].as_array().map(Vec::len), Some(0));
+    let reverted = story.tune(&["revert"]);
+    assert_eq!((reverted.code(), story.thp().as_str()), (Some(0), "madvise"), "{reverted:?}");
+}
+
+#[test]
+fn what_the_kernel_makes_of_a_knob_stands_in_the_report() {
+    let story = Story::new("", &file_with_a_host_knob());
+    let finished = program::finish(story.rooted(), Confinement::default());
+    assert_eq!(finished.code(), Some(0), "{finished:?}");
+    let report = story.report();
+    let of = |side: &str| {
+        report["samples"].as_array().and_then(|all| all.iter().find(|s| s["side"] == side)).cloned()
+    };
+    assert_eq!(of("A").map(|sample| sample["knobs"].clone()), Some(serde_json::json!([])));
+    let knob = serde_json::json!([{"target": format!("/{THP}"), "value": "never", "found": "never"}]);
+    assert_eq!(of("B").map(|sample| sample["knobs"].clone()), Some(knob));
+}
+
+#[test]
+fn a_knob_that_the_host_does_not_have_ends_it_before_the_first_sample() {
+    let file = file_with_a_host_knob().replace(THP, "sys/kernel/mm/no_such_knob");
+    let story = Story::new("", &file);
+    let finished = program::finish(story.rooted(), Confinement::default());
+    assert_eq!(finished.code(), Some(1), "{finished:?}");
+    assert!(finished.stderr.contains("/sys/kernel/mm/no_such_knob is not there"), "{finished:?}");
+    assert!(!story.scratch.path("count").exists(), "a sample was taken");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Settings for experiments take effect on a running server.
 
+use std::fmt::Display;
+use std::path::Path;
 use std::process::Command;
 
 use crate::support::client::Client;
@@ -62,6 +64,24 @@ fn clients_sockets_have_the_buffers_that_were_asked_for() {
     let told = String::from_utf8_lossy(&output.stdout).into_owned();
     // socket(7): the kernel doubles them.
     assert!(told.contains(",rb20480,") && told.contains(",tb40960,"), "{told}");
+}
+
+/// `THP_enabled` of proc_pid_status(5); kernels without huge pages have no such line.
+fn may_have_huge_pages(process: impl Display) -> Option<bool> {
+    let status = program::text(Path::new(&format!("/proc/{process}/status")));
+    status.lines().find_map(|line| Some(line.strip_prefix("THP_enabled:")?.trim() == "1"))
+}
+
+#[test]
+fn the_kernel_gives_a_server_no_huge_pages_unless_it_is_told_to() {
+    let Some(ours) = may_have_huge_pages("self") else {
+        println!("this kernel has no huge pages: they were not looked at");
+        return;
+    };
+    let plain = Server::builder().start();
+    assert_eq!(may_have_huge_pages(plain.pid()), Some(false));
+    let told = Server::builder().arg("--huge-pages").start();
+    assert_eq!(may_have_huge_pages(told.pid()), Some(ours), "as whoever starts it has it");
 }
 
 #[test]

@@ -33,6 +33,7 @@ mod processes;
 mod redis_cluster;
 mod redis_faults;
 mod redis_sentinel;
+mod resume;
 mod slow;
 mod systemd;
 mod tune;

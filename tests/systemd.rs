@@ -43,7 +43,7 @@ fn the_manager_is_told_of_readiness_and_of_the_end() {
     assert_eq!(server.wait_exit(SOON).code(), Some(0));
 
     let last = manager.next();
-    assert_eq!(last, ["STOPPING=1", "EXTEND_TIMEOUT_USEC=7000000", "STATUS=Draining"]);
+    assert_eq!(last, ["STOPPING=1", "EXTEND_TIMEOUT_USEC=12000000", "STATUS=Draining"]);
     assert!(manager.is_silent(), "it is told once");
 }
 

@@ -10,7 +10,7 @@ mod tests;
 pub const BUILT_IN: [&str; 3] = ["trading", "chat", "common"];
 /// Types that the protocol keeps for itself: what clients ask for, which never reaches a domain, and what the server
 /// answers, which clients must be able to tell from events.
-pub const RESERVED_TYPES: [&str; 5] = ["join", "leave", "joined", "left", "error"];
+pub const RESERVED_TYPES: [&str; 8] = ["join", "leave", "joined", "left", "error", "gap", "ping", "pong"];
 
 /// Domains, each event type belonging to one. Built once, then shared.
 #[derive(Default)]

@@ -1,27 +1,44 @@
 //! What the control groups of this process allow, version 2 or 1.
 //!
-//! A limit of an ancestor binds as well, so that the tightest of all is told. In a container the path in
+//! A limit of an ancestor binds as well, and others use of it: the one that leaves least is told. In a container the path in
 //! `/proc/self/cgroup` may lead nowhere below what is mounted: then the mounted folder itself is the container's.
 
 use crate::Root;
 
-/// The tightest limits from this process's group up to what is mounted; `None`: no limit.
+/// The limits that leave least, from this process's group up to what is mounted; `None`: no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Cgroup {
     /// CPU time in a period.
     pub cpu: Option<CpuShare>,
     /// Periods in which the group had to wait for CPU time, of the group with the tightest limit.
     pub throttled_periods: u64,
-    /// Bytes at which the kernel kills.
-    pub memory_max: Option<u64>,
+    /// Bytes at which the kernel kills. Files that it would give back are not in use.
+    pub memory_max: Option<Bound>,
     /// Bytes at which it slows down (version 2 only).
-    pub memory_high: Option<u64>,
-    /// Bytes in use in the group that `memory_max` binds, without the files that the kernel would give back.
-    pub memory_used: u64,
+    pub memory_high: Option<Bound>,
     /// Threads and processes.
-    pub pids_max: Option<u64>,
-    /// Of these in use.
-    pub pids_used: u64,
+    pub pids: Option<Bound>,
+}
+
+/// A limit of one group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bound {
+    /// The limit.
+    pub max: u64,
+    /// What all of the group has in use of it.
+    pub used: u64,
+}
+
+impl Bound {
+    /// What is not in use.
+    pub fn left(self) -> u64 {
+        self.max.saturating_sub(self.used)
+    }
+
+    /// Of two groups' bounds the one that leaves less.
+    fn nearer(one: Option<Self>, other: Option<Self>) -> Option<Self> {
+        [one, other].into_iter().flatten().min_by_key(|bound| bound.left())
+    }
 }
 
 /// `cpu.max`: so much CPU time in so much time, in microseconds.
@@ -57,7 +74,8 @@ impl Cgroup {
             let used = used
                 .map(|used| used.saturating_sub(stat(root, &folder, "memory.stat", "total_inactive_file")));
             let max = root.number(&format!("{folder}/memory.limit_in_bytes"));
-            group.bind_memory(max.filter(|max| *max < UNLIMITED_OF_VERSION_1), used);
+            let max = max.filter(|max| *max < UNLIMITED_OF_VERSION_1);
+            group.memory_max = Bound::nearer(group.memory_max, bound(max, used));
         }
         for folder in folders(root, &paths, &mounts, Some("pids")) {
             group.take_pids(root, &folder);
@@ -72,8 +90,9 @@ impl Cgroup {
         }
         let used = root.number(&format!("{folder}/memory.current"));
         let used = used.map(|used| used.saturating_sub(stat(root, folder, "memory.stat", "inactive_file")));
-        self.bind_memory(root.number(&format!("{folder}/memory.max")), used);
-        self.memory_high = tightest(self.memory_high, root.number(&format!("{folder}/memory.high")));
+        let of = |name: &str| bound(root.number(&format!("{folder}/memory.{name}")), used);
+        self.memory_max = Bound::nearer(self.memory_max, of("max"));
+        self.memory_high = Bound::nearer(self.memory_high, of("high"));
         self.take_pids(root, folder);
     }
 
@@ -86,11 +105,8 @@ impl Cgroup {
     }
 
     fn take_pids(&mut self, root: &Root, folder: &str) {
-        let max = root.number(&format!("{folder}/pids.max"));
-        if is_tighter(max, self.pids_max) {
-            self.pids_max = max;
-            self.pids_used = root.number(&format!("{folder}/pids.current")).unwrap_or(0);
-        }
+        let number = |name: &str| root.number(&format!("{folder}/pids.{name}"));
+        self.pids = Bound::nearer(self.pids, bound(number("max"), number("current")));
     }
 
     fn bind_cpu(&mut self, share: CpuShare, throttled_periods: u64) {
@@ -99,24 +115,13 @@ impl Cgroup {
             self.throttled_periods = throttled_periods;
         }
     }
-
-    fn bind_memory(&mut self, max: Option<u64>, used: Option<u64>) {
-        if is_tighter(max, self.memory_max) {
-            self.memory_max = max;
-            self.memory_used = used.unwrap_or(0);
-        }
-    }
 }
 
 /// Version 1 says "unlimited" as the highest multiple of a page: 2^63 - 4,096 with pages of 4 KiB, less with larger ones.
 const UNLIMITED_OF_VERSION_1: u64 = 1 << 62;
 
-fn is_tighter(max: Option<u64>, bound: Option<u64>) -> bool {
-    max.is_some_and(|max| bound.is_none_or(|bound| max < bound))
-}
-
-fn tightest(bound: Option<u64>, max: Option<u64>) -> Option<u64> {
-    if is_tighter(max, bound) { max } else { bound }
+fn bound(max: Option<u64>, used: Option<u64>) -> Option<Bound> {
+    Some(Bound { max: max?, used: used.unwrap_or(0) })
 }
 
 /// `cpu.max`: "QUOTA PERIOD", or "max PERIOD" for no limit.
@@ -217,7 +222,7 @@ mod tests {
     const UNIFIED: &str = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n";
 
     #[test]
-    fn the_tightest_limit_on_the_way_up_binds() {
+    fn the_limit_that_leaves_least_on_the_way_up_binds() {
         let story = Story::new(
             "tightest",
             &[
@@ -232,16 +237,22 @@ mod tests {
                 ),
                 ("/sys/fs/cgroup/system.slice/corecast.service/cpu.max", "150000 100000\n"),
                 ("/sys/fs/cgroup/system.slice/corecast.service/cpu.stat", "usage_usec 5\nnr_throttled 12\n"),
-                ("/sys/fs/cgroup/system.slice/corecast.service/memory.max", "max\n"),
+                // Less than the slice's, and more is left of it.
+                ("/sys/fs/cgroup/system.slice/corecast.service/memory.max", "950\n"),
                 ("/sys/fs/cgroup/system.slice/corecast.service/memory.high", "800\n"),
+                ("/sys/fs/cgroup/system.slice/corecast.service/memory.current", "100\n"),
+                ("/sys/fs/cgroup/system.slice/pids.max", "100\n"),
+                ("/sys/fs/cgroup/system.slice/pids.current", "90\n"),
                 ("/sys/fs/cgroup/system.slice/corecast.service/pids.max", "64\n"),
                 ("/sys/fs/cgroup/system.slice/corecast.service/pids.current", "3\n"),
             ],
         );
         let group = story.group();
         assert_eq!(group.cpu, Some(CpuShare { quota: 150_000, period: 100_000 }));
-        assert_eq!((group.throttled_periods, group.pids_max, group.pids_used), (12, Some(64), 3));
-        assert_eq!((group.memory_max, group.memory_used, group.memory_high), (Some(1000), 600, Some(800)));
+        assert_eq!(group.throttled_periods, 12);
+        assert_eq!(group.pids, Some(Bound { max: 100, used: 90 }));
+        assert_eq!(group.memory_max, Some(Bound { max: 1000, used: 600 }));
+        assert_eq!(group.memory_high, Some(Bound { max: 800, used: 100 }));
     }
 
     #[test]
@@ -255,7 +266,7 @@ mod tests {
                 ("/sys/fs/cgroup/cpu.max", "max 100000\n"),
             ],
         );
-        assert_eq!(story.group(), Cgroup { memory_max: Some(2048), ..Cgroup::default() });
+        assert_eq!(story.group(), Cgroup { memory_max: bound(Some(2048), None), ..Cgroup::default() });
     }
 
     #[test]
@@ -274,7 +285,7 @@ mod tests {
                 ("/sys/fs/cgroup/memory/job/memory.usage_in_bytes", "96\n"),
             ],
         );
-        assert_eq!(story.group(), Cgroup { memory_max: Some(4096), memory_used: 96, ..Cgroup::default() });
+        assert_eq!(story.group(), Cgroup { memory_max: bound(Some(4096), Some(96)), ..Cgroup::default() });
     }
 
     #[test]

@@ -24,6 +24,16 @@ pub struct Core {
     pub node: usize,
     /// Its frequency governor; `None` where the kernel doesn't set frequencies, as in most virtual machines.
     pub governor: Option<String>,
+    /// What sets it: `acpi-cpufreq`, `intel_pstate`.
+    pub frequency_driver: Option<String>,
+}
+
+impl Core {
+    /// Whether the driver chooses frequencies by itself, so that the governor is only a hint: the active mode of the P-state
+    /// drivers (kernel: admin-guide/pm/intel_pstate, amd-pstate).
+    pub fn sets_frequency_itself(&self) -> bool {
+        matches!(self.frequency_driver.as_deref(), Some("intel_pstate" | "amd-pstate-epp" | "amd_pstate_epp"))
+    }
 }
 
 impl Cpus {
@@ -46,6 +56,7 @@ impl Cpus {
                 siblings: list(&format!("{path}/topology/thread_siblings_list")).unwrap_or_else(|| vec![id]),
                 node: nodes.iter().find(|(_, cores)| cores.contains(&id)).map_or(0, |(number, _)| *number),
                 governor: root.read(&format!("{path}/cpufreq/scaling_governor")).ok(),
+                frequency_driver: root.read(&format!("{path}/cpufreq/scaling_driver")).ok(),
             }
         };
         Self {

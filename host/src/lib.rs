@@ -16,7 +16,7 @@ mod root;
 mod sockets;
 mod sysctl;
 
-pub use cgroup::{Cgroup, CpuShare};
+pub use cgroup::{Bound, Cgroup, CpuShare};
 pub use conntrack::Conntrack;
 pub use cpu::{Core, Cpus, parse_list};
 pub use interface::Interface;

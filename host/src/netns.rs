@@ -1,11 +1,14 @@
 //! A network namespace: which one it is, and work inside it.
 
+#![expect(unsafe_code, reason = "SO_NETNS_COOKIE has no safe form")]
+
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::MetadataExt;
 use std::thread;
 
+use rustix::net::{AddressFamily, SocketType, socket};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::Root;
@@ -16,8 +19,6 @@ pub struct NetworkNamespace {
     /// Open where the caller is not in it.
     entrance: Option<File>,
     inode: u64,
-    /// Seconds and nanoseconds since 1970, where a name keeps the namespace's inode as it was made.
-    made: Option<(i64, i64)>,
 }
 
 impl NetworkNamespace {
@@ -26,7 +27,7 @@ impl NetworkNamespace {
     /// # Errors
     /// The kernel's, where `/proc` is not there.
     pub fn own(root: &Root) -> io::Result<Self> {
-        Ok(Self { entrance: None, inode: inode_of(root, OWN)?, made: None })
+        Ok(Self { entrance: None, inode: inode_of(root, OWN)? })
     }
 
     /// The one that ip-netns(8) keeps as `name`.
@@ -37,11 +38,7 @@ impl NetworkNamespace {
         if name.is_empty() || name.contains('/') || name == "." || name == ".." {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "that is no name of a namespace"));
         }
-        let mut namespace = Self::at(root, &format!("/run/netns/{name}"))?;
-        let metadata = fs::metadata(root.path(&format!("/run/netns/{name}")))?;
-        namespace.made =
-            (metadata.ino() == namespace.inode).then(|| (metadata.ctime(), metadata.ctime_nsec()));
-        Ok(namespace)
+        Self::at(root, &format!("/run/netns/{name}"))
     }
 
     /// The one that the process `pid` is in.
@@ -56,7 +53,7 @@ impl NetworkNamespace {
         let file = File::open(root.path(path))?;
         let inode = file.metadata()?.ino();
         let is_own = inode == inode_of(root, OWN)?;
-        Ok(Self { entrance: (!is_own).then_some(file), inode, made: None })
+        Ok(Self { entrance: (!is_own).then_some(file), inode })
     }
 
     /// The number that tells it from every other namespace that exists now. The kernel gives the number of one that is
@@ -65,20 +62,39 @@ impl NetworkNamespace {
         self.inode
     }
 
-    /// When it was made (seconds and nanoseconds since 1970), which tells it from one that is gone and had its number. Only
-    /// for one that was opened by its name: of others the kernel makes the inode anew whenever somebody looks.
-    pub fn made(&self) -> Option<(i64, i64)> {
-        self.made
+    /// The number that no other namespace has before the kernel is started again. `None` before Linux 5.14, and where this
+    /// user may not enter.
+    pub fn cookie(&self) -> Option<u64> {
+        self.run(own_cookie).ok()?.ok()
+    }
+
+    /// The one with this number, as far as this user sees: by its mounts, as ip-netns(8) and Docker make them, and by the
+    /// processes in it.
+    pub fn find(root: &Root, inode: u64) -> Option<Self> {
+        let link = format!("net:[{inode}]");
+        let mounts = root.read("/proc/self/mountinfo").unwrap_or_default();
+        // proc_pid_mountinfo(5): the root of the mount, which names the namespace, and where it is.
+        let mounted = mounts.lines().filter_map(|line| {
+            let mut fields = line.split(' ').skip(3);
+            (fields.next() == Some(&link)).then(|| fields.next().map(str::to_owned)).flatten()
+        });
+        let pids =
+            root.names("/proc").into_iter().filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()));
+        let lived_in = pids.map(|pid| format!("/proc/{pid}/ns/net"));
+        let is_it = |path: &String| inode_of(root, path).is_ok_and(|found| found == inode);
+        let path = [OWN.to_owned()].into_iter().chain(mounted).chain(lived_in).find(is_it)?;
+        Self::at(root, &path).ok()
     }
 
     /// Whether the first process is in it: on a host the host's own, in a container the container's.
     ///
-    /// Where this user may not look at that process: whether it is the caller's own, or has the number that the kernel
-    /// keeps for the initial one.
+    /// Where this user may not look at that process: whether it has the number that the kernel keeps for the initial one, or,
+    /// on kernels that keep none, whether it is the caller's own.
     pub fn is_of_first_process(&self, root: &Root) -> bool {
         match inode_of(root, "/proc/1/ns/net") {
             Ok(inode) => inode == self.inode,
-            Err(_) => self.entrance.is_none() || self.inode == INITIAL_INODE,
+            Err(_) if keeps_initial_inode(root) => self.inode == INITIAL_INODE,
+            Err(_) => self.entrance.is_none(),
         }
     }
 
@@ -102,6 +118,28 @@ impl NetworkNamespace {
     }
 }
 
+/// Of the namespace that the calling thread is in.
+fn own_cookie() -> io::Result<u64> {
+    let socket = socket(AddressFamily::UNIX, SocketType::DGRAM, None)?;
+    let mut cookie = 0_u64;
+    let mut bytes = size_of_val(&cookie) as libc::socklen_t;
+    // SAFETY: both pointers are to values of this frame, and `bytes` is the size of the first; the kernel writes no more.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut bytes,
+        )
+    };
+    match result {
+        0 if bytes as usize == size_of_val(&cookie) => Ok(cookie),
+        0 => Err(io::ErrorKind::InvalidData.into()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 fn inode_of(root: &Root, path: &str) -> io::Result<u64> {
     Ok(fs::metadata(root.path(path))?.ino())
 }
@@ -109,6 +147,12 @@ fn inode_of(root: &Root, path: &str) -> io::Result<u64> {
 const OWN: &str = "/proc/self/ns/net";
 /// `NET_NS_INIT_INO` of `linux/nsfs.h`, since Linux 6.18; before, it is a number like any other.
 const INITIAL_INODE: u64 = 0xEFFF_FFF9;
+
+fn keeps_initial_inode(root: &Root) -> bool {
+    let release = root.read("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(6), Some(18))
+}
 
 #[cfg(test)]
 mod tests {
@@ -124,6 +168,29 @@ mod tests {
         for namespace in [own, same] {
             assert_eq!(namespace.run(|| thread::current().id()).expect("it is entered already"), caller);
         }
+    }
+
+    #[test]
+    fn the_own_namespace_is_found_by_its_number_and_another_number_is_nowhere() {
+        let root = Root::system();
+        let own = NetworkNamespace::own(&root).expect("/proc is there");
+        let found = NetworkNamespace::find(&root, own.inode()).expect("this process is in it");
+        assert_eq!((found.inode(), found.cookie()), (own.inode(), own.cookie()));
+        assert!(NetworkNamespace::find(&root, 1).is_none());
+    }
+
+    #[test]
+    fn since_linux_6_18_the_initial_namespace_is_known_by_its_number() {
+        let folder = std::env::temp_dir().join(format!("host-netns-{}", std::process::id()));
+        let root = Root::at(&folder);
+        fs::create_dir_all(folder.join("proc/sys/kernel")).expect("a folder");
+        for (release, due) in
+            [("6.18.0-rc1", true), ("7.0", true), ("6.17.9", false), ("5.18.1-generic", false), ("", false)]
+        {
+            fs::write(folder.join("proc/sys/kernel/osrelease"), release).expect("a file");
+            assert_eq!(keeps_initial_inode(&root), due, "{release:?}");
+        }
+        fs::remove_dir_all(&folder).expect("it was made");
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub struct TcpSockets {
     pub in_use: u64,
     /// In TIME-WAIT, of this namespace.
     pub time_wait: u64,
-    /// Pages of 4 KiB in buffers of the whole host: what `net.ipv4.tcp_mem` bounds.
+    /// Pages in buffers of the whole host: what `net.ipv4.tcp_mem` bounds.
     pub buffer_pages: u64,
 }
 

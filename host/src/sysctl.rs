@@ -84,8 +84,9 @@ impl SysctlName {
         if !path.exists() {
             return Err(SysctlError::Absent { name: self.clone() });
         }
-        // One write(2), as sysctl(8) does: the kernel takes a list of numbers only whole.
-        fs::write(path, value).map_err(|error| SysctlError::Write {
+        // One write(2), as sysctl(8) does: the kernel takes a list of numbers only whole. The line end makes it one for the
+        // empty value, too.
+        fs::write(path, format!("{value}\n")).map_err(|error| SysctlError::Write {
             name: self.clone(),
             value: value.to_owned(),
             error,

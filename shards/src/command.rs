@@ -47,6 +47,10 @@ pub enum Up {
         /// As in `Join`.
         name: Arc<str>,
     },
+    /// A connection wants publications of a live room that came before it.
+    Recover(Box<Recover>),
+    /// Somebody reads a room's log over HTTP.
+    Read(Box<Read>),
     /// A client publishes.
     Publish(Box<Publish>),
     /// Answer to [`Down::Ask`].
@@ -84,6 +88,48 @@ pub enum Up {
         /// In the order of the places; `None` for what is gone.
         names: Box<[Option<Arc<str>>]>,
     },
+}
+
+/// See [`Up::Recover`]; comes back in [`Down::Recovered`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recover {
+    /// Who waits.
+    pub to: ConnectionId,
+    /// The shard's name of the room.
+    pub slot: RoomSlot,
+    /// Name of the room.
+    pub room: Arc<str>,
+    /// What it wants.
+    pub since: Since,
+}
+
+/// See [`Up::Read`]; comes back in [`Down::Reading`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Read {
+    /// Who asked.
+    pub to: ConnectionId,
+    /// Name of the room.
+    pub room: Arc<str>,
+    /// From where on.
+    pub since: Since,
+    /// Publications at most.
+    pub limit: usize,
+}
+
+/// Which publications of a room's log a newcomer wants before the live ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Since {
+    /// Everything after the one of this number: it was here before.
+    After {
+        /// The run of the number; `None`: whichever there is (FIELD section 5).
+        epoch: Option<u64>,
+        /// The last that it has; 0 for none.
+        offset: u64,
+    },
+    /// All that the log holds.
+    Oldest,
+    /// The last so many of it.
+    Last(u64),
 }
 
 /// See [`Up::Publish`].
@@ -158,7 +204,13 @@ pub enum Down {
         epoch: u64,
         /// Offset of the next publication.
         head: u64,
+        /// Index of the source that feeds the room, and its run; `None` where none does.
+        source: Option<(u8, u16)>,
     },
+    /// Answer to [`Up::Read`].
+    Reading(Box<Reading>),
+    /// Answer to [`Up::Recover`]: what was wanted, up to where the ring stands.
+    Recovered(Box<Recovered>),
     /// Publications `from..to` of the room are lost to this shard.
     Gap {
         /// The shard's name of the room.
@@ -221,6 +273,51 @@ pub enum Down {
     },
 }
 
+/// See [`Down::Recovered`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recovered {
+    /// The question.
+    pub recover: Recover,
+    /// Run of the room's numbers.
+    pub epoch: u64,
+    /// The publications begin after this one; without any, it is the newest.
+    pub offset: u64,
+    /// Nothing is missing between what the newcomer has and what follows. False for who asked for a resume and can't have it.
+    pub is_whole: bool,
+    /// In their order, the last being the newest of the room.
+    pub records: Vec<Recorded>,
+}
+
+/// See [`Down::Reading`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reading {
+    /// The question.
+    pub read: Read,
+    /// Run of the room's numbers; 0 where nobody knows the room.
+    pub epoch: u64,
+    /// The publications begin after this one; without any, it is the newest.
+    pub offset: u64,
+    /// Number of the newest publication.
+    pub newest: u64,
+    /// As in [`Recovered`].
+    pub is_whole: bool,
+    /// In their order; the oldest of those wanted, where the limit leaves some out.
+    pub records: Vec<Recorded>,
+}
+
+/// A publication out of a room's log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recorded {
+    /// Its number.
+    pub offset: u64,
+    /// It is the first after a break of the broker.
+    pub after_break: bool,
+    /// What goes out.
+    pub frame: Frame,
+    /// What dialects with an envelope say beside it.
+    pub label: Option<Arc<Label>>,
+}
+
 /// See [`Down::Warmed`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Warmed {
@@ -238,6 +335,8 @@ impl Down {
         match self {
             Down::Publication { frame, .. } => frame.len(),
             Down::Warmed(warmed) => warmed.payload.len(),
+            Down::Reading(reading) => reading.records.iter().map(|record| record.frame.len()).sum(),
+            Down::Recovered(recovered) => recovered.records.iter().map(|record| record.frame.len()).sum(),
             _ => 0,
         }
     }
@@ -270,7 +369,8 @@ pub enum Outcome {
     Refused,
 }
 
-/// Deliveries owed and what became of them: `owed = delivered + filtered + dropped + pending` at any quiet moment.
+/// Deliveries owed and what became of them: `owed = delivered + filtered + conflated + dropped + pending` at any quiet
+/// moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Ledger {
     /// Members of the room, summed over publications.
@@ -279,6 +379,8 @@ pub struct Ledger {
     pub delivered: u64,
     /// Left out on purpose.
     pub filtered: u64,
+    /// Superseded by a newer one of the same key.
+    pub conflated: u64,
     /// Not made.
     pub dropped: u64,
     /// Not made yet.
@@ -291,12 +393,13 @@ impl Ledger {
         self.owed += other.owed;
         self.delivered += other.delivered;
         self.filtered += other.filtered;
+        self.conflated += other.conflated;
         self.dropped += other.dropped;
         self.pending += other.pending;
     }
 
     /// Whether nothing is missing and nothing was counted twice.
     pub fn balances(&self) -> bool {
-        self.owed == self.delivered + self.filtered + self.dropped + self.pending
+        self.owed == self.delivered + self.filtered + self.conflated + self.dropped + self.pending
     }
 }

@@ -335,6 +335,15 @@ impl Default for Route {
     }
 }
 
+impl Route {
+    /// Whether connections of the JSON dialect may join rooms by message here: where that is what the route is for, or where
+    /// its URL could name any room as well and no user by it.
+    pub fn joins_by_message(&self) -> bool {
+        let is_free = matches!(self.room.parts.as_slice(), [TemplatePart::Query(_)]);
+        self.dialect == Dialect::Json || (is_free && self.user.as_ref() != Some(&self.room))
+    }
+}
+
 /// A text with places, for example `user:{query.username}`.
 ///
 /// Places: `{query.x} {path.x} {1} {json.x} {claim.x} {node_id}`; of these `path` and `claim` are refused, by name, until
@@ -380,8 +389,34 @@ pub enum Dialect {
     Raw,
     /// `{"type","room","data"}` both ways; connections join and leave by message.
     Json,
+    /// nchan's `ws+meta.nchan`: before each payload a line with its id, one with its type, and an empty one.
+    Meta,
+    /// Server-sent events over HTTP (HTML standard, section 9.2).
+    Sse,
     /// The debug route `/echo`: no room, each message comes back.
     Echo,
+}
+
+impl Dialect {
+    /// Dialects that members of rooms speak.
+    pub const ALL: [Self; Self::COUNT] = [Self::Raw, Self::Json, Self::Meta, Self::Sse];
+    /// How many they are.
+    pub const COUNT: usize = 4;
+
+    /// Its place in tables by dialect; the raw one has 0.
+    pub const fn index(self) -> usize {
+        match self {
+            Self::Raw | Self::Echo => 0,
+            Self::Json => 1,
+            Self::Meta => 2,
+            Self::Sse => 3,
+        }
+    }
+
+    /// Its bit in masks of dialects.
+    pub const fn bit(self) -> u8 {
+        1 << self.index()
+    }
 }
 
 /// See [`Route::role`].
@@ -404,12 +439,20 @@ pub struct RoomClass {
     pub history: History,
     /// What happens to a subscription that falls behind.
     pub slow: Slow,
+    /// [`SlowPolicy::Conflate`]: the member of a payload's JSON object that is its key; `None`: all have one key.
+    pub conflate_key: Option<String>,
 }
 
 impl Default for RoomClass {
     /// The class of every room that no other class names.
     fn default() -> Self {
-        Self { name: "*".to_owned(), space: None, history: History::default(), slow: Slow::default() }
+        Self {
+            name: "*".to_owned(),
+            space: None,
+            history: History::default(),
+            slow: Slow::default(),
+            conflate_key: None,
+        }
     }
 }
 
@@ -459,6 +502,9 @@ pub enum SlowPolicy {
         /// Publications dropped in a row, without one delivered between them; 0 never disconnects.
         disconnect_after: u32,
     },
+    /// Of the publications with one [`RoomClass::conflate_key`] keep the newest; close with 1013 where more keys wait than
+    /// the limits allow.
+    Conflate,
 }
 
 /// Which channels feed which rooms, and how a payload is unwrapped (table `[[source]]`).

@@ -126,6 +126,12 @@ fn first_of(payload: &[u8]) -> Option<u8> {
     payload.iter().copied().find(|octet| !matches!(octet, b' ' | b'\t' | b'\n' | b'\r'))
 }
 
+/// The JSON text of the member `name` of a JSON object.
+pub fn member<'a>(payload: &'a [u8], name: &str) -> Option<&'a str> {
+    let [found] = members(payload, [name])?;
+    found.map(RawValue::get)
+}
+
 /// The string member `name` of a JSON object, without making a tree of the rest.
 fn string_field<'a>(payload: &'a [u8], name: &str) -> Option<Cow<'a, str>> {
     let [found] = members(payload, [name])?;

@@ -78,6 +78,11 @@ impl Frame {
         &self.wire
     }
 
+    /// The same, without a reference of its own.
+    pub fn into_wire(self) -> Bytes {
+        self.wire
+    }
+
     /// The publication without its header.
     pub fn payload(&self) -> &[u8] {
         &self.wire[usize::from(self.header_bytes)..]

@@ -145,6 +145,12 @@ pub const HEAD_FIELDS_MAX: usize = 100;
 pub const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// See [`BODY_TIMEOUT`]. 128 kbit/s: a phone at the edge of its cell.
 pub const BODY_BYTES_PER_SECOND_MIN: usize = 16 * KIB;
+
+/// From the end of a head that announces `body_bytes` to the end of the body, at most: see [`BODY_TIMEOUT`].
+pub fn body_patience(body_bytes: usize) -> Duration {
+    BODY_TIMEOUT + Duration::from_secs(body_bytes.div_ceil(BODY_BYTES_PER_SECOND_MIN) as u64)
+}
+
 /// Bytes of a room name after percent-decoding, 1 to this. Outside: 400.
 pub const ROOM_NAME_BYTES_MAX: usize = 255;
 /// Bytes of a user name or client id after percent-decoding. Outside: 400.
@@ -253,6 +259,17 @@ pub const SURVEY_UNITS_MAX: usize = 2048;
 pub const SURVEY_NAMES_MAX: usize = 229_376;
 /// Surveys that wait for the one under way. Above: 503.
 pub const SURVEYS_WAITING_MAX: usize = 64;
+
+/// Publications that `GET /history` and `GET /poll` bring: without `?limit=`, and at most. Above: 400.
+pub const READ_DEFAULT: usize = 100;
+/// See [`READ_DEFAULT`].
+pub const READ_MAX: usize = 1000;
+/// Bytes of the frames in one answer, but for one that is larger alone; the rest is asked for with the last offset.
+pub const READ_BYTES_MAX: usize = MIB;
+/// `GET /poll` waits this long without `?wait=`: below the minute after which proxies give a silent response up.
+pub const POLL_WAIT_DEFAULT: Duration = Duration::from_secs(25);
+/// The most that `?wait=` may be. Above: 400.
+pub const POLL_WAIT_MAX: Duration = Duration::from_secs(300);
 
 /// An empty room stays on its shard for this long, so that a reconnecting member finds it.
 pub const ROOM_LINGER: Duration = Duration::from_secs(5);

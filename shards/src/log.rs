@@ -17,6 +17,8 @@ pub struct Record {
     pub except: Option<ConnectionId>,
     /// What dialects with an envelope say beside it.
     pub label: Option<Arc<Label>>,
+    /// The run of the room's source that it belongs to.
+    pub run: u16,
 }
 
 /// See the module. The offset of the newest record is one less than the room's next offset.
@@ -89,7 +91,7 @@ mod tests {
         let mut log = Log::starting_at(5);
         for payload in [b"a", b"b", b"c"] {
             let frame = Frame::text(payload).expect("one byte");
-            log.push(Record { frame, arrived_micros: 0, except: None, label: None });
+            log.push(Record { frame, arrived_micros: 0, except: None, label: None, run: 0 });
         }
         assert_eq!((log.first(), log.pop(), log.first(), log.bytes()), (5, 3, 6, 6));
         assert!(log.at(5).is_none() && log.at(8).is_none());

@@ -238,6 +238,18 @@ label! {
 }
 
 label! {
+    /// What a newcomer that asked for a room's past got.
+    Recovery as "outcome" {
+        /// It came back, and got everything that it had missed.
+        Whole = "whole",
+        /// It came back, and something that it had missed is not there any more.
+        Lost = "lost",
+        /// It was not there before, and got what the log held.
+        Newcomer = "newcomer",
+    }
+}
+
+label! {
     /// Why a publication was refused before it had a place in a room.
     RefuseReason as "reason" {
         /// Larger than `PAYLOAD_BYTES_MAX`, by itself or in its envelope.
@@ -385,6 +397,7 @@ table! {
         accept_failures: Number, "counter", "corecast_accept_failures_total", "Connections accepted and closed at once, because the driver did not take their socket.";
         accept_pauses: Number, "counter", "corecast_accept_pauses_total", "Times accepting paused: out of descriptors, or at the bound of connections.";
         websockets: Number, "gauge", "corecast_websockets", "Open WebSockets: connections that have their 101 and are not closing.";
+        event_streams: Number, "gauge", "corecast_event_streams", "Open responses of server-sent events.";
         subscriptions: Number, "gauge", "corecast_subscriptions", "Memberships of connections in rooms.";
         rooms: Number, "gauge", "corecast_rooms", "Rooms on shards; a room with members on two shards counts twice.";
         handshakes: Number, "counter", "corecast_handshakes_total", "WebSocket handshakes answered with 101.";
@@ -401,6 +414,8 @@ table! {
         late: Number, "counter", "corecast_late_publications_total", "Publications for a room that had left the shard meanwhile; nobody missed them.";
         owed: Number, "counter", "corecast_owed_total", "Deliveries owed: members of the room at each publication.";
         deliveries: Number, "counter", "corecast_deliveries_total", "Publications that a socket took whole.";
+        conflated: Number, "counter", "corecast_conflated_total", "Deliveries superseded by a newer publication of the same key before a slow reader took them.";
+        gap_notices: Number, "counter", "corecast_gap_notices_total", "Notices of lost publications to members.";
         filtered: Number, "counter", "corecast_filtered_total", "Deliveries left out because the member had sent the publication and does not hear itself.";
         drops: By<DropReason>, "counter", "corecast_drops_total", "Deliveries owed and not made, by reason.";
         stalled: Number, "gauge", "corecast_stalled_connections", "Connections whose socket takes no more for now.";
@@ -425,6 +440,8 @@ table! {
         publications_unrouted: Number, "counter", "corecast_publications_unrouted_total", "Publications for rooms without members here.";
         refused: By<RefuseReason>, "counter", "corecast_publications_refused_total", "Publications refused, by reason.";
         gaps: By<GapReason>, "counter", "corecast_gaps_total", "Publications (broker: rooms touched by a break) that members missed, by reason.";
+        recoveries: By<Recovery>, "counter", "corecast_recoveries_total", "Newcomers that asked for a room's past, by what became of it.";
+        recovered_publications: Number, "counter", "corecast_recovered_publications_total", "Publications that newcomers were given out of logs.";
         log_rooms: Number, "gauge", "corecast_log_rooms", "Rooms with a log of record.";
         log_bytes: Number, "gauge", "corecast_log_bytes", "Bytes in logs of record.";
         ring_depth: Number, "gauge", "corecast_ring_depth", "Commands on the rings to the shards, looked at each tenth of a second.";

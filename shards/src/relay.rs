@@ -18,7 +18,7 @@ use hashbrown::HashTable;
 use smallvec::SmallVec;
 
 use crate::arena::Arena;
-use crate::command::{ConnectionId, Down, Label, Ledger, Outcome, RoomSlot, Up};
+use crate::command::{ConnectionId, Down, Label, Ledger, Outcome, Recover, RoomSlot, Up};
 use crate::config::Deliver;
 use crate::envelope;
 use crate::frame::Frame;
@@ -32,6 +32,7 @@ use crate::shard::{Micros, ticks_in};
 mod arrival;
 mod last_value;
 mod own;
+mod recovery;
 mod surveys;
 #[cfg(test)]
 mod tests;
@@ -131,8 +132,8 @@ struct LogRoom {
     /// It is among the idle rooms.
     listed_idle: bool,
     class: u8,
-    /// The broker feeds it.
-    has_source: bool,
+    /// Index of the source that feeds it.
+    source: Option<u8>,
     /// Its channel is subscribed for its first reader and left after its last.
     on_demand: bool,
     /// On-demand sources: SUBSCRIBE has been asked for.
@@ -156,6 +157,8 @@ struct Backlog {
     consumed_bytes: u64,
     /// Rooms that are behind on this shard, in the order in which they will be refilled.
     rooms: VecDeque<(u32, u16)>,
+    /// Newcomers of the shard who wait for publications of the past, longest waiting first.
+    recovers: VecDeque<Recover>,
 }
 
 /// Whether publications travel, and whether they do now.
@@ -192,8 +195,8 @@ pub struct Relay {
     /// See [`Relay::note_skipped`].
     skipped: u64,
     run: u64,
-    /// High bits of every epoch: tells this process's numbers from those of the one before.
-    epoch_seed: u16,
+    /// What every epoch counts from: tells this process's numbers from those of another, or of the one before.
+    epoch_base: u64,
     incarnations: u32,
     /// Name of this run of the node, in envelopes: two nodes of one name, or two runs, don't take each other's for their own.
     instance_id: Box<str>,
@@ -212,8 +215,8 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// A relay for the shards of `setup`. `epoch_seed` is random per process.
-    pub fn new(setup: Arc<Setup>, broker_state: BrokerState, epoch_seed: u16) -> Self {
+    /// A relay for the shards of `setup`. `epoch_base` is random per process.
+    pub fn new(setup: Arc<Setup>, broker_state: BrokerState, epoch_base: u64) -> Self {
         let shards = setup.metrics.shards.len() as u16;
         let relay = Self {
             shards,
@@ -225,9 +228,9 @@ impl Relay {
             was_up: false,
             skipped: 0,
             run: 0,
-            epoch_seed,
+            epoch_base,
             incarnations: 0,
-            instance_id: instance_id(setup.routes.node_id(), epoch_seed),
+            instance_id: instance_id(setup.routes.node_id(), epoch_base),
             labels: Vec::new(),
             last_values: LastValues::default(),
             own: Own::default(),
@@ -254,6 +257,8 @@ impl Relay {
         match command {
             Up::Join { slot, name } => self.join(Interest { shard, slot }, name, outlet),
             Up::Leave { slot, name } => self.leave(Interest { shard, slot }, &name, now),
+            Up::Recover(recover) => self.recover(shard, *recover, outlet, now),
+            Up::Read(read) => self.read(shard, *read, outlet, now),
             Up::Publish(publish) => self.publish(*publish, outlet, now),
             Up::Warm(warm) => self.warm(*warm, outlet),
             Up::Ask { from } => self.ask(from, outlet),
@@ -288,11 +293,12 @@ impl Relay {
 
     /// Sets the shard's interest and tells it where live begins. Everything placed from now on follows on its ring.
     fn admit(&mut self, index: u32, interest: Interest, outlet: &mut impl Outlet) {
-        let run = self.run;
-        let seed = self.epoch_seed;
+        let (base, run) = (self.epoch_base, self.run);
         let Some(room) = self.rooms.at_mut(index) else { return };
         room.interest.push(interest);
-        let joined = Down::Joined { slot: interest.slot, epoch: room.epoch(seed, run), head: room.next };
+        let source = room.source.map(|source| (source, run as u16));
+        let joined =
+            Down::Joined { slot: interest.slot, epoch: room.epoch(base, run), head: room.next, source };
         self.offer(interest.shard, joined, outlet);
     }
 
@@ -413,7 +419,7 @@ impl Relay {
         self.incarnations += 1;
         let source = self.setup.routes.channel_of_room(&name).map(|(source, _)| source);
         let room = LogRoom {
-            next: 0,
+            next: FIRST_OFFSET,
             interest: SmallVec::new(),
             log: None,
             exceptional: None,
@@ -422,7 +428,7 @@ impl Relay {
             listed_idle: false,
             class: self.setup.routes.class_of(&name),
             on_demand: source.is_some_and(|source| self.setup.routes.is_on_demand(source)),
-            has_source: source.is_some(),
+            source: source.map(|source| source as u8),
             subscribed: false,
             confirmed: false,
             name,
@@ -477,7 +483,7 @@ impl Relay {
         };
         self.metrics().publications_received.add(via, 1);
         let generation = self.rooms.generation(index).unwrap_or_default();
-        let Self { rooms, setup, backlogs, run, epoch_seed, .. } = self;
+        let Self { rooms, setup, backlogs, run, epoch_base, .. } = self;
         let metrics = &setup.metrics.relay;
         let Some(room) = rooms.at_mut(index) else { return Outcome::Nobody };
         let offset = room.next;
@@ -488,7 +494,7 @@ impl Relay {
         if room.is_idle() && !room.subscribed && history_frames > 0 {
             room.idle_since = now.ticks();
         }
-        let epoch = room.epoch(*epoch_seed, *run);
+        let (epoch, run) = (room.epoch(*epoch_base, *run), *run as u16);
         metrics.publications_broadcast.add(u64::from(!room.interest.is_empty()));
         for at in 0..room.interest.len() {
             let Interest { shard, slot } = room.interest[at];
@@ -512,7 +518,7 @@ impl Relay {
             let command = Down::Publication { slot, offset, arrived_micros: now.0, frame, except, label };
             backlog.offer(shard, command, outlet, metrics);
         }
-        self.record(index, offset, Record { frame, arrived_micros: now.0, except, label });
+        self.record(index, offset, Record { frame, arrived_micros: now.0, except, label, run });
         Outcome::Placed { offset, epoch }
     }
 
@@ -561,7 +567,8 @@ impl Relay {
 
     /// Whether something waits behind a ring; the driver then calls [`pump`](Self::pump) again soon.
     pub fn has_backlog(&self) -> bool {
-        self.backlogs.iter().any(|backlog| !backlog.spill.is_empty() || !backlog.rooms.is_empty())
+        let waits = |b: &Backlog| !b.spill.is_empty() || !b.rooms.is_empty() || !b.recovers.is_empty();
+        self.backlogs.iter().any(waits)
     }
 
     /// Moves what waits for `shard` onto its ring: the spill first, then the rooms that are behind, from their logs.
@@ -588,6 +595,7 @@ impl Relay {
         for index in through {
             self.release_log(index);
         }
+        self.answer_recovers(shard, outlet);
     }
 
     /// Frees the log of a room whose class keeps none, once no shard is behind.
@@ -635,7 +643,7 @@ impl Relay {
         self.run += 1;
         self.metrics().broker_reconnects.add(1);
         let touched =
-            self.rooms.iter().filter(|(_, room)| room.has_source && !room.interest.is_empty()).count();
+            self.rooms.iter().filter(|(_, room)| room.source.is_some() && !room.interest.is_empty()).count();
         self.metrics().gaps.add(GapReason::Broker, touched as u64);
         for shard in 0..self.shards {
             for source in 0..self.setup.routes.sources_len() {
@@ -734,7 +742,7 @@ impl Relay {
                 let delivered = envelope::unwrap(deliver, plain_name(&room), payload);
                 let label = match &own {
                     Some((_, returned)) => returned.label.clone(),
-                    None => self.label_of(&room, &delivered),
+                    None => None,
                 };
                 let particulars = Particulars { via: Via::Source(source), label, except };
                 self.place(&room, &delivered, particulars, outlet, now);
@@ -791,9 +799,12 @@ impl Relay {
     }
 }
 
+/// Number of a room's first publication: who has 0 has none, as Redis counts the entries of a stream.
+pub const FIRST_OFFSET: u64 = 1;
+
 /// The node's name and 64 random bits: nodes that were given one name must not take each other's for their own.
-fn instance_id(node_id: &str, epoch_seed: u16) -> Box<str> {
-    let random = foldhash::fast::RandomState::default().hash_one(epoch_seed);
+fn instance_id(node_id: &str, epoch_base: u64) -> Box<str> {
+    let random = foldhash::fast::RandomState::default().hash_one(epoch_base);
     format!("{node_id}-{random:016x}").into()
 }
 
@@ -804,9 +815,10 @@ enum Refill {
 }
 
 impl LogRoom {
-    /// The run of the room's offsets: process, incarnation of the room, run of its source.
-    fn epoch(&self, seed: u16, run: u64) -> u64 {
-        (u64::from(seed) << 48) | (u64::from(self.incarnation) << 16) | (run & 0xffff)
+    /// The run of the room's offsets: process, incarnation of the room, run of its source. Two processes count from random
+    /// numbers of 64 bits, so that the epoch of one is none of the other's.
+    fn epoch(&self, base: u64, run: u64) -> u64 {
+        base.wrapping_add(u64::from(self.incarnation) << 16).wrapping_add(run & 0xffff)
     }
 
     fn is_idle(&self) -> bool {

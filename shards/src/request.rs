@@ -16,8 +16,8 @@ use crate::limits::{HEAD_BYTES_MAX, HEAD_FIELDS_MAX};
 use crate::route::{is_name, name_fault};
 
 pub use authority::Authority;
-pub use reply::response;
-pub use upgrade::{AcceptKey, switching_protocols};
+pub use reply::{event_stream, response};
+pub use upgrade::{AcceptKey, add_standing, switching_protocols};
 
 /// Request line and header fields of one request, borrowed from the buffer they arrived in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -199,8 +199,13 @@ impl<'a> Head<'a> {
         self.fields.iter().filter(move |(found, _)| found.eq_ignore_ascii_case(name)).map(|&(_, value)| value)
     }
 
+    /// What EventSource sends when it comes back: the id of the last event that it got (HTML standard, section 9.2.4).
+    pub fn last_event_id(&self) -> Option<&'a str> {
+        self.fields("last-event-id").next().filter(|id| !id.is_empty())
+    }
+
     /// Whether a field that is a list, such as Connection, has the member `token`, whatever its case.
-    fn lists(&self, name: &str, token: &str) -> bool {
+    pub(crate) fn lists(&self, name: &str, token: &str) -> bool {
         self.fields(name)
             .flat_map(|value| value.split(','))
             .any(|member| member.trim_matches([' ', '\t']).eq_ignore_ascii_case(token))

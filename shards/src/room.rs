@@ -10,14 +10,12 @@
 //!
 //! Forbidden: appending during a pass (the pass sends one buffer to everybody at `passed`).
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use crate::command::ConnectionId;
 use crate::config::Dialect;
-use crate::frame::Frame;
+use crate::window::{Entry, Window};
 
 /// One connection's place in a room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +28,8 @@ pub struct Member {
     pub cursor: u64,
 }
 
+/// See [`Room::source`].
+pub const NO_SOURCE: u8 = u8::MAX;
 /// A member that left during a pass.
 pub const TOMBSTONE: u32 = u32::MAX;
 
@@ -40,92 +40,6 @@ pub enum Stage {
     Joining,
     /// Publications come.
     Live,
-}
-
-/// A publication as the members of a room get it.
-#[derive(Debug)]
-pub struct Frames {
-    /// See [`Entry::frame`].
-    pub frame: Frame,
-    /// See [`Entry::enveloped`].
-    pub enveloped: Option<Frame>,
-    /// See [`Entry::is_replaced`].
-    pub is_replaced: bool,
-}
-
-impl Frames {
-    /// Bytes of both.
-    pub fn bytes(&self) -> u64 {
-        (self.frame.len() + self.enveloped.as_ref().map_or(0, Frame::len)) as u64
-    }
-}
-
-/// One publication in a window.
-#[derive(Debug, Clone)]
-pub struct Entry {
-    /// What goes out: to all members, or to those of the raw dialect where `enveloped` is there.
-    pub frame: Frame,
-    /// What goes out to members of the JSON dialect, while members of both are in the room.
-    pub enveloped: Option<Frame>,
-    /// Members of the JSON dialect get a notice instead of the publication, which is too long for them.
-    pub is_replaced: bool,
-    /// The broker's number.
-    pub offset: u64,
-    /// Microseconds after the start of the process.
-    pub arrived_micros: u64,
-    /// Who does not get it.
-    pub except: Option<ConnectionId>,
-    /// Bytes of all entries up to and with this one since the window began, as each dialect's members get them.
-    ends: Ends,
-}
-
-/// Bytes for a member of the raw dialect, and for one of the JSON dialect.
-#[derive(Debug, Clone, Copy, Default)]
-struct Ends {
-    raw: u64,
-    json: u64,
-}
-
-impl Ends {
-    fn of(self, dialect: Dialect) -> u64 {
-        if dialect == Dialect::Json { self.json } else { self.raw }
-    }
-}
-
-impl Entry {
-    /// What goes out to a member of that dialect.
-    pub fn frame_for(&self, dialect: Dialect) -> &Frame {
-        match &self.enveloped {
-            Some(enveloped) if dialect == Dialect::Json => enveloped,
-            _ => &self.frame,
-        }
-    }
-
-    /// Whether what a member of that dialect gets is a notice, and the publication lost to it.
-    pub fn is_notice_for(&self, dialect: Dialect) -> bool {
-        self.is_replaced && dialect == Dialect::Json
-    }
-
-    /// Bytes that it holds: of both its frames.
-    pub fn bytes(&self) -> u64 {
-        (self.frame.len() + self.enveloped.as_ref().map_or(0, Frame::len)) as u64
-    }
-}
-
-/// The entries that somebody is still owed.
-#[derive(Debug, Default)]
-pub struct Window {
-    entries: VecDeque<Entry>,
-    /// Bytes of all frames that it holds.
-    bytes: u64,
-    /// Bytes of all entries that it ever held.
-    ends: Ends,
-    /// Entries with two frames.
-    mixed: u32,
-    /// Entries with a notice in the place of a publication.
-    replaced: u32,
-    /// Entries that leave somebody out; while there are none, everybody at one position is owed the same bytes.
-    excepts: u32,
 }
 
 /// See the module.
@@ -142,8 +56,16 @@ pub struct Room {
     pub passed: u64,
     /// Members that left during the pass.
     tombstones: u32,
-    /// Members of the JSON dialect.
-    enveloped: u32,
+    /// Members of each dialect but the raw one, by [`Dialect::index`] less one.
+    others: [u32; Dialect::COUNT - 1],
+    /// Run of its publications' numbers; known when it is live.
+    pub epoch: u64,
+    /// Number of the newest publication; 0 before the first.
+    pub last: u64,
+    /// The run of its source that `epoch` belongs to.
+    pub run: u16,
+    /// Index of the source that feeds it, [`NO_SOURCE`] where none does.
+    pub source: u8,
     /// When the last member left, in ticks of the shard's sweep.
     pub empty_since: u32,
     /// Index of its class.
@@ -170,7 +92,11 @@ impl Room {
             head: 0,
             passed: 0,
             tombstones: 0,
-            enveloped: 0,
+            others: [0; Dialect::COUNT - 1],
+            epoch: 0,
+            last: 0,
+            run: 0,
+            source: NO_SOURCE,
             empty_since: 0,
             class,
             stage: Stage::Joining,
@@ -191,21 +117,37 @@ impl Room {
         self.members.len() - self.tombstones as usize
     }
 
-    /// Members of the JSON dialect.
-    pub fn enveloped_len(&self) -> usize {
-        self.enveloped as usize
+    /// Members of that dialect.
+    pub fn speakers_len(&self, dialect: Dialect) -> usize {
+        match dialect.index() {
+            0 => self.members_len() - self.others.iter().sum::<u32>() as usize,
+            index => self.others[index - 1] as usize,
+        }
+    }
+
+    /// Whether a member speaks another dialect than the raw one.
+    pub fn has_others(&self) -> bool {
+        self.others != [0; Dialect::COUNT - 1]
+    }
+
+    fn count_other(&mut self, dialect: Dialect) -> Option<&mut u32> {
+        dialect.index().checked_sub(1).map(|index| &mut self.others[index])
     }
 
     /// Lets a connection in at the head: it gets what is appended from now on. Returns the member's index.
     pub fn enter(&mut self, slot: u32, subscription: u32, dialect: Dialect) -> u32 {
-        self.enveloped += u32::from(dialect == Dialect::Json);
+        if let Some(others) = self.count_other(dialect) {
+            *others += 1;
+        }
         self.members.push(Member { slot, subscription, cursor: self.head });
         (self.members.len() - 1) as u32
     }
 
     /// Takes a member out. Returns its cursor, and the member that now has its index (so that its subscription can be told).
     pub fn leave(&mut self, index: u32, dialect: Dialect) -> (u64, Option<Member>) {
-        self.enveloped -= u32::from(dialect == Dialect::Json);
+        if let Some(others) = self.count_other(dialect) {
+            *others -= 1;
+        }
         let index = index as usize;
         let cursor = self.members[index].cursor;
         if self.in_pass {
@@ -245,82 +187,74 @@ impl Room {
         }
     }
 
-    /// Appends one publication for everybody who is in the room now.
-    pub fn append(
-        &mut self,
-        frames: Frames,
-        offset: u64,
-        arrived_micros: u64,
-        except: Option<ConnectionId>,
-        window: impl FnOnce() -> Box<Window>,
-    ) {
+    /// Appends one entry for everybody who is in the room now.
+    pub fn append(&mut self, entry: Entry, window: impl FnOnce() -> Box<Window>) {
         debug_assert!(!self.in_pass, "appending during a pass");
-        let Frames { frame, enveloped, is_replaced } = frames;
-        let window = self.window.get_or_insert_with(window);
-        window.excepts += u32::from(except.is_some());
-        window.mixed += u32::from(enveloped.is_some());
-        window.replaced += u32::from(is_replaced);
-        let mut entry =
-            Entry { frame, enveloped, is_replaced, offset, arrived_micros, except, ends: Ends::default() };
-        window.bytes += entry.bytes();
-        window.ends.raw += entry.frame.len() as u64;
-        window.ends.json += entry.frame_for(Dialect::Json).len() as u64;
-        entry.ends = window.ends;
-        window.entries.push_back(entry);
+        self.window.get_or_insert_with(window).push(entry);
         self.head += 1;
     }
 
     /// Position of the oldest entry that is kept.
     pub fn base(&self) -> u64 {
-        self.head - self.window.as_ref().map_or(0, |w| w.entries.len() as u64)
+        self.head - self.window.as_ref().map_or(0, |w| w.len() as u64)
     }
 
     /// The entries from `cursor` on.
-    pub fn entries_from(&self, cursor: u64) -> impl Iterator<Item = &Entry> {
+    pub fn entries_from(&self, cursor: u64) -> impl DoubleEndedIterator<Item = &Entry> {
         debug_assert!(cursor >= self.base() && cursor <= self.head, "a cursor outside the window");
         let skip = (cursor - self.base()) as usize;
-        self.window.iter().flat_map(move |w| w.entries.range(skip.min(w.entries.len())..))
+        self.window.iter().flat_map(move |w| w.range(skip))
     }
 
     /// The entry at `cursor`, if there is one.
     pub fn entry(&self, cursor: u64) -> Option<&Entry> {
-        self.window.as_ref()?.entries.get((cursor - self.base()) as usize)
+        self.window.as_ref()?.at((cursor - self.base()) as usize)
     }
 
     /// Whether every kept entry goes to everybody.
     pub fn is_uniform(&self) -> bool {
-        self.window.as_ref().is_none_or(|w| w.excepts == 0)
+        self.window.as_ref().is_none_or(|w| w.is_uniform())
     }
 
     /// Whether some kept entry looks different to members of different dialects.
     pub fn is_mixed(&self) -> bool {
-        self.window.as_ref().is_some_and(|w| w.mixed > 0)
+        self.window.as_ref().is_some_and(|w| w.is_mixed())
+    }
+
+    /// Of the entries from `cursor` on: those that are gaps, and so nobody's publication.
+    pub fn gaps_from(&self, cursor: u64) -> u64 {
+        match &self.window {
+            Some(window) if window.has_gaps() => {
+                self.entries_from(cursor).filter(|entry| entry.forms.is_gap).count() as u64
+            }
+            _ => 0,
+        }
     }
 
     /// Of the entries from `cursor` on: those in whose place a member of that dialect gets a notice.
-    pub fn notices_from(&self, cursor: u64, dialect: Dialect) -> u64 {
+    pub fn replaced_from(&self, cursor: u64, dialect: Dialect) -> u64 {
         match &self.window {
-            Some(window) if window.replaced > 0 => {
-                self.entries_from(cursor).filter(|entry| entry.is_notice_for(dialect)).count() as u64
+            Some(window) if window.has_replaced() => {
+                self.entries_from(cursor).filter(|entry| entry.forms.is_replaced_for(dialect)).count() as u64
             }
             _ => 0,
         }
     }
 
-    /// Bytes of the entries from `cursor` on as a member of that dialect gets them. What members of the other one get
-    /// is no debt of its.
+    /// Publications from `cursor` on.
+    pub fn publications_from(&self, cursor: u64) -> u64 {
+        self.head - cursor - self.gaps_from(cursor)
+    }
+
+    /// Bytes of the entries from `cursor` on as a member of that dialect gets them. What members of the others get is no
+    /// debt of its.
     pub fn bytes_from(&self, cursor: u64, dialect: Dialect) -> u64 {
-        match (&self.window, self.entry(cursor)) {
-            (Some(window), Some(entry)) => {
-                window.ends.of(dialect) - entry.ends.of(dialect) + entry.frame_for(dialect).len() as u64
-            }
-            _ => 0,
-        }
+        self.window.as_ref().map_or(0, |w| w.bytes_from((cursor - self.base()) as usize, dialect))
     }
 
     /// Bytes of all kept entries, in every dialect they are kept in.
     pub fn window_bytes(&self) -> u64 {
-        self.window.as_ref().map_or(0, |window| window.bytes)
+        self.window.as_ref().map_or(0, |window| window.bytes())
     }
 
     /// Forgets what everybody has passed. Returns the emptied window, for reuse, and the bytes given up.
@@ -337,13 +271,8 @@ impl Room {
         self.lagging = lowest < self.passed;
         let Some(window) = self.window.as_mut() else { return (None, 0) };
         let keep = (self.head - lowest) as usize;
-        while window.entries.len() > keep {
-            if let Some(entry) = window.entries.pop_front() {
-                window.bytes -= entry.bytes();
-                window.excepts -= u32::from(entry.except.is_some());
-                window.mixed -= u32::from(entry.enveloped.is_some());
-                window.replaced -= u32::from(entry.is_replaced);
-            }
+        while window.len() > keep {
+            window.pop();
         }
         if keep > 0 {
             return (None, before - self.window_bytes());
@@ -369,16 +298,11 @@ impl Room {
     }
 }
 
-impl Window {
-    /// Whether it can be reused as it is and is not worth freeing.
-    pub fn is_reusable(&self) -> bool {
-        self.entries.is_empty() && self.entries.capacity() <= 64
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::frame::Frame;
+    use crate::window::Forms;
 
     fn room() -> Room {
         let mut room = Room::new("r".into(), 0);
@@ -387,9 +311,9 @@ mod tests {
     }
 
     fn append(room: &mut Room, payload: &[u8]) {
-        let frame = Frame::data(payload).expect("short");
-        let frames = Frames { frame, enveloped: None, is_replaced: false };
-        room.append(frames, 0, 0, None, Box::default);
+        let wire = Frame::data(payload).expect("short").into_wire();
+        let forms = Forms { wire, ..Forms::default() };
+        room.append(Entry::new(forms, 0, 0, 0, None), Box::default);
     }
 
     #[test]
@@ -398,7 +322,8 @@ mod tests {
         append(&mut room, b"before");
         room.enter(7, 0, Dialect::Raw);
         append(&mut room, b"after");
-        let owed: Vec<&[u8]> = room.entries_from(room.members[0].cursor).map(|e| e.frame.payload()).collect();
+        let owed: Vec<&[u8]> =
+            room.entries_from(room.members[0].cursor).map(|e| &e.forms.wire[2..]).collect();
         assert_eq!(owed, [b"after".as_slice()]);
     }
 

@@ -38,8 +38,6 @@ pub struct Routes {
     sources: Vec<CompiledSource>,
     /// Those of them whose rooms the payload names.
     payload_sources: Vec<usize>,
-    /// Spaces in which connections of the JSON dialect are.
-    json_spaces: Vec<String>,
 }
 
 /// What a request joins.
@@ -169,14 +167,9 @@ impl Routes {
             config.sources.iter().map(|source| CompiledSource::new(source, &config.node_id)).collect();
         let names_room = |source: &CompiledSource| matches!(source.room, SourceRoom::Payload { .. });
         let payload_sources = (0..sources.len()).filter(|index| names_room(&sources[*index])).collect();
-        let json = routes.iter().filter(|route| route.dialect == Dialect::Json);
-        let mut json_spaces: Vec<String> = json.map(|route| route.space.clone()).collect();
-        json_spaces.sort();
-        json_spaces.dedup();
         Self {
             routes,
             payload_sources,
-            json_spaces,
             owners: config.listen_presets.clone(),
             first_preset: config.presets.first().cloned(),
             node_id: config.node_id.clone(),
@@ -232,6 +225,28 @@ impl Routes {
             Some((index, route)) => self.join(index, route, query),
             None => Err(RouteError::Missing(missing_sentence(first.1))),
         }
+    }
+
+    /// What a connection of the JSON dialect joins on `path` that names no room in its URL: none, and rooms by message, on
+    /// the path's first route that lets it.
+    pub fn resolve_without_room(&self, listener: usize, path: &str) -> Option<Resolved> {
+        let owner = self.owners.get(listener).and_then(Option::as_ref).or(self.first_preset.as_ref());
+        let on_path = self.routes.iter().enumerate().filter(|(_, route)| route.path == path);
+        let is_owners = |route: &Route| route.preset.is_none() || route.preset.as_ref() == owner;
+        let mut free = on_path.filter(|(_, route)| is_owners(route) && route.joins_by_message());
+        let (route_index, route) = free.next()?;
+        Some(Resolved {
+            route_index,
+            rooms: Vec::new(),
+            user: String::new(),
+            publish: route.publish,
+            dialect: route.dialect,
+            role: route.role,
+            key: route.key,
+            space: route.space.clone(),
+            hear_self: route.hear_self,
+            ping: route.ping,
+        })
     }
 
     fn join<'q, E>(
@@ -331,11 +346,6 @@ impl Routes {
         };
         let room = [prefix, name, suffix].concat();
         (is_name(name) && is_name(plain_name(&room))).then_some(room)
-    }
-
-    /// Whether a route leads connections of the JSON dialect into rooms of the space of `room` (a full name).
-    pub fn speaks_json(&self, room: &str) -> bool {
-        !self.json_spaces.is_empty() && self.json_spaces.iter().any(|space| space == split_name(room).0)
     }
 
     /// Index of the class of `room` (a full name) in [`Config::rooms`].

@@ -21,27 +21,35 @@ use smallvec::SmallVec;
 use crate::arena::Arena;
 use crate::close::CloseReason;
 use crate::command::{ConnectionId, Down, Label, Ledger, RoomSlot, Up};
-use crate::config::Dialect;
+use crate::config::{Dialect, SlowPolicy};
+use crate::dialect::{Gap, Lost, Standing};
+use crate::envelope;
 use crate::frame::Frame;
-use crate::limits::{ADMIN_CONNECTIONS_MAX, CLOSE_LINGER, ROOM_LINGER, SLOW_CLOSE_LINGER};
-use crate::metrics::{DropReason, ShardMetrics};
+use crate::limits::{ADMIN_CONNECTIONS_MAX, CLOSE_LINGER, ROOM_LINGER, SLOW_CLOSE_LINGER, TURN_COMMANDS_MAX};
+use crate::metrics::{DropReason, GapReason, Label as _, ShardMetrics};
 use crate::notice::Notice;
-use crate::room::{Frames, Room, Stage, TOMBSTONE, Window};
+use crate::room::{NO_SOURCE, Room, Stage, TOMBSTONE};
 use crate::session::Session;
 use crate::setup::Setup;
+use crate::window::{Entry, Forms, Window};
 
 mod budget;
 mod check;
+mod conflate;
 mod dialogue;
-mod frames;
+mod forms;
 mod held;
 mod inbound;
+mod newcomers;
 mod notices;
+mod polls;
+mod slow;
 mod stall;
 mod survey;
 #[cfg(test)]
 mod tests;
 mod turn;
+mod wish;
 
 pub use inbound::{ADMIN, Next};
 pub use stall::Stalled;
@@ -171,6 +179,10 @@ pub(crate) struct Pending {
     pub room: Option<Arc<str>>,
     /// The request was a HEAD.
     pub head_only: bool,
+    /// Rooms that it enters when the relay has said what came before.
+    pub wishes: Vec<u32>,
+    /// Where it stands in the room whose past it asked for.
+    pub standing: Option<Standing>,
     /// Tick at which the body of the request in `input` has to be whole; `None` while its head isn't.
     pub body_due: Option<u32>,
 }
@@ -201,6 +213,8 @@ pub struct Shard {
     /// Rooms with members behind the others, until a sweep finds none.
     pub(crate) lagging: Vec<u32>,
     pub(crate) window_bytes: u64,
+    /// What connections are still to get of rooms' pasts.
+    pub(crate) past_bytes: u64,
     /// Connections of the admin address, those that are ending included.
     admin: Vec<ConnectionId>,
     /// What connections hold of input that isn't whole.
@@ -213,6 +227,14 @@ pub struct Shard {
     pub(crate) unread_up: VecDeque<ConnectionId>,
     /// Those of them that were resumed last, and how many of these found the space taken and are first in line again.
     pub(crate) resumed_up: (Vec<ConnectionId>, usize),
+    /// The present run of each source that has ever broken.
+    runs: Vec<Option<u16>>,
+    /// The room to go on with, while rooms are in a run that is over.
+    settling: Option<u32>,
+    /// Connections that wait to enter a room, because they asked for its past.
+    wishers: newcomers::Wishers,
+    /// Requests that wait for publications.
+    polls: polls::Polls,
     /// To the read that is being taken.
     answers: dialogue::Answers,
     /// Taken by the runtime after each call.
@@ -223,6 +245,8 @@ pub struct Shard {
     pub up: VecDeque<Up>,
 }
 
+/// Rooms that are told of a break in one turn: as many as a turn takes commands.
+const SETTLED_ROOMS_MAX: u32 = TURN_COMMANDS_MAX as u32;
 /// Windows kept for reuse: as many rooms as a turn commonly touches.
 const SPARE_WINDOWS_MAX: usize = 256;
 
@@ -245,6 +269,7 @@ impl Shard {
             spare: Vec::new(),
             lagging: Vec::new(),
             window_bytes: 0,
+            past_bytes: 0,
             admin: Vec::new(),
             input_bytes: 0,
             scratch: Vec::new(),
@@ -252,6 +277,10 @@ impl Shard {
             waiting_up: Vec::new(),
             unread_up: VecDeque::new(),
             resumed_up: (Vec::new(), 0),
+            runs: Vec::new(),
+            settling: None,
+            wishers: newcomers::Wishers::default(),
+            polls: polls::Polls::default(),
             answers: dialogue::Answers::default(),
             actions: Vec::new(),
             notices: Vec::new(),
@@ -349,10 +378,14 @@ impl Shard {
                 self.append(slot, offset, arrived_micros, frame, except, label.as_deref());
             }
             Down::Warmed(warmed) => self.warmed(*warmed, wire, now),
-            // The raw dialect has no words for epoch and offset.
-            Down::Joined { slot, .. } => self.joined(slot, wire, now),
-            // The raw dialect has no words for a gap; the relay has counted it.
-            Down::Gap { .. } | Down::SourceGap { .. } => {}
+            Down::Joined { slot, epoch, head, source } => {
+                self.begin_room(slot, epoch, head, source);
+                self.joined(slot, wire, now);
+            }
+            Down::Recovered(recovered) => self.recovered(*recovered, wire, now),
+            Down::Reading(reading) => self.reading(*reading, wire, now),
+            Down::Gap { slot, from, to } => self.gap(slot, from, to, now),
+            Down::SourceGap { source, run } => self.source_gap(source, run as u16),
             Down::Published { to, outcome } => self.answer_publish(to, outcome, wire, now),
             Down::Ask { question } => {
                 let ledger = Box::new(self.ledger());
@@ -390,7 +423,10 @@ impl Shard {
                     .at(id.slot)
                     .is_some_and(|c| c.subscriptions.iter().any(|s| s.room == slot.index))
         });
-        let Self { rooms, spare, dirty, window_bytes, setup, index, .. } = self;
+        if self.settling.is_some() {
+            self.settle(slot.index, Micros(arrived_micros));
+        }
+        let Self { rooms, setup, index, .. } = self;
         let metrics = &setup.metrics.shards[*index as usize];
         if !rooms.holds(slot.index, slot.generation as u16) {
             metrics.late.add(1);
@@ -401,19 +437,108 @@ impl Shard {
             metrics.late.add(1);
             return;
         }
+        room.last = offset;
+        if self.polls.are_for(slot.index) {
+            self.ask_again(slot.index);
+        }
+        let Self { rooms, spare, dirty, window_bytes, setup, index, .. } = self;
+        let metrics = &setup.metrics.shards[*index as usize];
+        let Some(room) = rooms.at_mut(slot.index) else { return };
         let members = room.members_len() as u64;
         if members == 0 {
             return;
         }
         metrics.owed.add(members);
-        let frames = Frames::of(frame, room, label);
-        *window_bytes += frames.bytes();
+        let class = setup.routes.class(room.class);
+        let key = match class.slow.policy {
+            SlowPolicy::Conflate => conflation_key(class.conflate_key.as_deref(), frame.payload()),
+            _ => 0,
+        };
+        let told = forms::Told { frame, epoch: room.epoch, offset, label };
+        let forms = Forms::of(told, room);
+        *window_bytes += forms.bytes();
         let window = || spare.pop().unwrap_or_default();
-        room.append(frames, offset, arrived_micros, except, window);
+        room.append(Entry::new(forms, offset, key, arrived_micros, except), window);
         if !room.dirty {
             room.dirty = true;
             dirty.push(slot.index);
         }
+    }
+
+    /// What the relay said of a room that is about to be live.
+    fn begin_room(&mut self, slot: RoomSlot, epoch: u64, head: u64, source: Option<(u8, u16)>) {
+        let Some(room) = self.room_of(slot) else { return };
+        (room.epoch, room.last) = (epoch, head - 1);
+        (room.source, room.run) = source.unwrap_or((NO_SOURCE, 0));
+    }
+
+    /// Publications of a room never reached this shard.
+    fn gap(&mut self, slot: RoomSlot, from: u64, to: u64, now: Micros) {
+        let Some(room) = self.room_of(slot).filter(|room| room.stage == Stage::Live) else { return };
+        room.last = to - 1;
+        let lost = Lost::Range(from, to - 1);
+        let gap = Gap { epoch: room.epoch, lost, reason: GapReason::ShardOverload.label() };
+        self.append_gap(slot.index, &gap, now);
+    }
+
+    /// Tells the members of a room that can be told. Not during a pass.
+    fn append_gap(&mut self, index: u32, gap: &Gap, now: Micros) {
+        let Self { rooms, spare, dirty, window_bytes, .. } = self;
+        let Some(room) = rooms.at_mut(index) else { return };
+        let told = room.speakers_len(Dialect::Json) + room.speakers_len(Dialect::Sse);
+        if told == 0 {
+            return;
+        }
+        let forms = Forms::gap(gap, room);
+        *window_bytes += forms.bytes();
+        let offset = gap.resumes_after();
+        room.append(Entry::new(forms, offset, 0, now.0, None), || spare.pop().unwrap_or_default());
+        if !std::mem::replace(&mut room.dirty, true) {
+            dirty.push(index);
+        }
+        self.metrics().gap_notices.add(told as u64);
+    }
+
+    /// A source broke and is back: its rooms are in another run, and their members are told; those that publications come
+    /// for before them, and the others a batch at a time.
+    fn source_gap(&mut self, source: u8, run: u16) {
+        if self.runs.len() <= usize::from(source) {
+            self.runs.resize(usize::from(source) + 1, None);
+        }
+        self.runs[usize::from(source)] = Some(run);
+        self.settling = Some(0);
+    }
+
+    /// Brings a room into the present run of its source.
+    pub(crate) fn settle(&mut self, index: u32, now: Micros) {
+        let Some(room) = self.rooms.at_mut(index) else { return };
+        let Some(run) = self.runs.get(usize::from(room.source)).copied().flatten() else { return };
+        if run == room.run || room.stage != Stage::Live {
+            return;
+        }
+        // Epochs of a room count the runs of its source.
+        room.epoch = room.epoch.wrapping_add(u64::from(run)).wrapping_sub(u64::from(room.run));
+        room.run = run;
+        self.ask_again(index);
+        let Some(room) = self.rooms.at(index) else { return };
+        let lost = Lost::Unknown(room.last);
+        let gap = Gap { epoch: room.epoch, lost, reason: GapReason::Broker.label() };
+        self.append_gap(index, &gap, now);
+    }
+
+    /// Whether rooms are left that have not been looked at since a source broke.
+    pub fn is_settling(&self) -> bool {
+        self.settling.is_some()
+    }
+
+    /// The same for a batch of rooms, until all have been looked at. Not during a pass.
+    pub fn settle_some(&mut self, now: Micros) {
+        let Some(from) = self.settling.take() else { return };
+        let to = (from + SETTLED_ROOMS_MAX).min(self.rooms.span());
+        for index in from..to {
+            self.settle(index, now);
+        }
+        self.settling = (to < self.rooms.span()).then_some(to);
     }
 
     // ---- joining and leaving
@@ -460,9 +585,11 @@ impl Shard {
         assert!(room.stage == Stage::Joining, "the relay answered a Join of {} twice", room.name);
         room.stage = Stage::Live;
         let waiting: Vec<u32> = room.members.iter().map(|m| m.slot).collect();
-        if waiting.is_empty() {
+        if waiting.is_empty() && !self.wishers.are_for(slot.index) && !self.polls.are_for(slot.index) {
             self.note_empty(slot.index, now);
         }
+        self.ask_for_pasts(slot.index);
+        self.ask_again(slot.index);
         let waiting: Vec<ConnectionId> = waiting.into_iter().filter_map(|slot| self.id_of(slot)).collect();
         for id in waiting {
             let Some(connection) = self.connection(id) else { continue };
@@ -478,12 +605,16 @@ impl Shard {
     /// Takes a connection out of all its rooms and books what it was owed.
     pub(crate) fn leave_rooms(&mut self, slot: u32, now: Micros) {
         let Some(id) = self.id_of(slot) else { return };
+        self.forget_wishes(id, now);
+        self.forget_poll(id, now);
         let Some(connection) = self.connections.at_mut(slot) else { return };
         let subscriptions = std::mem::take(&mut connection.subscriptions);
         let dialect = connection.dialect;
         connection.joining = 0;
         let half_sent = connection.stalled.as_mut().is_some_and(|stalled| stalled.forget_delivery());
-        let mut dropped = u64::from(half_sent);
+        let past = connection.stalled.as_mut().map(|stalled| stalled.forget_past(None)).unwrap_or_default();
+        self.past_bytes -= past.bytes;
+        let mut dropped = u64::from(half_sent) + past.publications;
         let mut filtered = 0;
         for subscription in &subscriptions {
             let Some(room) = self.rooms.at_mut(subscription.room) else { continue };
@@ -559,9 +690,10 @@ impl Shard {
     fn give_up(&mut self, slot: RoomSlot, tick: u32) {
         use std::hash::BuildHasher as _;
         let Some(room) = self.room_of(slot) else { return };
-        if room.members_len() > 0 {
+        if room.members_len() > 0 || self.wishers.are_for(slot.index) || self.polls.are_for(slot.index) {
             return;
         }
+        let Some(room) = self.room_of(slot) else { return };
         if room.in_pass || room.dirty {
             return self.empty.push_back((tick + 1, slot));
         }
@@ -590,17 +722,19 @@ impl Shard {
         connection.reason = Some(reason);
         self.metrics().closed.add(reason, 1);
         let Some(connection) = self.connection(id) else { return };
-        let was = connection.phase;
+        let (was, is_stream) = (connection.phase, connection.dialect == Dialect::Sse);
         connection.phase = Phase::Closing;
-        connection.pending = None;
         connection.session = Session::default();
-        self.book_input(id);
         self.leave_open(id.slot, was, reason, now);
+        let Some(connection) = self.connection(id) else { return };
+        connection.pending = None;
+        self.book_input(id);
         if was == Phase::Joining {
             // Held back, not stalled: nothing of it is on its way.
             self.unlist_stalled(id.slot);
         }
-        if let (Phase::Open, Some(code)) = (was, reason.code()) {
+        // A stream just ends: EventSource comes back by itself.
+        if let (Phase::Open, Some(code), false) = (was, reason.code(), is_stream) {
             let mut close = Vec::with_capacity(4 + reason.name().len());
             crate::frame::encode_close(code, reason.name(), &mut close);
             self.send_private(id.slot, close.into(), wire, now);
@@ -681,6 +815,7 @@ impl Shard {
             }
         }
         self.drop_empty_rooms(tick);
+        self.sweep_polls(tick);
         self.sweep_stalled(wire, now);
         let span = self.connections.span();
         let share = span.div_ceil(SWEEP_TICKS).max(1);
@@ -702,6 +837,14 @@ impl Shard {
         let Some(connection) = self.connections.at_mut(slot) else { return };
         let silent = now.ticks().saturating_sub(connection.heard);
         let body_due = connection.pending.as_ref().and_then(|pending| pending.body_due);
+        if (connection.phase, connection.dialect) == (Phase::Open, Dialect::Sse) {
+            // Nobody answers it: what is wrong with its socket, the send says.
+            if connection.ping > 0 && silent >= connection.ping {
+                connection.heard = now.ticks();
+                self.send_private(slot, Bytes::from_static(crate::dialect::sse::PING), wire, now);
+            }
+            return;
+        }
         match (connection.phase, body_due) {
             (Phase::Head, Some(due)) if now.ticks() >= due => self.give_up_body(id, wire, now),
             (Phase::Head, Some(_)) => {}
@@ -765,6 +908,7 @@ impl Shard {
         let mut ledger = Ledger {
             owed: metrics.owed.value(),
             delivered: metrics.deliveries.value(),
+            conflated: metrics.conflated.value(),
             filtered: metrics.filtered.value(),
             dropped: metrics.drops.total(),
             pending: 0,
@@ -772,23 +916,34 @@ impl Shard {
         // What leaves a member out and isn't booked yet stays in the sum until its cursor passes it: heads, not entries.
         let is_stalled = |slot| self.connections.at(slot).is_some_and(|c| c.stalled.is_some());
         for connection in self.stalled.iter().filter_map(|slot| self.connections.at(*slot)) {
-            ledger.pending += u64::from(connection.stalled.as_ref().is_some_and(|s| s.owes_delivery()));
+            if let Some(stalled) = &connection.stalled {
+                ledger.pending += u64::from(stalled.owes_delivery()) + stalled.past_len();
+            }
             for subscription in &connection.subscriptions {
                 let Some(room) = self.rooms.at(subscription.room) else { continue };
-                ledger.pending += room.head - room.members[subscription.member as usize].cursor;
+                ledger.pending += room.publications_from(room.members[subscription.member as usize].cursor);
             }
         }
         for room in self.dirty.iter().chain(self.pass.rooms()).filter_map(|index| self.rooms.at(*index)) {
             let members = room.members.iter().filter(|m| m.slot != TOMBSTONE && !is_stalled(m.slot));
-            ledger.pending += members.map(|member| room.head - member.cursor).sum::<u64>();
+            ledger.pending += members.map(|member| room.publications_from(member.cursor)).sum::<u64>();
         }
         ledger
     }
 }
 
+/// What a publication supersedes in a room that conflates: those of the same member `name`, or all where none is named. 0,
+/// which supersedes nothing, where the payload has no such member.
+fn conflation_key(name: Option<&str>, payload: &[u8]) -> u64 {
+    use std::hash::BuildHasher as _;
+    let Some(name) = name else { return 1 };
+    let hasher = foldhash::fast::FixedState::default();
+    envelope::member(payload, name).map_or(0, |value| hasher.hash_one(value).max(1))
+}
+
 /// Of the entries from `cursor` on: how many `id` is owed, and how many leave it out.
 pub(crate) fn owed_from(room: &Room, cursor: u64, id: ConnectionId) -> (u64, u64) {
-    let all = room.head - cursor;
+    let all = room.publications_from(cursor);
     if room.is_uniform() {
         return (all, 0);
     }

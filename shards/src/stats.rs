@@ -46,6 +46,7 @@ pub fn page(setup: &Setup, ledger: &Ledger) -> String {
             "owed": ledger.owed,
             "delivered": ledger.delivered,
             "filtered": ledger.filtered,
+            "conflated": ledger.conflated,
             "dropped": ledger.dropped,
             "pending": ledger.pending,
             "balances": ledger.balances(),

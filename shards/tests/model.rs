@@ -31,14 +31,14 @@ use shards::config::{
     Template, TemplatePart,
 };
 use shards::limits::{Bounds, EngineBounds};
-use shards::metrics::{DropReason, GapReason, Identity, Metrics};
+use shards::metrics::{DropReason, GapReason, Identity, Metrics, Recovery};
 use shards::relay::{BrokerState, Outlet, Relay};
 use shards::setup::Setup;
 use shards::shard::{Action, Micros, Next, Progress, Shard, TICK_MICROS};
 use wire::{Socket, Sockets};
 
 /// Rooms by index; the name's first letters choose the class.
-const ROOMS: [&str; 5] = ["cut-a", "cut-b", "old-a", "log-a", "plain"];
+const ROOMS: [&str; 6] = ["cut-a", "cut-b", "old-a", "log-a", "new-a", "plain"];
 const RING_SLOTS: usize = 4;
 const TURN_COMMANDS_MAX: usize = 6;
 
@@ -66,6 +66,16 @@ impl Outlet for Rings {
                 assert_eq!(self.names.get(&(shard, *slot)), Some(&room), "{number} to another room's slot");
                 let before = *self.places.entry(number).or_insert(*offset);
                 assert_eq!(before, *offset, "publication {number} was placed twice");
+            }
+            Down::Recovered(recovered) => {
+                for record in &recovered.records {
+                    let (number, _) = parse_payload(record.frame.payload());
+                    let before = *self.places.entry(number).or_insert(record.offset);
+                    assert_eq!(
+                        before, record.offset,
+                        "publication {number} was recovered from another place"
+                    );
+                }
             }
             Down::Gap { slot, from, to } => {
                 let room = self.names[&(shard, *slot)];
@@ -152,6 +162,7 @@ fn setup(random: &mut Random, local: bool, feed: Feed, shards: usize) -> Arc<Set
         space: None,
         history: History { frames: history, bytes: 300, age: Duration::from_secs(5) },
         slow: slow(policy),
+        conflate_key: None,
     };
     let disconnect_after = if random.chance(50) { 0 } else { 3 };
     let speakers = Route {
@@ -172,6 +183,7 @@ fn setup(random: &mut Random, local: bool, feed: Feed, shards: usize) -> Arc<Set
             class("cut*", 0, SlowPolicy::Disconnect),
             class("old*", 0, SlowPolicy::DropOldest { disconnect_after }),
             class("log*", 4, SlowPolicy::DropOldest { disconnect_after: 0 }),
+            class("new*", 3, SlowPolicy::Conflate),
             RoomClass::default(),
         ],
         sources: vec![source(random, feed)],
@@ -315,6 +327,9 @@ impl World {
             self.runtimes[at].shard.handle(command, &mut self.sockets, self.now);
             self.after(at);
         }
+        if self.random.chance(50) {
+            self.runtimes[at].shard.settle_some(self.now);
+        }
         if self.runtimes[at].shard.has_dirty_rooms() && self.random.chance(90) {
             self.step(at);
         }
@@ -446,7 +461,10 @@ impl World {
         let mut client = Client::new(kind, id, socket);
         client.answers_pings = self.random.chance(90);
         let target = match kind {
-            Kind::WebSocket { room, hears_itself: true } => Some(format!("/ws?room={}", ROOMS[room])),
+            Kind::WebSocket { room, hears_itself: true } => {
+                let wish = ["", "", "&first=oldest", "&first=2", "&offset=1", "&epoch=7&offset=0"];
+                Some(format!("/ws?room={}{}", ROOMS[room], wish[self.random.below(wish.len())]))
+            }
             Kind::WebSocket { room, hears_itself: false } => Some(format!("/quiet?room={}", ROOMS[room])),
             Kind::Speaker => Some("/speak".to_owned()),
             Kind::Http => None,
@@ -468,7 +486,7 @@ impl World {
     fn payload(&mut self, room: usize) -> (usize, Vec<u8>) {
         let number = self.publications.len();
         self.publications.push(room);
-        self.has_logs |= ROOMS[room].starts_with("log");
+        self.has_logs |= ROOMS[room].starts_with("log") || ROOMS[room].starts_with("new");
         let pad = "x".repeat(self.random.below(60));
         (number, format!("p{number}:{room}:{pad}.").into_bytes())
     }
@@ -544,7 +562,10 @@ impl World {
             _ => self.random.below(ROOMS.len()),
         };
         match self.random.below(10) {
-            0..4 => self.clients[at].join(room),
+            0..4 => {
+                let wish = self.random.below(5);
+                self.clients[at].join(room, wish);
+            }
             4..6 => {
                 let numbers = 0..self.publications.len();
                 let of_room = numbers.filter(|number| self.publications[*number] == room).collect();
@@ -702,6 +723,7 @@ impl World {
             && !self.relay.has_backlog()
             && self.rings.down.iter().all(VecDeque::is_empty)
             && self.runtimes.iter().all(|r| r.up.is_empty() && r.shard.up.is_empty() && r.waits.is_empty())
+            && self.runtimes.iter().all(|r| !r.shard.is_settling())
             && self.clients.iter().all(|c| c.gone || (c.unread.is_empty() && !c.shut))
     }
 
@@ -758,7 +780,8 @@ impl World {
             }
             missing_by_drop += (0..ROOMS.len()).map(|room| self.missing_by_drop(at, room)).sum::<u64>();
         }
-        let dropped = metrics.sum(|s| s.drops.value(DropReason::DropOldest));
+        let conflated = metrics.sum(|s| s.conflated.value());
+        let dropped = metrics.sum(|s| s.drops.value(DropReason::DropOldest)) + conflated;
         assert!(missing_by_drop <= dropped, "{missing_by_drop} missing, {dropped} dropped");
     }
 
@@ -768,8 +791,13 @@ impl World {
         let places: Vec<(usize, u64)> =
             of_room().map(|heard| (heard.stay, self.rings.places[&heard.number])).collect();
         assert!(places.is_sorted_by(|a, b| a < b), "client {at} in {}: {places:?}", ROOMS[room]);
-        let numbers: BTreeSet<usize> = of_room().map(|heard| heard.number).collect();
-        assert_eq!(numbers.len(), places.len(), "client {at} in {}: something came twice", ROOMS[room]);
+        for heard in of_room() {
+            let place = self.rings.places[&heard.number];
+            assert!(
+                heard.offset.is_none_or(|offset| offset == place),
+                "client {at}: {heard:?} under another number"
+            );
+        }
     }
 
     /// Publications of a room that a client had to get and didn't, and that no gap explains.
@@ -780,7 +808,7 @@ impl World {
         let missing: Vec<usize> = client.due.iter().copied().filter(is_missing).collect();
         let declared = self.rings.gaps.get(&(client.id.shard, room)).copied().unwrap_or_default();
         let unexplained = missing.len().saturating_sub(declared as usize);
-        let may_drop = ROOMS[room].starts_with("old") || ROOMS[room].starts_with("log");
+        let may_drop = ["old", "log", "new"].iter().any(|class| ROOMS[room].starts_with(class));
         assert!(may_drop || unexplained == 0, "client {at} in {}: {missing:?} never came", ROOMS[room]);
         unexplained as u64
     }
@@ -859,6 +887,12 @@ fn run(seed: u64, reached: &mut Reached) {
     for (name, count) in [
         ("stalls", metrics.sum(|s| s.stalls.value())),
         ("drops of the oldest", metrics.sum(|s| s.drops.value(DropReason::DropOldest))),
+        ("conflated", metrics.sum(|s| s.conflated.value())),
+        ("gap notices", metrics.sum(|s| s.gap_notices.value())),
+        ("resumed whole", metrics.relay.recoveries.value(Recovery::Whole)),
+        ("not recovered", metrics.relay.recoveries.value(Recovery::Lost)),
+        ("newcomers that wanted the past", metrics.relay.recoveries.value(Recovery::Newcomer)),
+        ("publications of the past", metrics.relay.recovered_publications.value()),
         ("left out", metrics.sum(|s| s.filtered.value())),
         ("closed as slow by frames", metrics.sum(|s| s.closed.value(CloseReason::SlowFrames))),
         ("closed as slow by bytes", metrics.sum(|s| s.closed.value(CloseReason::SlowBytes))),

@@ -31,7 +31,11 @@ fn judge_connections(config: &Config, need: &Need) -> Finding {
     match need.wanted_by {
         WantedBy::Flag if need.connections_of_a_process() > bound => Finding::bad(CONNECTIONS, found)
             .due(format!("{wanted}: above the bound of a process newcomers wait in the kernel's queue"))
-            .cure(format!("corecast serve --connections-max {}", need.connections_of_a_process())),
+            .cure(format!(
+                "corecast serve{} --connections-max {}",
+                need.several(),
+                need.connections_of_a_process()
+            )),
         WantedBy::Flag => {
             Finding::ok(CONNECTIONS, format!("{found}; all is judged for the {wanted} of --connections"))
         }

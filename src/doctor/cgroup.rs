@@ -1,6 +1,6 @@
 //! Limits of the control group that are not memory: CPU time, threads, cores.
 
-use host::Cgroup;
+use host::{Bound, Cgroup};
 
 use super::finding::{Count, Finding, list};
 use super::need::Need;
@@ -36,7 +36,8 @@ fn judge_cpu(cgroup: &Cgroup, need: &Need) -> Finding {
     let shards = (share.cores() as u64 / need.processes.len() as u64).max(1);
     let cure = match need.shards() > shards * need.processes.len() as u64 {
         true => format!(
-            "corecast serve --shards {shards}  # or raise it: systemd CPUQuota=, Docker --cpus {threads}"
+            "corecast serve{} --shards {shards}  # or raise it: systemd CPUQuota=, Docker --cpus {threads}",
+            need.several()
         ),
         false => format!("docker update --cpus {threads} NAME  # systemd: CPUQuota={}%", threads * 100),
     };
@@ -50,16 +51,15 @@ fn judge_cpu(cgroup: &Cgroup, need: &Need) -> Finding {
 }
 
 fn judge_pids(cgroup: &Cgroup, need: &Need) -> Finding {
-    let Some(max) = cgroup.pids_max else {
+    let Some(Bound { max, used }) = cgroup.pids else {
         return Finding::ok(PIDS, "the control group has no limit of threads");
     };
     let threads = need.shards() + need.processes.len() as u64 * (1 + THREADS_BESIDE);
-    let found =
-        format!("the control group may have {} threads, {} are there", Count(max), Count(cgroup.pids_used));
-    if cgroup.pids_used.saturating_add(threads) <= max {
+    let found = format!("the control group may have {} threads, {} are there", Count(max), Count(used));
+    let due = used.saturating_add(threads);
+    if due <= max {
         return Finding::ok(PIDS, found);
     }
-    let due = cgroup.pids_used + threads;
     Finding::bad(PIDS, found)
         .due(format!("{} for {threads} of the server's", Count(due)))
         .cure(format!("systemctl set-property corecast.service TasksMax={due}  # Docker: docker update --pids-limit {due} NAME"))
@@ -111,7 +111,7 @@ mod tests {
     #[test]
     fn threads_must_fit() {
         let judged = |max, used| {
-            let cgroup = Cgroup { pids_max: Some(max), pids_used: used, ..Cgroup::default() };
+            let cgroup = Cgroup { pids: Some(Bound { max, used }), ..Cgroup::default() };
             judge_pids(&cgroup, &need(1)).level
         };
         assert_eq!((judged(20, 8), judged(20, 9)), (Level::Ok, Level::Bad));

@@ -14,7 +14,10 @@ pub fn judge(root: &Root, need: &Need) -> Finding {
 
 fn judge_table(table: Option<Conntrack>, need: &Need) -> Finding {
     let Some(table) = table else {
-        return Finding::ok(ID, "nf_conntrack is not loaded, or not seen in this network namespace");
+        return Finding::ok(
+            ID,
+            "nf_conntrack is not loaded, or not seen in this network namespace (of a container in a bridge the host's counts)",
+        );
     };
     let due = table.count.saturating_add(need.connections);
     let found = format!("nf_conntrack tracks {}, at most {}", Count(table.count), Count(table.max));
@@ -25,9 +28,9 @@ fn judge_table(table: Option<Conntrack>, need: &Need) -> Finding {
     }
     let text = format!("{}: those and {} more, and a quarter", Count(with_room), Count(need.connections));
     let cure = format!(
-        "sysctl -w net.netfilter.nf_conntrack_max={}  # or don't track: {}",
+        "sysctl -w net.netfilter.nf_conntrack_max={}  # on the host, also of a container; or don't track, see \
+         docs/TUNING.md for where that is safe",
         with_room.next_power_of_two(),
-        untracked(need)
     );
     // The kernel hooks in only where a rule asks for it; then not even this program's own connections are counted.
     match (table.count, due > table.max) {
@@ -37,14 +40,6 @@ fn judge_table(table: Option<Conntrack>, need: &Need) -> Finding {
         (_, true) => Finding::bad(ID, found).due(text).cure(cure),
         (_, false) => Finding::warn(ID, found).due(text).cure(cure),
     }
-}
-
-/// The rule that leaves the first port alone.
-fn untracked(need: &Need) -> String {
-    let port = need.addresses.first().map_or(8080, |address| address.port());
-    format!(
-        "iptables -t raw -A PREROUTING -p tcp --dport {port} -j NOTRACK; iptables -t raw -A OUTPUT -p tcp --sport {port} -j NOTRACK"
-    )
 }
 
 #[cfg(test)]
@@ -64,7 +59,7 @@ mod tests {
         assert_eq!(bad.level, Level::Bad);
         let cure = bad.cure.expect("it has a cure");
         assert!(cure.starts_with("sysctl -w net.netfilter.nf_conntrack_max=131072 "), "{cure}");
-        assert!(cure.contains("--dport 8080 -j NOTRACK"), "{cure}");
+        assert!(!cure.contains("NOTRACK"), "it takes a published port of a container off the net: {cure}");
         assert_eq!(judged(0, 1000).level, Level::Info, "loaded, and nothing tracked");
     }
 }

@@ -7,6 +7,7 @@ use shards::net::Plan;
 
 use super::finding::{Finding, list};
 use super::need::Need;
+use super::seats::{Seating, Seats};
 
 const PINS: &str = "cpu.pins";
 const RELAY: &str = "cpu.relay";
@@ -40,14 +41,65 @@ impl Layout {
     /// Against the pins.
     pub fn judge(&self, need: &Need) -> Vec<Finding> {
         vec![
-            judge_pins(need),
-            judge_relay(need),
+            self.judge_pins(need),
+            self.judge_relay(need),
             self.judge_siblings(need),
             self.judge_nodes(need),
             self.judge_isolated(need),
             self.judge_governor(need),
             self.judge_interrupts(),
         ]
+    }
+
+    fn judge_pins(&self, need: &Need) -> Finding {
+        let processes = need.processes.len().min(need.usable_cores.len()).max(1);
+        let has_relay = need.usable_cores.len() >= CORES_FOR_RELAY * processes;
+        let cure = || {
+            let seats = self.seats(need);
+            seats.best(processes, shards_of_a_process(need), has_relay)
+        };
+        if let Some(why) = &need.refused_cores {
+            return cured(Finding::bad(PINS, format!("the server would not start: {why}")), cure());
+        }
+        let cores = need.shard_cores();
+        let found = match need.processes.as_slice() {
+            [Plan { relay: Some(relay), .. }] => {
+                format!("{} shards on cores {}, the relay on core {relay}", need.shards(), list(&cores))
+            }
+            [_] => format!("{} shards on cores {}, the relay with shard 0", need.shards(), list(&cores)),
+            processes => {
+                format!("{} processes, {} shards on cores {}", processes.len(), need.shards(), list(&cores))
+            }
+        };
+        let distinct = cores.iter().collect::<BTreeSet<_>>().len();
+        if distinct == cores.len() {
+            return Finding::ok(PINS, found);
+        }
+        let due = "a core for each shard: two on one only take turns";
+        cured(Finding::warn(PINS, found).due(due), cure())
+    }
+
+    fn judge_relay(&self, need: &Need) -> Finding {
+        let (cores, processes) = (need.usable_cores.len(), need.processes.len());
+        if has_relays(need) {
+            return Finding::ok(RELAY, "every relay has a core to itself");
+        }
+        let cure = match cores >= CORES_FOR_RELAY * processes {
+            true => self.seats(need).best(processes, shards_of_a_process(need), true),
+            false => None,
+        };
+        let Some(cure) = cure else {
+            return Finding::info(
+                RELAY,
+                format!(
+                    "with {cores} cores for {processes} process(es) a relay lives on its shard 0's, whose clients wait for it \
+                     under load"
+                ),
+            );
+        };
+        Finding::warn(RELAY, format!("a relay lives on its shard 0's core, though {cores} may be used"))
+            .due("a core of its own: what all rooms wait for would not wait for a shard's clients")
+            .cure(cure.command())
     }
 
     fn judge_siblings(&self, need: &Need) -> Finding {
@@ -63,16 +115,17 @@ impl Layout {
             return Finding::ok(SIBLINGS, "every pinned thread has a physical core of its own");
         }
         let found = format!("of the pinned cores {} share physical ones (SMT)", list(&sharing));
-        let own = self.one_of_each_physical(need);
-        let threads = need.pinned_threads();
-        if own.len() >= threads {
+        let (seats, processes) = (self.seats(need), need.processes.len());
+        let shards = shards_of_a_process(need);
+        if let Some(cure) = seats.alone(processes, shards, has_relays(need)) {
             return Finding::warn(SIBLINGS, found)
-                .due("one thread a physical core, as there are enough of them")
-                .cure(format!("corecast serve{} --cores {}", sizes(need), list(&own[..threads])));
+                .due("one thread a physical core, as there are enough of them on one NUMA node")
+                .cure(cure.command());
         }
+        let (physical, threads) = (seats.physical(), need.pinned_threads());
         Finding::info(
             SIBLINGS,
-            format!("{found}: {} physical for {threads} threads; each alone would do more", own.len()),
+            format!("{found}: {physical} physical for {threads} threads; each alone would do more"),
         )
     }
 
@@ -82,17 +135,21 @@ impl Layout {
             cores.filter_map(|core| Some(self.cpus.core(core)?.node)).collect()
         };
         let nodes: Vec<BTreeSet<usize>> = need.processes.iter().map(nodes_of).collect();
-        let Some(first) = nodes.first().and_then(|nodes| nodes.first()) else {
+        if nodes.iter().all(BTreeSet::is_empty) {
             return Finding::untold(NODES, "the topology of the cores");
-        };
+        }
         let Some(spread) = nodes.iter().find(|nodes| nodes.len() > 1) else {
             return Finding::ok(NODES, "all pinned cores of a process are on one NUMA node");
         };
-        let near = self.usable(need).into_iter().filter(|core| core.node == *first).map(|core| core.id);
         let nodes = list(&spread.iter().copied().collect::<Vec<_>>());
-        Finding::warn(NODES, format!("the pinned cores of a process are on NUMA nodes {nodes}"))
-            .due("one node a process: every frame is written by the relay and read by all its shards")
-            .cure(format!("corecast serve --cores {}", list(&near.collect::<Vec<_>>())))
+        let found = format!("the pinned cores of a process are on NUMA nodes {nodes}");
+        let (processes, shards) = (need.processes.len(), shards_of_a_process(need));
+        match self.seats(need).best(processes, shards, has_relays(need)) {
+            Some(cure) => Finding::warn(NODES, found)
+                .due("one node a process: every frame is written by the relay and read by all its shards")
+                .cure(cure.command()),
+            None => Finding::info(NODES, format!("{found}; no node has cores enough for one")),
+        }
     }
 
     fn judge_isolated(&self, need: &Need) -> Finding {
@@ -121,9 +178,14 @@ impl Layout {
             return Finding::info(GOVERNOR, "this kernel sets no frequencies, as in most virtual machines");
         }
         let found = format!("frequency governor of the pinned cores: {names}");
-        // These raise the frequency only after the load has come, which costs the first messages after a silence most.
-        let is_slow = |name: &&str| matches!(*name, "powersave" | "ondemand" | "conservative");
-        match governors.iter().any(is_slow) {
+        // These raise the frequency only after the load has come, which costs the first messages after a silence most. Where
+        // the driver sets frequencies by itself (intel_pstate, amd-pstate), "powersave" is only a hint for it, and usual.
+        let is_slow = |core: &&Core| match core.governor.as_deref() {
+            Some("powersave") => !core.sets_frequency_itself(),
+            Some(name) => matches!(name, "ondemand" | "conservative"),
+            None => false,
+        };
+        match self.pinned(need).iter().any(is_slow) {
             true => Finding::warn(GOVERNOR, found)
                 .due("performance, or schedutil")
                 .cure("cpupower frequency-set -g performance"),
@@ -147,76 +209,29 @@ impl Layout {
         need.pinned_cores().into_iter().filter_map(|core| self.cpus.core(core)).collect()
     }
 
-    fn usable(&self, need: &Need) -> Vec<&Core> {
-        self.cpus.cores.iter().filter(|core| need.usable_cores.contains(&core.id)).collect()
-    }
-
-    /// Of every physical core the first logical one that may be used.
-    fn one_of_each_physical(&self, need: &Need) -> Vec<usize> {
-        let mut taken = BTreeSet::new();
-        let usable = self.usable(need);
-        usable.into_iter().filter(|core| taken.insert(&core.siblings)).map(|core| core.id).collect()
+    /// The cores that may be used; those without a known topology count as physical ones of one node.
+    fn seats(&self, need: &Need) -> Seats {
+        let known = |id: &usize| {
+            let alone = || Core { id: *id, siblings: vec![*id], ..Core::default() };
+            self.cpus.core(*id).cloned().unwrap_or_else(alone)
+        };
+        Seats::new(need.usable_cores.iter().map(known).collect(), &need.pinned_cores())
     }
 }
 
-fn judge_pins(need: &Need) -> Finding {
-    if let Some(why) = &need.refused_cores {
-        return Finding::bad(PINS, format!("the server would not start: {why}"))
-            .cure(format!("corecast serve --cores {}", list(&need.usable_cores)));
-    }
-    let cores = need.shard_cores();
-    let found = match need.processes.as_slice() {
-        [Plan { relay: Some(relay), .. }] => {
-            format!("{} shards on cores {}, the relay on core {relay}", need.shards(), list(&cores))
-        }
-        [_] => format!("{} shards on cores {}, the relay with shard 0", need.shards(), list(&cores)),
-        processes => {
-            format!("{} processes, {} shards on cores {}", processes.len(), need.shards(), list(&cores))
-        }
-    };
-    let distinct = cores.iter().collect::<BTreeSet<_>>().len();
-    if distinct == cores.len() {
-        return Finding::ok(PINS, found);
-    }
-    let cure = match need.processes.len() {
-        1 => format!("corecast serve --shards {distinct}"),
-        processes if processes <= distinct => {
-            format!("corecast serve --processes {processes} --shards {}", distinct / processes)
-        }
-        _ => format!("corecast serve --processes {distinct} --shards 1"),
-    };
-    Finding::warn(PINS, found).due("a core for each shard: two on one only take turns").cure(cure)
+/// Of the process that has most.
+fn shards_of_a_process(need: &Need) -> usize {
+    need.processes.iter().map(|plan| plan.shards.len()).max().unwrap_or(1)
 }
 
-fn judge_relay(need: &Need) -> Finding {
-    let (cores, processes) = (need.usable_cores.len(), need.processes.len());
-    let without = need.processes.iter().filter(|plan| plan.relay.is_none()).count();
-    if without == 0 {
-        return Finding::ok(RELAY, "every relay has a core to itself");
-    }
-    if cores < CORES_FOR_RELAY * processes {
-        return Finding::info(
-            RELAY,
-            format!(
-                "with {cores} cores for {processes} process(es) a relay lives on its shard 0's, whose clients wait for it \
-                 under load"
-            ),
-        );
-    }
-    let most = cores / processes - 1;
-    let shards = need.processes.iter().map(|plan| plan.shards.len()).max().unwrap_or(1).min(most);
-    let several = if processes > 1 { format!(" --processes {processes}") } else { String::new() };
-    Finding::warn(RELAY, format!("a relay lives on its shard 0's core, though {cores} may be used"))
-        .due("a core of its own: what all rooms wait for would not wait for a shard's clients")
-        .cure(format!("corecast serve{several} --shards {shards} --cores {}", list(&need.usable_cores)))
+fn has_relays(need: &Need) -> bool {
+    need.processes.iter().all(|plan| plan.relay.is_some())
 }
 
-/// The flags that keep shards and processes as many as they are.
-fn sizes(need: &Need) -> String {
-    let shards = need.processes.iter().map(|plan| plan.shards.len()).max().unwrap_or(1);
-    match need.processes.len() {
-        1 => format!(" --shards {shards}"),
-        processes => format!(" --processes {processes} --shards {shards}"),
+fn cured(finding: Finding, cure: Option<Seating>) -> Finding {
+    match cure {
+        Some(cure) => finding.cure(cure.command()),
+        None => finding,
     }
 }
 
@@ -233,7 +248,8 @@ mod tests {
             id,
             siblings: vec![id % 4, id % 4 + 4],
             node: (id % 4) / 2,
-            governor: Some(if id == 7 { "powersave" } else { "performance" }.to_owned()),
+            governor: Some(if id >= 6 { "powersave" } else { "performance" }.to_owned()),
+            frequency_driver: Some(if id == 6 { "intel_pstate" } else { "acpi-cpufreq" }.to_owned()),
         };
         let cpus = Cpus { cores: (0..8).map(core).collect(), isolated: vec![2, 3] };
         Layout { cpus, interfaces: vec![Interface { name: "eth0".to_owned(), queues: 2, spread_queues: 1 }] }
@@ -262,7 +278,7 @@ mod tests {
         assert_eq!(layout().judge_nodes(&need(2, &[0, 1])).level, Level::Ok);
         let spread = layout().judge_nodes(&need(2, &[0, 2]));
         assert_eq!(spread.level, Level::Warn);
-        assert_eq!(spread.cure.as_deref(), Some("corecast serve --cores 0,1,4,5"));
+        assert_eq!(spread.cure.as_deref(), Some("corecast serve --shards 2 --cores 0,1"));
         let several = Need {
             processes: vec![
                 Plan { shards: vec![0, 1], relay: None },
@@ -275,32 +291,88 @@ mod tests {
 
     #[test]
     fn cores_are_there_and_each_is_taken_once() {
-        assert_eq!(judge_pins(&need(2, &[0, 1])).level, Level::Ok);
-        assert_eq!(judge_pins(&need(3, &[0, 1])).level, Level::Warn);
+        assert_eq!(layout().judge_pins(&need(2, &[0, 1])).level, Level::Ok);
+        assert_eq!(layout().judge_pins(&need(3, &[0, 1])).level, Level::Warn);
         let turns = Config { processes: 3, ..Config::default() };
-        let turns = judge_pins(&Need::of(&turns, Some(1), &[0, 1], None));
-        assert_eq!(turns.cure.as_deref(), Some("corecast serve --processes 2 --shards 1"));
-        let refused = judge_pins(&need(1, &[9]));
+        let turns = layout().judge_pins(&Need::of(&turns, Some(1), &[0, 1], None));
+        assert_eq!(turns.cure.as_deref(), Some("corecast serve --processes 2 --shards 1 --cores 0,1"));
+        let refused = layout().judge_pins(&need(1, &[9]));
         assert_eq!(refused.level, Level::Bad);
-        assert_eq!(refused.cure.as_deref(), Some("corecast serve --cores 0,1,2,3,4,5,6,7"));
+        assert_eq!(refused.cure.as_deref(), Some("corecast serve --shards 1 --cores 0,1"));
     }
 
     #[test]
     fn the_relay_has_a_core_where_there_are_three() {
-        assert_eq!(judge_relay(&need(2, &[0, 1, 2])).level, Level::Ok);
-        let without = judge_relay(&need(8, &[0, 1, 2, 3, 4, 5, 6, 7]));
+        assert_eq!(layout().judge_relay(&need(2, &[0, 1, 2])).level, Level::Ok);
+        let without = layout().judge_relay(&need(8, &[0, 1, 2, 3, 4, 5, 6, 7]));
         assert_eq!(without.level, Level::Warn);
-        assert_eq!(without.cure.as_deref(), Some("corecast serve --shards 7 --cores 0,1,2,3,4,5,6,7"));
+        assert_eq!(without.cure.as_deref(), Some("corecast serve --shards 3 --cores 0,1,4,5"));
         let two = Need::of(&Config::default(), Some(1), &[0, 1], None);
-        assert_eq!(judge_relay(&two).level, Level::Info);
+        assert_eq!(layout().judge_relay(&two).level, Level::Info);
         let several = |shards| {
             let shards = ShardCount::Count(shards);
             let config = Config { processes: 2, shards, ..Config::default() };
-            judge_relay(&Need::of(&config, Some(1), &[0, 1, 2, 3, 4, 5, 6, 7], None))
+            layout().judge_relay(&Need::of(&config, Some(1), &[0, 1, 2, 3, 4, 5, 6, 7], None))
         };
         assert_eq!(several(3).level, Level::Ok);
         let cure = several(4).cure;
-        assert_eq!(cure.as_deref(), Some("corecast serve --processes 2 --shards 3 --cores 0,1,2,3,4,5,6,7"));
+        assert_eq!(cure.as_deref(), Some("corecast serve --processes 2 --shards 3 --cores 0,1,4,5,2,3,6,7"));
+    }
+
+    /// What the server would be with the flags of a cure, beside those of `before`.
+    fn need_of(cure: &str, before: &Need) -> Need {
+        let words: Vec<&str> = cure.split_whitespace().collect();
+        let flag = |name: &str| {
+            words.iter().position(|word| *word == name).and_then(|index| words.get(index + 1)).copied()
+        };
+        let cores = flag("--cores").expect("it names the cores").split(',');
+        let config = Config {
+            processes: flag("--processes").map_or(1, |number| number.parse().expect("a number")),
+            shards: ShardCount::Count(flag("--shards").expect("it says how many").parse().expect("a number")),
+            cores: Some(cores.map(|core| core.parse().expect("a number")).collect()),
+            ..Config::default()
+        };
+        Need::of(&config, Some(1), &before.usable_cores, None)
+    }
+
+    #[test]
+    fn a_cure_helps_against_its_finding_and_no_two_undo_each_other() {
+        let all: Vec<usize> = (0..8).collect();
+        let mut tried = 0;
+        for processes in 1..=3 {
+            for shards in 1..=8 {
+                for cores in [&[0, 4][..], &[0, 1], &[0, 2], &[1, 2, 3], &[0, 1, 2, 3], &[0, 4, 1, 5], &all] {
+                    let config = Config {
+                        processes,
+                        shards: ShardCount::Count(shards),
+                        cores: Some(cores.to_vec()),
+                        ..Config::default()
+                    };
+                    let mut need = Need::of(&config, Some(1), &all, None);
+                    // There are four that may warn, so that four cures are enough.
+                    for _ in 0..4 {
+                        let judged =
+                            |need: &Need| layout().judge(need).into_iter().filter(|f| f.id != GOVERNOR);
+                        let Some(warned) = judged(&need).find(|finding| finding.level >= Level::Warn) else {
+                            break;
+                        };
+                        tried += 1;
+                        let cure = warned.cure.expect("it has a cure");
+                        need = need_of(&cure, &need);
+                        let after =
+                            judged(&need).find(|finding| finding.id == warned.id).expect("it is judged");
+                        assert!(
+                            after.level < Level::Warn,
+                            "{processes} x {shards} on {cores:?}: {cure}: {after:?}"
+                        );
+                    }
+                    let left: Vec<Finding> = layout().judge(&need);
+                    let left = left.iter().find(|f| f.level >= Level::Warn && f.id != GOVERNOR);
+                    assert!(left.is_none(), "{processes} x {shards} on {cores:?}: {left:?}");
+                }
+            }
+        }
+        assert!(tried > 50, "{tried} cures were tried");
     }
 
     #[test]
@@ -308,7 +380,10 @@ mod tests {
         let isolated = |cores: &[usize]| layout().judge_isolated(&need(1, cores)).level;
         assert_eq!((isolated(&[2, 3]), isolated(&[1, 2])), (Level::Ok, Level::Info));
         let governor = |cores: &[usize]| layout().judge_governor(&need(1, cores)).level;
-        assert_eq!((governor(&[0, 1]), governor(&[0, 7])), (Level::Ok, Level::Warn));
+        assert_eq!(
+            [governor(&[0, 1]), governor(&[0, 7]), governor(&[0, 6])],
+            [Level::Ok, Level::Warn, Level::Ok]
+        );
         assert!(
             layout().judge_interrupts().found.contains("eth0: receive queues 2, of these spread by RPS 1")
         );

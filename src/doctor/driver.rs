@@ -91,6 +91,16 @@ impl Interface {
         }
     }
 
+    /// Of the call without which there is no driver.
+    fn cure(&self) -> &'static str {
+        let refused = self.trial.setup.as_ref().err().or(self
+            .trial
+            .enter
+            .as_ref()
+            .and_then(|call| call.as_ref().err()));
+        refused.map_or("man 2 io_uring_setup", |error| self.cause(error).1)
+    }
+
     fn driver(&self, choice: DriverChoice) -> Finding {
         // 256 operations in a call: `limits.rs`, BATCH_SENDS_MAX. The costs are those of sends to many sockets, measured.
         const LOST: &str =
@@ -101,7 +111,8 @@ impl Interface {
             (DriverChoice::Auto, true) => Finding::ok(ID, "--driver auto takes io_uring"),
             (DriverChoice::IoUring, true) => Finding::ok(ID, "--driver io_uring works"),
             (DriverChoice::Auto, false) => Finding::warn(ID, format!("--driver auto takes epoll: {LOST}"))
-                .due("io_uring, cured as above"),
+                .due("io_uring")
+                .cure(self.cure()),
             (DriverChoice::IoUring, false) => {
                 Finding::bad(ID, "--driver io_uring: the server would not start (exit code 69)")
                     .due("io_uring as above, or a driver that works")
@@ -143,6 +154,7 @@ mod tests {
             let findings = interface.judge(DriverChoice::Auto);
             let cure = findings[0].cure.as_deref().expect("it has a cure");
             assert!(cure.contains(part), "{part}: {cure}");
+            assert_eq!(findings[3].cure.as_deref(), Some(cure), "what the driver lacks");
         }
     }
 

@@ -3,8 +3,8 @@
 use host::{Cgroup, Memory, Root, TcpSockets};
 use shards::limits::TURN_BYTES_MAX;
 
-use super::finding::{Bytes, Count, Finding};
-use super::need::{KERNEL_BYTES, Need, PAGE_BYTES, STUCK_ONE_IN, STUCK_PAGES, USER_BYTES};
+use super::finding::{Bytes, Count, Finding, Level};
+use super::need::{KERNEL_BYTES, Need, USER_BYTES};
 
 const CONNECTIONS: &str = "memory.connections";
 const BUDGETS: &str = "memory.budgets";
@@ -62,9 +62,9 @@ impl MemoryFacts {
             self.judge_cgroup(need),
             self.judge_tcp_mem(need),
             self.judge_tcp_buffers(),
-            self.judge_huge_pages(),
+            self.judge_huge_pages(need),
             self.judge_overcommit(),
-            self.judge_swap(),
+            self.judge_swap(need),
         ]
     }
 
@@ -77,7 +77,7 @@ impl MemoryFacts {
             Count(need.connections)
         );
         let fit = memory.available / 5 * 4 / (KERNEL_BYTES + USER_BYTES);
-        let cure = fewer(fit);
+        let cure = fewer(need, fit);
         if need.idle_bytes() > memory.available {
             return Finding::bad(CONNECTIONS, found).due(due).cure(cure);
         }
@@ -98,34 +98,35 @@ impl MemoryFacts {
         Finding::ok(BUDGETS, found).due(due)
     }
 
+    /// The limit at which the kernel kills, and the one at which it slows down: each with what is left of it.
     fn judge_cgroup(&self, need: &Need) -> Finding {
-        let Some(max) = self.cgroup.memory_max else {
-            return match self.cgroup.memory_high {
-                Some(high) if high < worst_bytes(need) => {
-                    Finding::warn(CGROUP, format!("the control group is slowed down from {} on", Bytes(high)))
-                        .due(worst_text(need))
-                        .cure(raise("MemoryHigh", worst_bytes(need)))
-                }
-                _ => Finding::ok(CGROUP, "the control group has no limit of memory below the host's"),
-            };
-        };
-        let used = self.cgroup.memory_used;
-        let left = max.saturating_sub(used);
-        let found = format!("the control group may use {}, of which {} are in use", Bytes(max), Bytes(used));
-        let cure = raise("MemoryMax", worst_bytes(need).saturating_add(used));
-        if need.idle_bytes() > left {
-            let due =
-                format!("{} for {} idle connections", Bytes(need.idle_bytes()), Count(need.connections));
-            return Finding::bad(CGROUP, found).due(due).cure(cure);
-        }
-        if worst_bytes(need) > left {
-            return Finding::warn(CGROUP, found).due(worst_text(need)).cure(cure);
-        }
-        Finding::ok(CGROUP, found)
+        let Cgroup { memory_max, memory_high, .. } = self.cgroup;
+        let limits = [
+            memory_max.map(|bound| (bound, "MemoryMax", "may use", Level::Bad)),
+            memory_high.map(|bound| (bound, "MemoryHigh", "is slowed down from", Level::Warn)),
+        ];
+        let (idle, worst) = (need.idle_bytes(), worst_bytes(need));
+        let judged = limits.into_iter().flatten().map(|(bound, property, verb, level)| {
+            let (max, used) = (Bytes(bound.max), Bytes(bound.used));
+            let found = format!("the control group {verb} {max}, of which {used} are in use");
+            let cure = || raise(property, worst.saturating_add(bound.used));
+            if idle > bound.left() {
+                let due = format!("{} for {} idle connections", Bytes(idle), Count(need.connections));
+                return Finding::new(CGROUP, level, found).due(due).cure(cure());
+            }
+            if worst > bound.left() {
+                return Finding::warn(CGROUP, found).due(worst_text(need)).cure(cure());
+            }
+            Finding::ok(CGROUP, found)
+        });
+        // Of equals the first: it kills.
+        let none = Finding::ok(CGROUP, "the control group has no limit of memory below the host's");
+        judged.rev().max_by_key(|finding| finding.level).unwrap_or(none)
     }
 
+    /// The numbers are those that the profiles of `corecast tune` would set: `tuning/knobs.toml`.
     fn judge_tcp_mem(&self, need: &Need) -> Finding {
-        let Some([_, pressure, max]) = self.tcp_mem else {
+        let Some([low, pressure, max]) = self.tcp_mem else {
             return Finding::info(
                 TCP_MEM,
                 "not judged: tcp_mem is seen only in the host's own network namespace",
@@ -136,15 +137,16 @@ impl MemoryFacts {
             "pressure from {} pages on, {} at most ({}), {} in use",
             Count(pressure),
             Count(max),
-            Bytes(max.saturating_mul(PAGE_BYTES)),
+            Bytes(max.saturating_mul(need.page_bytes)),
             Count(used)
         );
         // Idle sockets hold none. A message to everybody holds a page of each until it is acknowledged.
-        let due = need.connections.saturating_add(need.stuck_connections().saturating_mul(STUCK_PAGES));
+        let due = need.tcp_pages();
         let text = format!(
-            "{} pages: 1 for a message on its way to each of {}, {STUCK_PAGES} for each of {} whose network went away",
+            "{} pages: 1 for a message on its way to each of {}, {} for each of {} whose network went away",
             Count(due),
             Count(need.connections),
+            Bytes(need.stuck_bytes() / need.stuck_connections().max(1)),
             Count(need.stuck_connections())
         );
         if due <= pressure {
@@ -152,14 +154,14 @@ impl MemoryFacts {
         }
         let finding = Finding::warn(TCP_MEM, found);
         // A limit that TCP could reach only by taking most of the machine would protect nothing.
-        let half = self.memory.map_or(u64::MAX, |memory| memory.total / 2 / PAGE_BYTES);
-        if due > half {
+        let pages = self.memory.map_or(u64::MAX, |memory| memory.total / need.page_bytes);
+        if due > pages / 4 {
             return finding
-                .due(format!("{text}; that is more than half of the host's memory"))
-                .cure(fewer(half * STUCK_ONE_IN / (STUCK_ONE_IN + STUCK_PAGES)));
+                .due(format!("{text}; that is more than a quarter of the host's memory"))
+                .cure(fewer(need, need.connections_in(pages / 4)));
         }
-        let limit = half.min(due.saturating_mul(3) / 2);
-        finding.due(text).cure(format!("sysctl -w net.ipv4.tcp_mem=\"{} {due} {limit}\"", due / 4 * 3))
+        let limit = max.max((pages / 3).min(due.saturating_mul(3) / 2));
+        finding.due(text).cure(format!("sysctl -w net.ipv4.tcp_mem=\"{low} {due} {limit}\""))
     }
 
     fn judge_tcp_buffers(&self) -> Finding {
@@ -179,18 +181,21 @@ impl MemoryFacts {
         Finding::ok(TCP_BUFFERS, format!("{found}; idle sockets hold none of it"))
     }
 
-    fn judge_huge_pages(&self) -> Finding {
+    fn judge_huge_pages(&self, need: &Need) -> Finding {
         let Some(text) = &self.huge_pages else {
             return Finding::info(HUGE_PAGES, "this kernel has no transparent huge pages");
         };
         let chosen = text.split_once('[').and_then(|(_, rest)| rest.split(']').next()).unwrap_or(text);
-        let found = format!("transparent huge pages: {chosen}; the allocator takes none");
-        match chosen {
-            "always" => {
-                Finding::info(HUGE_PAGES, format!("{found}, but a Redis on this host would fork slowly"))
-                    .cure("echo madvise > /sys/kernel/mm/transparent_hugepage/enabled")
-            }
-            _ => Finding::ok(HUGE_PAGES, found),
+        match (chosen, need.takes_huge_pages) {
+            ("always", true) => Finding::warn(HUGE_PAGES, "transparent huge pages: always; the server takes them")
+                .due("none: small objects of many connections hold twice the memory on them")
+                .cure("corecast serve --huge-pages=false  # or: echo madvise > /sys/kernel/mm/transparent_hugepage/enabled"),
+            ("always", false) => Finding::info(
+                HUGE_PAGES,
+                "transparent huge pages: always; the server refuses them, but a Redis on this host would fork slowly",
+            )
+            .cure("echo madvise > /sys/kernel/mm/transparent_hugepage/enabled"),
+            _ => Finding::ok(HUGE_PAGES, format!("transparent huge pages: {chosen}; the server takes none")),
         }
     }
 
@@ -204,7 +209,7 @@ impl MemoryFacts {
         }
     }
 
-    fn judge_swap(&self) -> Finding {
+    fn judge_swap(&self, need: &Need) -> Finding {
         let Some(memory) = self.memory else { return Finding::untold(SWAP, "/proc/meminfo") };
         if memory.swap_total == 0 {
             return Finding::ok(SWAP, "no swap");
@@ -218,7 +223,11 @@ impl MemoryFacts {
         if memory.swap_used > memory.swap_total / 2 {
             return Finding::warn(SWAP, found)
                 .due("less than half: a connection whose state was swapped out waits for the disk")
-                .cure("sysctl -w vm.swappiness=1  # systemd: MemorySwapMax=0");
+                // Half as much again, so that it doesn't come back at once.
+                .cure(match memory.available / 3 * 2 >= memory.swap_used {
+                    true => "swapoff -a && swapon -a  # brings it back; systemd keeps the server out: MemorySwapMax=0".to_owned(),
+                    false => fewer(need, need.connections / 2),
+                });
         }
         Finding::info(SWAP, found)
     }
@@ -226,12 +235,8 @@ impl MemoryFacts {
 
 /// Idle connections, stuck ones, and every budget used up.
 fn worst_bytes(need: &Need) -> u64 {
-    let stuck = stuck_bytes(need);
+    let stuck = need.stuck_bytes();
     need.idle_bytes().saturating_add(stuck).saturating_add(need.budget_bytes())
-}
-
-fn stuck_bytes(need: &Need) -> u64 {
-    need.stuck_connections().saturating_mul(STUCK_PAGES * PAGE_BYTES)
 }
 
 fn worst_text(need: &Need) -> String {
@@ -239,34 +244,48 @@ fn worst_text(need: &Need) -> String {
         "{} at worst: {} idle, {} pinned by {} whose network went away, {} of budgets of {} shards (windows, messages, rings, logs)",
         Bytes(worst_bytes(need)),
         Bytes(need.idle_bytes()),
-        Bytes(stuck_bytes(need)),
+        Bytes(need.stuck_bytes()),
         Count(need.stuck_connections()),
         Bytes(need.budget_bytes()),
         need.shards()
     )
 }
 
-fn fewer(connections: u64) -> String {
-    format!("corecast serve --connections-max {connections}  # or more memory")
+/// So many of all processes.
+fn fewer(need: &Need, connections: u64) -> String {
+    let each = connections / need.processes.len() as u64;
+    format!("corecast serve{} --connections-max {}  # or more memory", need.several(), each.max(1))
 }
 
 fn fewer_shards(need: &Need) -> String {
-    match need.shards() {
-        1 => fewer(need.connections / 2),
-        shards => format!("corecast serve --shards {}  # or fewer connections, or more memory", shards / 2),
+    let most = need.processes.iter().map(|plan| plan.shards.len()).max().unwrap_or(1);
+    match most {
+        1 => fewer(need, need.connections / 2),
+        shards => format!(
+            "corecast serve{} --shards {}  # or fewer connections, or more memory",
+            need.several(),
+            shards / 2
+        ),
     }
 }
 
 fn raise(property: &str, bytes: u64) -> String {
     let mib = bytes.div_ceil(1 << 20);
-    format!(
-        "systemctl set-property corecast.service {property}={mib}M  # Docker: docker update --memory {mib}m NAME"
-    )
+    let systemd = format!("systemctl set-property corecast.service {property}={mib}M");
+    match property {
+        // Docker sets no memory.high. Of a container with a limit of memory it refuses one above that of memory and swap.
+        "MemoryMax" => {
+            format!("{systemd}  # Docker: docker update --memory {mib}m --memory-swap {mib}m NAME")
+        }
+        _ => systemd,
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::finding::Level;
+    use host::Bound;
+    use shards::config::Config;
+
     use super::super::need::tests::need;
     use super::*;
 
@@ -307,8 +326,9 @@ mod tests {
 
     #[test]
     fn the_limit_of_the_control_group_binds_what_it_has_left() {
-        let judged = |max, used, connections| {
-            let cgroup = Cgroup { memory_max: max, memory_used: used, ..Cgroup::default() };
+        let judged = |max: Option<u64>, used, connections| {
+            let memory_max = max.map(|max| Bound { max, used });
+            let cgroup = Cgroup { memory_max, ..Cgroup::default() };
             MemoryFacts { cgroup, ..facts(24 * GIB) }.judge_cgroup(&need(connections))
         };
         assert_eq!(judged(None, 0, 1_000_000).level, Level::Ok);
@@ -320,25 +340,32 @@ mod tests {
             bad.cure.is_some_and(|cure| cure.contains("MemoryMax=10541M")),
             "idle 4.9 GB, lost 5.3 GB, budgets"
         );
-        let high = Cgroup { memory_high: Some(GIB / 2), ..Cgroup::default() };
-        assert_eq!(MemoryFacts { cgroup: high, ..facts(24 * GIB) }.judge_cgroup(&need(1)).level, Level::Warn);
+        // 784 MiB of budgets.
+        let high = |max, used| {
+            let roomy = Some(Bound { max: 64 * GIB, used: 0 });
+            let cgroup =
+                Cgroup { memory_max: roomy, memory_high: Some(Bound { max, used }), ..Cgroup::default() };
+            MemoryFacts { cgroup, ..facts(24 * GIB) }.judge_cgroup(&need(1))
+        };
+        assert_eq!(high(GIB, 0).level, Level::Ok);
+        let slow = high(GIB, GIB / 2);
+        assert!(slow.level == Level::Warn && slow.found.contains("slowed down from 1 GiB"), "{slow:?}");
+        assert!(slow.cure.is_some_and(|cure| cure.contains(" MemoryHigh=")));
     }
 
     #[test]
-    fn tcp_mem_is_worked_out_and_never_beyond_half_of_the_memory() {
+    fn tcp_mem_is_worked_out_and_never_beyond_what_a_profile_would_set() {
         // A page for each of 166,900 and 13 for a tenth of them are 383,870.
         assert_eq!(facts(GIB).judge_tcp_mem(&need(166_890)).level, Level::Ok);
         assert_eq!(facts(GIB).judge_tcp_mem(&need(166_900)).level, Level::Warn);
         let cure = |connections| facts(GIB).judge_tcp_mem(&need(connections)).cure.expect("it warns");
-        assert_eq!(cure(300_000), "sysctl -w net.ipv4.tcp_mem=\"517500 690000 1035000\"");
-        // Half of 24 GiB are 3,145,728 pages.
-        assert_eq!(cure(1_000_000), "sysctl -w net.ipv4.tcp_mem=\"1725000 2300000 3145728\"");
-        assert!(
-            cure(1_400_000).starts_with("corecast serve --connections-max 1367707 "),
-            "{}",
-            cure(1_400_000)
-        );
-        assert!(cure(1_367_700).starts_with("sysctl -w "));
+        assert_eq!(cure(300_000), "sysctl -w net.ipv4.tcp_mem=\"287901 690000 1035000\"");
+        // A quarter of 24 GiB are 1,572,864 pages, a third 2,097,152.
+        assert_eq!(cure(680_000), "sysctl -w net.ipv4.tcp_mem=\"287901 1564000 2097152\"");
+        assert!(cure(700_000).starts_with("corecast serve --connections-max 683853 "), "{}", cure(700_000));
+        let two = Need::of(&Config { processes: 2, ..Config::default() }, Some(700_000), &[0, 1], None);
+        let cure = facts(GIB).judge_tcp_mem(&Need { page_bytes: 4096, ..two }).cure.expect("it warns");
+        assert!(cure.starts_with("corecast serve --processes 2 --connections-max 341926 "), "{cure}");
         let nested = MemoryFacts { tcp_mem: None, ..facts(GIB) };
         assert_eq!(nested.judge_tcp_mem(&need(2_000_000)).level, Level::Info);
     }
@@ -353,17 +380,25 @@ mod tests {
 
     #[test]
     fn pages_overcommit_and_swap() {
-        let huge = |text: &str| {
-            MemoryFacts { huge_pages: Some(text.to_owned()), ..facts(GIB) }.judge_huge_pages().level
+        let huge = |text: &str, takes_huge_pages| {
+            let need = Need { takes_huge_pages, ..need(1) };
+            MemoryFacts { huge_pages: Some(text.to_owned()), ..facts(GIB) }.judge_huge_pages(&need).level
         };
-        assert_eq!(huge("[always] madvise never"), Level::Info);
-        assert_eq!(huge("always madvise [never]"), Level::Ok);
+        assert_eq!(huge("[always] madvise never", false), Level::Info);
+        assert_eq!(huge("[always] madvise never", true), Level::Warn);
+        assert_eq!(huge("always madvise [never]", true), Level::Ok);
         let overcommit = |mode| MemoryFacts { overcommit: Some(mode), ..facts(GIB) }.judge_overcommit().level;
         assert_eq!((overcommit(0), overcommit(1), overcommit(2)), (Level::Ok, Level::Ok, Level::Warn));
         let swap = |swap_total, swap_used| {
-            let memory = Some(Memory { total: GIB, available: GIB, swap_total, swap_used });
-            MemoryFacts { memory, ..facts(GIB) }.judge_swap().level
+            let memory = Some(Memory { total: 4 * GIB, available: 2 * GIB, swap_total, swap_used });
+            MemoryFacts { memory, ..facts(GIB) }.judge_swap(&need(1000))
         };
-        assert_eq!((swap(0, 0), swap(GIB, 0), swap(GIB, GIB)), (Level::Ok, Level::Info, Level::Warn));
+        assert_eq!(
+            [swap(0, 0).level, swap(GIB, 0).level, swap(GIB, GIB).level],
+            [Level::Ok, Level::Info, Level::Warn]
+        );
+        let cure = |swap_used| swap(2 * swap_used - 1, swap_used).cure.expect("it warns");
+        assert!(cure(GIB).starts_with("swapoff -a && swapon -a "), "{}", cure(GIB));
+        assert!(cure(3 * GIB).starts_with("corecast serve --connections-max 500 "), "{}", cure(3 * GIB));
     }
 }

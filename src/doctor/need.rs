@@ -14,14 +14,12 @@ use shards::net::{Plan, chosen_cores, split};
 pub const KERNEL_BYTES: u64 = 4200;
 /// What corecast holds for one: 706 B where each is in a room of its own, less where rooms are shared (README, measured).
 pub const USER_BYTES: u64 = 706;
-/// Pages that a connection pins whose client acknowledges nothing: ten segments under way, 16 KiB of TCP_NOTSENT_LOWAT, and
-/// the buffer that crossed it (45 KiB in 13 pages, measured over an MTU of 1,500 that went away). One that acknowledges
-/// and does not read pins five (`limits.rs`).
-pub const STUCK_PAGES: u64 = 13;
+/// What a connection pins whose client acknowledges nothing: ten segments under way, 16 KiB of TCP_NOTSENT_LOWAT, and
+/// the buffer that crossed it (45 KiB in 13 pages of 4 KiB, measured over an MTU of 1,500 that went away). One that
+/// acknowledges and does not read pins five (`limits.rs`).
+pub const STUCK_BYTES: u64 = 13 * 4096;
 /// One in so many connections is taken to be stuck at once, when room is worked out: a network that went away for a tenth.
 pub const STUCK_ONE_IN: u64 = 10;
-/// The unit of `tcp_mem` (page of the machines this runs on).
-pub const PAGE_BYTES: u64 = 4096;
 
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +40,10 @@ pub struct Need {
     pub addresses: Vec<SocketAddr>,
     /// Processes that share the public addresses reach each other's clients.
     pub has_redis: bool,
+    /// The server doesn't refuse huge pages.
+    pub takes_huge_pages: bool,
+    /// The unit of `tcp_mem`: 4 KiB, or 16 or 64 on some arm64 kernels.
+    pub page_bytes: u64,
 }
 
 /// See [`Need::wanted_by`].
@@ -84,6 +86,8 @@ impl Need {
             descriptors_reserved: reserved,
             addresses: config.listen.iter().copied().chain(config.admin).collect(),
             has_redis: matches!(config.broker, BrokerChoice::Redis(_)),
+            takes_huge_pages: config.expert.huge_pages,
+            page_bytes: rustix::param::page_size() as u64,
         }
     }
 
@@ -136,6 +140,31 @@ impl Need {
         self.shards() * shard as u64 + self.processes.len() as u64 * node as u64
     }
 
+    /// The flag that keeps as many processes as there are; nothing for one.
+    pub fn several(&self) -> String {
+        match self.processes.len() {
+            1 => String::new(),
+            processes => format!(" --processes {processes}"),
+        }
+    }
+
+    /// Pages of TCP's buffers at worst: one for a message on its way to each connection, and what those pin that are stuck.
+    /// `tuning/knobs.toml` has the same as a formula.
+    pub fn tcp_pages(&self) -> u64 {
+        self.connections.saturating_add(self.stuck_bytes().div_ceil(self.page_bytes))
+    }
+
+    /// What those pin that are stuck, a page each at least.
+    pub fn stuck_bytes(&self) -> u64 {
+        self.stuck_connections().saturating_mul(STUCK_BYTES.max(self.page_bytes))
+    }
+
+    /// As many connections as `pages` of TCP's buffers are enough for.
+    pub fn connections_in(&self, pages: u64) -> u64 {
+        let tenth_bytes = STUCK_ONE_IN * self.page_bytes + STUCK_BYTES.max(self.page_bytes);
+        pages.saturating_mul(STUCK_ONE_IN * self.page_bytes) / tenth_bytes
+    }
+
     /// Connections that are taken to be stuck at once.
     pub fn stuck_connections(&self) -> u64 {
         self.connections / STUCK_ONE_IN
@@ -148,7 +177,19 @@ pub mod tests {
 
     /// Of a default configuration with `connections` wanted, on four cores and 1,000,000 descriptors.
     pub fn need(connections: u64) -> Need {
-        Need::of(&Config::default(), Some(connections), &[0, 1, 2, 3], Some(1_000_000))
+        let need = Need::of(&Config::default(), Some(connections), &[0, 1, 2, 3], Some(1_000_000));
+        // Whatever machine tests it.
+        Need { page_bytes: 4096, ..need }
+    }
+
+    #[test]
+    fn large_pages_are_fewer_and_one_holds_what_a_stuck_connection_pins() {
+        let pages = |page_bytes| Need { page_bytes, ..need(1000) }.tcp_pages();
+        assert_eq!([4096, 16_384, 65_536].map(pages), [2300, 1325, 1100]);
+        for page_bytes in [4096, 16_384, 65_536] {
+            let need = Need { page_bytes, ..need(1_000_000) };
+            assert_eq!(need.connections_in(need.tcp_pages()), 1_000_000);
+        }
     }
 
     #[test]

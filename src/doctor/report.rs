@@ -29,7 +29,8 @@ pub fn text(findings: &[Finding]) -> String {
     {
         text.push_str(
             "sysctl -w holds until the next boot: to keep a line, write it without \"sysctl -w\" to \
-             /etc/sysctl.d/90-corecast.conf; what begins with net. is set for a container with docker run --sysctl\n",
+             /etc/sysctl.d/90-corecast.conf; for a container docker run --sysctl sets what begins with net., but for \
+             net.ipv4.tcp_mem and net.netfilter.nf_conntrack_max, which are the host's\n",
         );
     }
     text

@@ -6,29 +6,24 @@
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
-use serde_json::{Map, Value, json};
 use shards::config::Health;
 use shards::limits::{ADMIN_CONNECTIONS_MAX, HEAD_BYTES_MAX};
 use shards::request::{self, Head, HttpError, Method};
 
-use super::ask::{self, ANSWER_TIMEOUT, Answer};
-use super::board::{Board, View, Views};
-use super::page;
+use super::ask::{self, ANSWER_TIMEOUT};
+use super::board::{Board, Views};
+use super::overview::{gather, metrics, readiness, stats};
+use super::passing::pass_on;
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 const NOT_CACHED: (&str, &str) = ("Cache-Control", "no-store");
-/// How long a body may take in all.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long accepting pauses when there are no descriptors, or as many connections as may be.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -133,12 +128,14 @@ impl Admin {
             }
             ("/stats" | "/admin/stats", None) if is_read => {
                 let pages = gather(&views, bytes)?;
-                answer(200, JSON, &format!("{}\n", stats(&views, &pages)))
+                answer(200, JSON, &format!("{}\n", stats(&views, &pages)?))
             }
             (_, Some(process)) => {
                 let view = &views.places[process];
                 let door = view.door.as_deref().ok_or_else(|| no_answer(process, "it doesn't serve"))?;
-                pass_on(door, head, bytes, stream).map_err(|error| no_answer(process, &error.to_string()))?;
+                ask::connect(door)
+                    .and_then(|child| pass_on(child, head, bytes, stream))
+                    .map_err(|error| no_answer(process, &error.to_string()))?;
                 Ok(Outcome::PassedOn)
             }
             (_, None) => self.pass_to_any(&views, head, bytes, stream),
@@ -159,12 +156,20 @@ impl Admin {
             .enumerate()
             .filter_map(|(index, view)| Some((index, view.door.as_deref()?)))
             .collect();
-        if serving.is_empty() {
-            return Err(HttpError::new(503, "no process serves at the moment: try again later"));
+        let first = self.turn.fetch_add(1, Relaxed) % serving.len().max(1);
+        let (before, from_first) = serving.split_at(first);
+        let mut refused = HttpError::new(503, "no process serves at the moment: try again later");
+        for (process, door) in from_first.iter().chain(before) {
+            let failed = |error: io::Error| no_answer(*process, &error.to_string());
+            match ask::connect(door) {
+                // From here on it may have done what was asked for: another one is not to do it again.
+                Ok(child) => {
+                    return pass_on(child, head, bytes, stream).map(|()| Outcome::PassedOn).map_err(failed);
+                }
+                Err(error) => refused = failed(error),
+            }
         }
-        let (process, door) = serving[self.turn.fetch_add(1, Relaxed) % serving.len()];
-        pass_on(door, head, bytes, stream).map_err(|error| no_answer(process, &error.to_string()))?;
-        Ok(Outcome::PassedOn)
+        Err(refused)
     }
 }
 
@@ -182,7 +187,8 @@ impl Outcome {
     }
 }
 
-fn no_answer(process: usize, why: &str) -> HttpError {
+/// A process that answers nothing of use.
+pub fn no_answer(process: usize, why: &str) -> HttpError {
     HttpError::new(502, format!("process {process} did not answer ({why}): try again"))
 }
 
@@ -211,7 +217,7 @@ fn read_head(stream: &TcpStream, bytes: &mut Vec<u8>, timeout: Duration) -> io::
 }
 
 /// What comes before `due`: a client that sends an octet now and then would keep one of few connections for ever.
-fn read_before(mut stream: &TcpStream, buffer: &mut [u8], due: Instant) -> io::Result<usize> {
+pub fn read_before(mut stream: &TcpStream, buffer: &mut [u8], due: Instant) -> io::Result<usize> {
     let left = due.saturating_duration_since(Instant::now());
     if left.is_zero() {
         return Err(io::ErrorKind::TimedOut.into());
@@ -234,216 +240,28 @@ fn hang_up(stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// `bytes`, a head and maybe more, with the wish that the connection ends; as GET, where only a HEAD was asked for.
-fn ending(bytes: &[u8], method: &str) -> Vec<u8> {
-    let start = bytes.iter().position(|byte| !b"\r\n".contains(byte)).unwrap_or(0);
-    let bytes = &bytes[start..];
-    let target = bytes.iter().position(|byte| *byte == b' ').unwrap_or(0);
-    let line_ends = bytes.windows(2).position(|two| two == b"\r\n").map_or(bytes.len(), |at| at + 2);
-    [method.as_bytes(), &bytes[target..line_ends], b"Connection: close\r\n", &bytes[line_ends..]].concat()
-}
-
-/// Passes a request on to the child behind `door`, with its body, and the answer back.
-fn pass_on(door: &OwnedFd, head: &Head<'_>, bytes: &[u8], stream: &TcpStream) -> io::Result<()> {
-    let mut child = ask::connect(door)?;
-    let body_due = head.content_length().unwrap_or(0);
-    let body = &bytes[head.bytes..];
-    let whole = head.bytes + body.len().min(body_due);
-    child.write_all(&ending(&bytes[..whole], head.method.name()))?;
-    if head.expects_continue() && body.is_empty() && body_due > 0 {
-        (&mut &*stream).write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
-    }
-    let left = body_due.saturating_sub(body.len());
-    // A child that refuses early reads no more; its answer counts.
-    let _refused_early = copy_body(stream, &mut child, left);
-    answer_through(&mut child, stream)
-}
-
-/// Until all has come, or the child has said what it thinks of the head: a client may wait for that before it sends more.
-fn copy_body(stream: &TcpStream, child: &mut UnixStream, bytes: usize) -> io::Result<()> {
-    let (mut left, due) = (bytes, Instant::now() + BODY_TIMEOUT);
-    let mut buffer = [0; 16 * 1024];
-    while left > 0 && !answers_first(child, stream, due)? {
-        let room = left.min(buffer.len());
-        let received = read_before(stream, &mut buffer[..room], due)?;
-        if received == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        child.write_all(&buffer[..received])?;
-        left -= received;
-    }
-    Ok(())
-}
-
-/// Waits for either side. Whether the child speaks, whatever the client does.
-fn answers_first(child: &UnixStream, stream: &TcpStream, due: Instant) -> io::Result<bool> {
-    loop {
-        let mut ends = [PollFd::new(child, PollFlags::IN), PollFd::new(stream, PollFlags::IN)];
-        let left = Timespec::try_from(due.saturating_duration_since(Instant::now())).ok();
-        match poll(&mut ends, left.as_ref()) {
-            Ok(_) => return Ok(!ends[0].revents().is_empty()),
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
-fn answer_through(child: &mut UnixStream, stream: &TcpStream) -> io::Result<()> {
-    let mut buffer = [0; 16 * 1024];
-    let first = child.read(&mut buffer)?;
-    if first == 0 {
-        return Err(io::ErrorKind::UnexpectedEof.into());
-    }
-    // From here on an error is told by the end of the connection: an answer has begun.
-    let _hung_up =
-        (&mut &*stream).write_all(&buffer[..first]).and_then(|()| io::copy(child, &mut &*stream).map(drop));
-    Ok(())
-}
-
-// ---- the pages of all
-
-/// Each serving process's answer to the same request; a process that is dying has none.
-///
-/// # Errors
-/// What the first refuses, all refuse.
-fn gather(views: &Views, bytes: &[u8]) -> Result<Vec<(usize, Answer)>, HttpError> {
-    let request = ending(bytes, "GET");
-    let mut answers = ask_all(views, &request);
-    if answers.iter().all(|(_, answer)| answer.status == 200) {
-        return Ok(answers);
-    }
-    answers.retain(|(_, answer)| answer.status != 200);
-    let (process, answer) = answers.swap_remove(0);
-    Err(match answer.status {
-        401 => HttpError::new(401, answer.text().trim_end().to_owned())
-            .with_fields(&[("WWW-Authenticate", "Bearer realm=\"corecast\"")]),
-        400..500 => HttpError::new(answer.status, answer.text().trim_end().to_owned()),
-        status => no_answer(process, &format!("status {status}: {}", answer.text().trim_end())),
-    })
-}
-
-/// All at once: the slowest decides how long it takes.
-fn ask_all(views: &Views, request: &[u8]) -> Vec<(usize, Answer)> {
-    thread::scope(|scope| {
-        let asked: Vec<_> = views
-            .places
-            .iter()
-            .enumerate()
-            .filter_map(|(process, view)| Some((process, view.door.as_deref()?)))
-            .filter_map(|(process, door)| {
-                let ask = move || ask::ask(door, request);
-                Some((process, thread::Builder::new().name("ask".to_owned()).spawn_scoped(scope, ask).ok()?))
-            })
-            .collect();
-        let answer = |(process, asked): (usize, thread::ScopedJoinHandle<'_, io::Result<Answer>>)| match asked
-            .join()
-        {
-            Ok(Ok(answer)) => Some((process, answer)),
-            Ok(Err(error)) => {
-                tracing::warn!(process, %error, "a process did not answer a question on the admin address");
-                None
-            }
-            Err(panic) => std::panic::resume_unwind(panic),
-        };
-        asked.into_iter().filter_map(answer).collect()
-    })
-}
-
-/// Ready with one process that is: it takes clients on the port of all.
-fn readiness(views: &Views, bytes: &[u8]) -> (u16, String) {
-    let answers = if views.is_leaving { Vec::new() } else { ask_all(views, &ending(bytes, "GET")) };
-    let is_ready =
-        |process: usize| answers.iter().any(|(found, answer)| *found == process && answer.status == 200);
-    let told: Vec<Value> = (0..views.places.len())
-        .map(|process| json!({"process": process, "ready": is_ready(process)}))
-        .collect();
-    let ready = (0..views.places.len()).filter(|process| is_ready(*process)).count();
-    let page = json!({"ready": ready, "processes": told, "draining": views.is_leaving});
-    (if ready > 0 { 200 } else { 503 }, format!("{page}\n"))
-}
-
-fn metrics(views: &Views, answers: &[(usize, Answer)]) -> String {
-    let pages: Vec<_> = answers.iter().map(|(process, answer)| (*process, answer.text())).collect();
-    let mut page = page::merge(&pages);
-    let serving = views.places.iter().filter(|view| view.door.is_some()).count();
-    let mut family = |name: &str, kind: &str, help: &str, samples: &[String]| {
-        page.push_str(&format!("# HELP {name} {help}\n# TYPE {name} {kind}\n"));
-        page.extend(samples.iter().map(|sample| format!("{name}{sample}\n")));
-    };
-    family("corecast_processes", "gauge", "Processes that serve.", &[format!(" {serving}")]);
-    let wanted = [format!(" {}", views.places.len())];
-    family("corecast_processes_wanted", "gauge", "Processes that are to serve (--processes).", &wanted);
-    let restarts: Vec<String> = views
-        .places
-        .iter()
-        .enumerate()
-        .map(|(process, view)| format!("{{process=\"{process}\"}} {}", view.restarts))
-        .collect();
-    let help = "Starts after a death; those of a rolling restart are not counted unless they fail.";
-    family("corecast_process_restarts_total", "counter", help, &restarts);
-    let rolling = [format!(" {}", u8::from(views.is_rolling))];
-    family("corecast_rolling_restart", "gauge", "1 while a rolling restart is under way.", &rolling);
-    page
-}
-
-fn stats(views: &Views, answers: &[(usize, Answer)]) -> Value {
-    let of = |process: usize| {
-        let answer = answers.iter().find(|(found, _)| *found == process)?;
-        serde_json::from_slice::<Map<String, Value>>(answer.1.body()).ok()
-    };
-    let processes: Vec<Value> = views
-        .places
-        .iter()
-        .enumerate()
-        .map(|(process, view)| {
-            let mut page = told(process, view);
-            page.extend(of(process).unwrap_or_default());
-            Value::Object(page)
-        })
-        .collect();
-    let total = page::total(processes.iter());
-    json!({"rolling": views.is_rolling, "total": total, "processes": processes})
-}
-
-/// What the parent knows of a process.
-fn told(process: usize, view: &View) -> Map<String, Value> {
-    Map::from_iter([
-        ("process".to_owned(), process.into()),
-        ("pid".to_owned(), view.pid.into()),
-        ("serves".to_owned(), view.door.is_some().into()),
-        ("leaving".to_owned(), view.leaving.clone().into()),
-        ("restarts".to_owned(), view.restarts.into()),
-        ("status".to_owned(), view.status.clone().into()),
-    ])
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::supervisor::ask::doors::{answering, dead};
+    use crate::supervisor::board::View;
 
     #[test]
-    fn a_request_that_is_passed_on_asks_for_the_end_of_its_connection_first() {
-        let asked = b"HEAD /stats HTTP/1.1\r\nHost: a\r\nConnection: keep-alive\r\n\r\n";
-        let due = "GET /stats HTTP/1.1\r\nConnection: close\r\nHost: a\r\nConnection: keep-alive\r\n\r\n";
-        let passed = ending(asked, "GET");
-        assert_eq!(String::from_utf8_lossy(&passed), due);
-        let head = request::parse(&passed).expect("a request").expect("a whole one");
-        assert!(!head.keep_alive());
-        assert_eq!(
-            ending(b"\r\nGET / HTTP/1.0\r\n\r\n", "GET"),
-            b"GET / HTTP/1.0\r\nConnection: close\r\n\r\n"
-        );
-    }
-
-    #[test]
-    fn nobody_who_serves_is_not_ready_and_all_of_the_places_are_told() {
-        let places = vec![View::default(), View { restarts: 3, ..View::default() }];
-        let views = Views { places, ..Views::default() };
-        let (status, body) = readiness(&views, b"GET /readyz HTTP/1.1\r\n\r\n");
-        assert_eq!(status, 503);
-        assert!(body.contains("\"ready\":0"), "{body}");
-        let page = metrics(&views, &[]);
-        assert!(page.contains("\ncorecast_process_restarts_total{process=\"1\"} 3\n"), "{page}");
-        assert_eq!(stats(&views, &[])["processes"][1]["restarts"], 3);
+    fn a_request_for_any_process_goes_to_one_that_lives() {
+        let board = Board::default();
+        let place = |door| View { door: Some(door), ..View::default() };
+        let serving = answering("HTTP/1.1 204 No Content\r\n\r\n");
+        let places = vec![place(dead()), place(serving), place(dead())];
+        board.show(Views { places, ..Views::default() });
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("it is bound");
+        Admin::start(listener.into(), board, Health::Broker, Duration::from_secs(10)).expect("a thread");
+        for _ in 0..6 {
+            let mut client = TcpStream::connect(address).expect("it listens");
+            client.write_all(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n").expect("it listens");
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).expect("an answer");
+            assert!(answer.starts_with("HTTP/1.1 204 "), "{answer}");
+        }
     }
 }

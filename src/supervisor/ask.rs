@@ -11,7 +11,9 @@ use shards::net::rights;
 /// How long a child may take for an answer: longer than its own wait for its broker (5 s), so that it speaks first.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The same where all are asked: half of what Prometheus waits by default (10 s), so that one that hangs doesn't hide the others.
-const GATHER_TIMEOUT: Duration = Duration::from_secs(5);
+pub const GATHER_TIMEOUT: Duration = Duration::from_secs(5);
+/// The same for readiness: half of what the probe of deploy/kubernetes waits (`timeoutSeconds: 2`).
+pub const READINESS_TIMEOUT: Duration = Duration::from_secs(1);
 /// Longest answer: a survey of a thousand rooms has less than a tenth of it.
 const ANSWER_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
@@ -49,13 +51,14 @@ pub fn connect(door: &OwnedFd) -> io::Result<UnixStream> {
     Ok(ours)
 }
 
-/// Sends `request`, which asks for the end of the connection, and reads the answer to its end.
+/// Sends `request`, which asks for the end of the connection, and reads the answer to its end, waiting for `patience` at most
+/// where nothing comes.
 ///
 /// # Errors
 /// As [`connect`]; a time-out; `InvalidData` for what is no answer, or none of this length.
-pub fn ask(door: &OwnedFd, request: &[u8]) -> io::Result<Answer> {
+pub fn ask(door: &OwnedFd, request: &[u8], patience: Duration) -> io::Result<Answer> {
     let mut stream = connect(door)?;
-    stream.set_read_timeout(Some(GATHER_TIMEOUT))?;
+    stream.set_read_timeout(Some(patience))?;
     stream.write_all(request)?;
     let mut bytes = Vec::new();
     stream.take(ANSWER_BYTES_MAX).read_to_end(&mut bytes)?;
@@ -71,4 +74,36 @@ pub fn ask(door: &OwnedFd, request: &[u8]) -> io::Result<Answer> {
         return Err(invalid("the answer is cut short"));
     }
     Ok(Answer { status, bytes, body })
+}
+
+/// Processes for tests, seen from their parent.
+#[cfg(test)]
+pub mod doors {
+    use std::sync::Arc;
+    use std::thread;
+
+    use rustix::net::RecvFlags;
+
+    use super::*;
+
+    /// The door of one that says `answer` to each request.
+    pub fn answering(answer: &'static str) -> Arc<OwnedFd> {
+        let (ours, theirs) = rights::pair().expect("descriptors are left");
+        thread::spawn(move || {
+            while let Ok(received) = rights::receive(&theirs, &mut [0; 16], RecvFlags::empty()) {
+                let Some(connection) = received.descriptors.into_iter().next() else { return };
+                let mut connection = UnixStream::from(connection);
+                let mut head = [0; 512];
+                let bytes = connection.read(&mut head).expect("a request");
+                assert!(head[..bytes].ends_with(b"\r\n\r\n"), "it comes in one piece");
+                connection.write_all(answer.as_bytes()).expect("who asked waits");
+            }
+        });
+        Arc::new(ours)
+    }
+
+    /// The door of one that has died, of which its parent has not heard.
+    pub fn dead() -> Arc<OwnedFd> {
+        Arc::new(rights::pair().expect("descriptors are left").0)
+    }
 }

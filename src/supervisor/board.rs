@@ -10,12 +10,21 @@ pub struct View {
     pub pid: Option<u32>,
     /// Where the one that serves is asked; `None` while none does.
     pub door: Option<Arc<OwnedFd>>,
-    /// Those that leave.
-    pub leaving: Vec<u32>,
+    /// Those that leave, which have clients until they are gone.
+    pub leaving: Vec<Leaving>,
     /// See `corecast_process_restarts_total`.
     pub restarts: u64,
     /// What the process said of itself last.
     pub status: String,
+}
+
+/// A process that leaves.
+#[derive(Debug, Clone)]
+pub struct Leaving {
+    /// Its id.
+    pub pid: u32,
+    /// Where it is asked.
+    pub door: Option<Arc<OwnedFd>>,
 }
 
 /// All of them.

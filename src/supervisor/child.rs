@@ -1,14 +1,15 @@
 //! One child process, seen from its parent: started, told, watched, and ended.
 
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{self, PathBuf};
 use std::process::{Child as Process, Command, ExitStatus, Stdio};
 use std::sync::Arc;
+use std::sync::mpsc;
 use std::thread;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -42,21 +43,33 @@ pub struct Child {
 }
 
 impl Child {
-    /// Starts the program that this process was started from, with the same arguments, at `place`. `sockets` are those that
+    /// Starts `program` with the arguments of this process, at `place`. `sockets` are those that
     /// `place` tells of. What it does goes to `words`, its end last.
     ///
     /// # Errors
     /// No memory, process or descriptor is left, or the program is gone.
     pub fn start(
+        program: &Program,
         generation: Generation,
         place: Place,
         sockets: &[&OwnedFd],
         words: impl Fn(Generation, Word) + Send + 'static,
     ) -> io::Result<Self> {
         let (channel, theirs) = rights::pair()?;
+        let channel = Arc::new(channel);
+        // First of all: a child that nobody can wait for must not begin, for with the channel its parent seems gone to it, and
+        // it would close the queue that is its successor's.
+        let (hand, handed) = mpsc::channel::<(Process, Arc<OwnedFd>)>();
+        let listen = move || {
+            // Without one its start has failed.
+            if let Ok((process, channel)) = handed.recv() {
+                watch(process, &channel, |word| words(generation, word));
+            }
+        };
+        thread::Builder::new().name(format!("child-{generation}")).spawn(listen)?;
         let doors = place.admin.is_some().then(rights::pair).transpose()?;
         let (door, their_door) = doors.unzip();
-        let mut command = Command::new(program()?);
+        let mut command = Command::new(program.path()?);
         command.args(env::args_os().skip(1)).env(channel::VARIABLE, place.process.to_string());
         for variable in VARIABLES_OF_THE_PARENT {
             command.env_remove(variable);
@@ -76,10 +89,7 @@ impl Child {
             }
         };
         let pid = process.id();
-        let channel = Arc::new(channel);
-        let listened = channel.clone();
-        let listen = move || watch(process, &listened, |word| words(generation, word));
-        thread::Builder::new().name(format!("child-{generation}")).spawn(listen)?;
+        hand.send((process, channel.clone())).expect("its thread waits for it");
         Ok(Self { pid, channel, handle, door: door.map(Arc::new) })
     }
 
@@ -128,27 +138,69 @@ fn watch(mut process: Process, channel: &OwnedFd, word: impl Fn(Word)) {
     word(Word::Gone(process.wait()));
 }
 
-/// The file that this process was started from: what stands there now, because an upgrade replaces it. Where it was deleted and
-/// nothing put in its place, what runs.
-fn program() -> io::Result<PathBuf> {
-    const DELETED: &[u8] = b" (deleted)";
-    let path = env::current_exe()?;
-    let bytes = path.as_os_str().as_bytes();
-    // proc_pid_exe(5): the link's text of a file that is gone, also where another has its name now.
-    let path = match bytes.strip_suffix(DELETED) {
-        Some(bytes) if !path.exists() => PathBuf::from(OsString::from_vec(bytes.to_vec())),
-        _ => path,
-    };
-    if path.exists() { Ok(path) } else { Ok(PathBuf::from("/proc/self/exe")) }
+/// The program that this process runs, by the name that it was started by: an upgrade puts another file there.
+#[derive(Debug)]
+pub struct Program {
+    /// Where that name was a path. It may be a link that an upgrade points to the next version's folder, which
+    /// `/proc/self/exe` has gone through already.
+    started: Option<PathBuf>,
+}
+
+impl Program {
+    /// To be asked at the start, while the name still leads here.
+    pub fn of_this_process() -> Self {
+        Self { started: env::args_os().next().and_then(|name| named(&name)) }
+    }
+
+    /// What stands there now. Where nothing does, the file that this process was started from, and where that is gone too, what
+    /// runs.
+    fn path(&self) -> io::Result<PathBuf> {
+        const DELETED: &[u8] = b" (deleted)";
+        if let Some(started) = self.started.as_ref().filter(|path| path.exists()) {
+            return Ok(started.clone());
+        }
+        let path = env::current_exe()?;
+        let bytes = path.as_os_str().as_bytes();
+        // proc_pid_exe(5): the link's text of a file that is gone, also where another has its name now.
+        let path = match bytes.strip_suffix(DELETED) {
+            Some(bytes) if !path.exists() => PathBuf::from(OsString::from_vec(bytes.to_vec())),
+            _ => path,
+        };
+        if path.exists() { Ok(path) } else { Ok(PathBuf::from("/proc/self/exe")) }
+    }
+}
+
+/// `name` as a whole path, where it is one that leads to the file of this process. A shell finds bare names by PATH, and a
+/// name may be anything at all (execve(2)).
+fn named(name: &OsStr) -> Option<PathBuf> {
+    let path = name.as_bytes().contains(&b'/').then(|| path::absolute(name).ok())??;
+    let is_ours = path.canonicalize().ok()? == env::current_exe().ok()?;
+    is_ours.then_some(path)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
     use super::*;
 
     #[test]
     fn a_child_runs_the_file_that_this_program_was_started_from() {
-        let program = program().expect("this program has a file");
-        assert_eq!(program, env::current_exe().expect("it has a file"));
+        let path = Program { started: None }.path().expect("this program has a file");
+        assert_eq!(path, env::current_exe().expect("it has a file"));
+    }
+
+    #[test]
+    fn a_link_by_which_this_program_was_started_is_followed_anew_each_time() {
+        let exe = env::current_exe().expect("it has a file");
+        let link = env::temp_dir().join(format!("corecast-link-{}", std::process::id()));
+        symlink(&exe, &link).expect("a free name");
+        let program = Program { started: named(link.as_os_str()) };
+        assert_eq!(program.path().expect("it leads somewhere"), link);
+        std::fs::remove_file(&link).expect("it was made");
+        assert_eq!(program.path().expect("there is a file"), exe, "the link is gone");
+        for other in ["corecast", "/bin/sh", "./no-such-file"] {
+            assert_eq!(named(OsStr::new(other)), None, "{other}");
+        }
     }
 }

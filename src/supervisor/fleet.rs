@@ -4,6 +4,7 @@
 //! A place has one process that serves, and for the time of a rolling restart its successor beside it and then its
 //! predecessor, which leaves: all of them hold the same sockets.
 
+mod step;
 #[cfg(test)]
 mod tests;
 
@@ -11,49 +12,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::backoff::Backoff;
-
-/// A process by its number: they are counted from the start of the parent, and none is used twice.
-pub type Generation = u64;
-
-/// What is to be done, or told.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Step {
-    /// Start a process for this place.
-    Start { place: usize, generation: Generation },
-    /// Have it drain: to its successor, or because all leave.
-    Leave { generation: Generation, for_good: bool },
-    /// Have it end at once.
-    Stop { generation: Generation },
-    /// End it, whatever it does.
-    Kill { generation: Generation },
-    /// Tell it.
-    Tell(News),
-}
-
-/// What the log hears.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum News {
-    /// It serves.
-    Serves { place: usize, generation: Generation },
-    /// It ended, and the next one starts after this long.
-    Died { place: usize, generation: Generation, restarts_in: Duration },
-    /// The same once more, in a row that has been told.
-    DiedAgain { place: usize },
-    /// It has left as it was told.
-    Left { place: usize, generation: Generation },
-    /// A rolling restart begins.
-    RollBegins,
-    /// There is one already.
-    RollsAlready,
-    /// All have been replaced.
-    Rolled,
-    /// The successor of this place did not come to serve; its predecessor serves on, and nobody else is replaced.
-    RollFailed { place: usize },
-    /// It has said nothing for as long as is borne.
-    Hangs { place: usize, generation: Generation },
-    /// It didn't drain in its time.
-    Overdue { place: usize, generation: Generation },
-}
+pub use step::{Generation, News, Step};
 
 /// How long things may take.
 #[derive(Debug, Clone, Copy)]
@@ -62,6 +21,10 @@ pub struct Patience {
     pub start: Duration,
     /// From its order to leave until it is gone.
     pub leave: Duration,
+    /// From its order to end at once until it is killed.
+    pub stop: Duration,
+    /// For so long a successor serves before the next place has its turn.
+    pub settle: Duration,
     /// Between two signs of life of one that serves; `None`: for ever.
     pub silence: Option<Duration>,
 }
@@ -110,6 +73,10 @@ pub struct Fleet {
     patience: Patience,
     /// Places whose process is still to be replaced, the first of them under way.
     roll: VecDeque<usize>,
+    /// Processes from this one on were started since the rolling restart began.
+    rolled_from: Generation,
+    /// Another follows: who was replaced before the word came may be of an older file than the others.
+    rolls_again: bool,
     phase: Phase,
     next: Generation,
 }
@@ -119,7 +86,8 @@ impl Fleet {
     pub fn new(places: usize, patience: Patience, now: Instant) -> Self {
         let place = || Place { start_at: Some(now), ..Place::default() };
         let places = (0..places).map(|_| place()).collect();
-        Self { places, patience, roll: VecDeque::new(), phase: Phase::Serves, next: 0 }
+        let roll = VecDeque::new();
+        Self { places, patience, roll, rolled_from: 0, rolls_again: false, phase: Phase::Serves, next: 0 }
     }
 
     // ---- what happens
@@ -160,7 +128,9 @@ impl Fleet {
         let due = now + takes.max(self.patience.leave);
         let place = &mut self.places[index];
         if let Some(leaver) = place.leaving.iter_mut().find(|leaver| leaver.generation == generation) {
-            leaver.due = leaver.due.max(due);
+            if self.phase != Phase::Stops {
+                leaver.due = leaver.due.max(due);
+            }
         } else if let Some(member) = place.serving.take_if(|member| member.generation == generation) {
             place.leaving.push(Leaver { generation: member.generation, due, is_killed: false });
             // Otherwise its successor is on the way.
@@ -179,38 +149,40 @@ impl Fleet {
         let mut steps = Vec::new();
         if is(&place.successor) {
             place.successor = None;
-            place.restarts += 1;
-            steps.extend(self.fail_roll(index));
+            steps.extend(self.fail_successor(index, generation, now, jitter));
         } else if is(&place.serving) {
             let dead = place.serving.take();
             if self.phase == Phase::Serves && place.successor.is_none() {
                 let served = dead.and_then(|member| member.ready).map_or(Duration::ZERO, |ready| now - ready);
-                let was_told = place.backoff.is_crash_loop();
-                let wait = place.backoff.wait(served, jitter);
-                place.start_at = Some(now + wait);
-                place.restarts += 1;
-                steps.push(Step::Tell(match was_told && place.backoff.is_crash_loop() {
-                    true => News::DiedAgain { place: index },
-                    false => News::Died { place: index, generation, restarts_in: wait },
-                }));
+                steps.extend(self.restart(index, generation, served, now, jitter));
+                // What replaces the others would be the same.
+                if self.is_rolling() && generation >= self.rolled_from {
+                    steps.extend(self.break_roll(index, now));
+                }
             }
         } else {
             place.leaving.retain(|leaver| leaver.generation != generation);
             steps.push(Step::Tell(News::Left { place: index, generation }));
         }
+        // Whoever ends as it was told closes them itself; one that died meanwhile did not.
+        if self.phase != Phase::Serves && self.places[index].leaving.is_empty() {
+            steps.push(Step::Close { place: index });
+        }
         steps.extend(self.tick(now));
         steps
     }
 
-    /// Everybody is to be replaced, one after the other.
+    /// Everybody is to be replaced, one after the other. While that is under way, once more after it.
     pub fn roll(&mut self, now: Instant) -> Vec<Step> {
         if self.phase != Phase::Serves {
             return Vec::new();
         }
         if !self.roll.is_empty() {
-            return vec![Step::Tell(News::RollsAlready)];
+            self.rolls_again = true;
+            return vec![Step::Tell(News::RollsAgain)];
         }
         self.roll = (0..self.places.len()).collect();
+        self.rolled_from = self.next;
         let mut steps = vec![Step::Tell(News::RollBegins)];
         steps.extend(self.start_successor(now));
         steps
@@ -219,22 +191,28 @@ impl Fleet {
     /// All leave; the second time at once.
     pub fn end(&mut self, now: Instant) -> Vec<Step> {
         self.roll.clear();
+        self.rolls_again = false;
         let stops = self.phase != Phase::Serves;
         self.phase = if stops { Phase::Stops } else { Phase::Leaves };
-        let leave_due = now + self.patience.leave;
+        let (leave_due, stop_due) = (now + self.patience.leave, now + self.patience.stop);
         let mut steps = Vec::new();
-        for place in &mut self.places {
+        for (index, place) in self.places.iter_mut().enumerate() {
             place.start_at = None;
             let members = place.serving.take().into_iter().chain(place.successor.take());
             let leaver =
                 |member: Member| Leaver { generation: member.generation, due: leave_due, is_killed: false };
             place.leaving.extend(members.map(leaver));
-            for leaver in &place.leaving {
+            for leaver in &mut place.leaving {
                 let generation = leaver.generation;
-                steps.push(match stops {
-                    true => Step::Stop { generation },
-                    false => Step::Leave { generation, for_good: true },
+                steps.push(if stops {
+                    leaver.due = leaver.due.min(stop_due);
+                    Step::Stop { generation }
+                } else {
+                    Step::Leave { generation, for_good: true }
                 });
+            }
+            if place.leaving.is_empty() {
+                steps.push(Step::Close { place: index });
             }
         }
         steps
@@ -275,14 +253,12 @@ impl Fleet {
             let successor = self.places[*index].successor.as_ref();
             successor.is_some_and(|member| member.is_silent(now, patience))
         });
-        if let Some(index) = late {
-            let successor = self.places[index].successor.take();
-            steps.extend(self.fail_roll(index));
-            if let Some(member) = successor {
-                let leaver = Leaver { generation: member.generation, due: now, is_killed: true };
-                self.places[index].leaving.push(leaver);
-                steps.push(Step::Kill { generation: member.generation });
-            }
+        if let Some(index) = late
+            && let Some(Member { generation, .. }) = self.places[index].successor.take()
+        {
+            self.places[index].leaving.push(Leaver { generation, due: now, is_killed: true });
+            steps.push(Step::Kill { generation });
+            steps.extend(self.fail_successor(index, generation, now, 0.0));
         }
         steps.extend(self.roll_on(now));
         steps
@@ -298,7 +274,7 @@ impl Fleet {
             let leavers = place.leaving.iter().filter(|leaver| !leaver.is_killed).map(|leaver| leaver.due);
             members.chain(leavers).chain(place.start_at).min()
         };
-        self.places.iter().filter_map(of_place).min()
+        self.places.iter().filter_map(of_place).chain(self.settled_at()).min()
     }
 
     /// Whether all have left.
@@ -320,6 +296,12 @@ impl Fleet {
     /// Whether it leaves.
     pub fn is_leaving(&self) -> bool {
         self.phase != Phase::Serves
+    }
+
+    /// When the last of those that leave for good is killed, if it isn't gone before.
+    pub fn leave_due(&self) -> Option<Instant> {
+        let leavers = self.places.iter().flat_map(|place| &place.leaving);
+        leavers.map(|leaver| leaver.due).max().filter(|_| self.phase == Phase::Leaves)
     }
 
     /// Whether a rolling restart is under way.
@@ -356,22 +338,52 @@ impl Fleet {
         })
     }
 
+    /// The next start of a place whose process is dead, which had served for so long.
+    fn restart(
+        &mut self,
+        index: usize,
+        generation: Generation,
+        served: Duration,
+        now: Instant,
+        jitter: f64,
+    ) -> Vec<Step> {
+        let place = &mut self.places[index];
+        let was_told = place.backoff.is_crash_loop();
+        let wait = place.backoff.wait(served, jitter);
+        let is_crash_loop = place.backoff.is_crash_loop();
+        place.start_at = Some(now + wait);
+        place.restarts += 1;
+        let mut steps = vec![Step::Tell(match was_told && is_crash_loop {
+            true => News::DiedAgain { place: index },
+            false => News::Died { place: index, generation, restarts_in: wait },
+        })];
+        if is_crash_loop {
+            steps.push(Step::Close { place: index });
+        }
+        steps
+    }
+
     // ---- rolling
 
-    /// Goes on to the next place once the predecessor of this one has left.
+    /// Goes on to the next place once this one has been replaced.
     fn roll_on(&mut self, now: Instant) -> Vec<Step> {
-        let Some(&index) = self.roll.front() else { return Vec::new() };
-        let place = &self.places[index];
-        let is_replaced = place.successor.is_none() && place.leaving.is_empty();
-        // One that died meanwhile comes back by itself, from the same file.
-        if !is_replaced || place.serving.as_ref().is_none_or(|member| member.ready.is_none()) {
+        if self.settled_at().is_none_or(|settled| now < settled) {
             return Vec::new();
         }
         self.roll.pop_front();
         match self.roll.is_empty() {
-            true => vec![Step::Tell(News::Rolled)],
+            true => self.end_roll(News::Rolled, now),
             false => self.start_successor(now),
         }
+    }
+
+    /// When the place whose turn it is has been replaced; `None` before its predecessor has left and its successor serves. One
+    /// that died meanwhile comes back by itself, from the same file.
+    fn settled_at(&self) -> Option<Instant> {
+        let place = &self.places[*self.roll.front()?];
+        let is_replaced = place.successor.is_none() && place.leaving.is_empty();
+        let ready = place.serving.as_ref().filter(|_| is_replaced)?.ready?;
+        Some(ready + self.patience.settle)
     }
 
     fn start_successor(&mut self, now: Instant) -> Vec<Step> {
@@ -386,9 +398,47 @@ impl Fleet {
         vec![Step::Start { place: index, generation }]
     }
 
-    fn fail_roll(&mut self, place: usize) -> Vec<Step> {
+    /// The successor of a place did not come to serve. Where its predecessor is gone too, the place has nobody.
+    fn fail_successor(
+        &mut self,
+        index: usize,
+        generation: Generation,
+        now: Instant,
+        jitter: f64,
+    ) -> Vec<Step> {
+        let mut steps = Vec::new();
+        match self.places[index].serving {
+            Some(_) => self.places[index].restarts += 1,
+            None => steps.extend(self.restart(index, generation, Duration::ZERO, now, jitter)),
+        }
+        steps.extend(self.end_roll(News::RollFailed { place: index }, now));
+        steps
+    }
+
+    /// A process that this rolling restart started died, at `index`: the successor that is on the way goes too.
+    fn break_roll(&mut self, index: usize, now: Instant) -> Vec<Step> {
+        let mut steps = Vec::new();
+        for place in &mut self.places {
+            if let Some(Member { generation, .. }) = place.successor.take() {
+                place.leaving.push(Leaver { generation, due: now, is_killed: true });
+                steps.push(Step::Kill { generation });
+                // Its predecessor may have gone.
+                if place.serving.is_none() {
+                    place.start_at = Some(now);
+                }
+            }
+        }
+        steps.extend(self.end_roll(News::RollBroken { place: index }, now));
+        steps
+    }
+
+    fn end_roll(&mut self, how: News, now: Instant) -> Vec<Step> {
         self.roll.clear();
-        if self.phase == Phase::Serves { vec![Step::Tell(News::RollFailed { place })] } else { Vec::new() }
+        let mut steps = vec![Step::Tell(how)];
+        if std::mem::take(&mut self.rolls_again) {
+            steps.extend(self.roll(now));
+        }
+        steps
     }
 }
 

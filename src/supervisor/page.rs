@@ -4,14 +4,15 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value};
 
-/// The families of several Prometheus pages (text format 0.0.4), each declared once, with label `process` on each sample.
+/// The families of several Prometheus pages (text format 0.0.4), each declared once, with the labels that stand before a page
+/// on each of its samples.
 ///
 /// Families stand in the order of the first page that has them; a family's lines must follow each other on each page, as
 /// the format demands.
-pub fn merge(pages: &[(usize, String)]) -> String {
+pub fn merge(pages: &[(String, String)]) -> String {
     let mut families: Vec<Family> = Vec::new();
     let mut known: HashMap<&str, usize> = HashMap::new();
-    for (process, page) in pages {
+    for (labels, page) in pages {
         let mut current = None;
         for line in page.lines() {
             if let Some((name, declaration)) = declared(line) {
@@ -28,7 +29,7 @@ pub fn merge(pages: &[(usize, String)]) -> String {
             } else if let Some(at) = current
                 && !line.is_empty()
             {
-                families[at].samples.push_str(&labelled(line, *process));
+                families[at].samples.push_str(&labelled(line, labels));
                 families[at].samples.push('\n');
             }
         }
@@ -56,14 +57,14 @@ fn declared(line: &str) -> Option<(&str, &str)> {
     Some((rest.split(' ').next()?, &line[.."# HELP ".len()]))
 }
 
-/// `sample` with the label, before others: a name holds neither brace nor space, a label's value may.
-fn labelled(sample: &str, process: usize) -> String {
+/// `sample` with `ours` before its other labels: a name holds neither brace nor space, a label's value may.
+fn labelled(sample: &str, ours: &str) -> String {
     let name_ends = sample.find(['{', ' ']).unwrap_or(sample.len());
     let (name, rest) = sample.split_at(name_ends);
     match rest.strip_prefix('{') {
-        Some(labels) if labels.starts_with('}') => format!("{name}{{process=\"{process}\"{labels}"),
-        Some(labels) => format!("{name}{{process=\"{process}\",{labels}"),
-        None => format!("{name}{{process=\"{process}\"}}{rest}"),
+        Some(labels) if labels.starts_with('}') => format!("{name}{{{ours}{labels}"),
+        Some(labels) => format!("{name}{{{ours},{labels}"),
+        None => format!("{name}{{{ours}}}{rest}"),
     }
 }
 
@@ -114,6 +115,10 @@ mod tests {
 
     use super::*;
 
+    fn of(process: usize) -> String {
+        format!("process=\"{process}\"")
+    }
+
     #[test]
     fn a_family_is_declared_once_and_its_samples_stand_together() {
         let page = |n| {
@@ -122,7 +127,7 @@ mod tests {
                  b{{le=\"+Inf\",x=\"}} 1\"}} {n}\nb{{}} {n}\n"
             )
         };
-        let merged = merge(&[(0, page(1)), (2, page(5))]);
+        let merged = merge(&[(of(0), page(1)), (of(2), page(5))]);
         let due = "# HELP a_total As.\n# TYPE a_total counter\na_total{process=\"0\"} 1\na_total{process=\"2\"} 5\n\
                    # HELP b Bs.\n# TYPE b gauge\nb{process=\"0\",le=\"+Inf\",x=\"} 1\"} 1\nb{process=\"0\"} 1\n\
                    b{process=\"2\",le=\"+Inf\",x=\"} 1\"} 5\nb{process=\"2\"} 5\n";
@@ -132,8 +137,8 @@ mod tests {
     #[test]
     fn a_family_that_only_one_process_has_is_told_too() {
         let merged = merge(&[
-            (0, "# HELP a A.\n# TYPE a gauge\na 1\n".to_owned()),
-            (1, "# HELP z Z.\n# TYPE z gauge\nz 1\n# HELP a Another.\n# TYPE a gauge\na 2\n".to_owned()),
+            (of(0), "# HELP a A.\n# TYPE a gauge\na 1\n".to_owned()),
+            (of(1), "# HELP z Z.\n# TYPE z gauge\nz 1\n# HELP a Another.\n# TYPE a gauge\na 2\n".to_owned()),
         ]);
         let due = "# HELP a A.\n# TYPE a gauge\na{process=\"0\"} 1\na{process=\"1\"} 2\n\
                    # HELP z Z.\n# TYPE z gauge\nz{process=\"1\"} 1\n";

@@ -30,7 +30,8 @@ impl Apply {
     /// Sets what `plan` would change in `place`, noted down in the journal at `path`.
     ///
     /// # Errors
-    /// 2 where the host's own namespace was meant and not said; 69 for a value that can't be read; those of [`transact`].
+    /// 2 where the host's own namespace was meant and not said, or said elsewhere; 69 for a value that can't be read; those of
+    /// [`transact`].
     pub fn run(&self, place: &Place, plan: &Plan, path: &Path) -> anyhow::Result<ExitCode> {
         self.allow(place)?;
         let (values, left_out) = self.chosen(plan);
@@ -39,7 +40,7 @@ impl Apply {
         }
         self.require_readable(plan)?;
         let identity = place.identity()?;
-        let stop = signals::stop_flag()?;
+        let stop = signals::patient_stop_flag()?;
         let by = &plan.profile.name;
         let applied = match values.is_empty() {
             true => Vec::new(),
@@ -50,7 +51,10 @@ impl Apply {
 
     /// Whether this may be done at all.
     fn allow(&self, place: &Place) -> Result<(), Failure> {
-        if self.is_of_host || self.is_dry || !place.is_host() {
+        if self.is_of_host {
+            return place.require_host();
+        }
+        if self.is_dry || !place.is_host() {
             return Ok(());
         }
         Err(Failure::usage(format!(
@@ -127,20 +131,10 @@ impl Apply {
                 &format!("Left out, because the whole host has it once (--host): {}.\n", left_out.join(", "));
         }
         if let Some(path) = journal.filter(|_| !rows.is_empty()) {
-            let undo = undo_command(place, path);
+            let undo = place.undo_command(path);
             text += &format!("Noted down in {}. To undo it: {undo}\n", path.display());
         }
         print(&text)?;
         Ok(ExitCode::SUCCESS)
     }
-}
-
-/// What a shell runs to undo what the journal at `path` says.
-fn undo_command(place: &Place, path: &Path) -> String {
-    let netns = place.name().map_or(String::new(), |name| format!(" --netns {name}"));
-    let journal = match path == place.journal() {
-        true => String::new(),
-        false => format!(" --journal {}", path.display()),
-    };
-    format!("corecast tune revert{netns}{journal}")
 }

@@ -78,6 +78,9 @@ pub enum TuneCommand {
         netns: Option<String>,
         #[command(flatten)]
         journal: JournalFile,
+        /// Only what experiments changed that were killed; an applied profile stays
+        #[arg(long)]
+        experiments: bool,
         /// Also what somebody else has changed since, and what can be read of a journal that is damaged
         #[arg(long)]
         force: bool,

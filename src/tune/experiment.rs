@@ -20,14 +20,11 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::SystemTime;
 
 use anyhow::Context;
 use clap::Args;
 use host::Root;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use self::host_knobs::{HostKnobs, Outstanding};
 use self::plan::{FILE_BYTES_MAX, Plan, Side};
@@ -38,6 +35,7 @@ use self::statistics::{PAIRS_MAX, PAIRS_MIN};
 use self::verdict::{Verdict, percent};
 use crate::exit::{FAILED, Failure, UNAVAILABLE};
 use crate::output::{complain, print};
+use crate::signals;
 use crate::tune::args::JournalFile;
 use crate::tune::journal_path;
 use crate::tune::place::Place;
@@ -98,17 +96,22 @@ pub fn run(args: &ExperimentArgs, root: &Root) -> anyhow::Result<ExitCode> {
     }
     check_host_wide(&plan, args.host)?;
     let place = Place::open(root.clone(), None)?;
+    if plan.arms.iter().any(|arm| arm.host) {
+        place.require_host()?;
+    }
     let (journal, identity) = (journal_path(&place, &args.journal), place.identity()?);
     let outstanding = Outstanding::read(&journal, &identity.boot_id)
         .map_err(|error| Failure::new(FAILED, error.to_string()))?;
-    check_outstanding(&outstanding, &journal)?;
+    check_outstanding(&outstanding, &place, &journal)?;
     let out = out_folder(args);
     fs::create_dir_all(&out)
         .map_err(|error| Failure::file(format!("can't make {}", out.display()), &error))?;
     // Before anything is started or set.
-    let stop = stop_flag()?;
+    let stop = signals::patient_stop_flag()?;
     let folder = Folder::create().context("can't make a folder for the samples")?;
     let (enclosure, setups) = runner::prepare(&plan, root, folder.path())?;
+    let reach = runner::reach(outstanding.of_others, enclosure, root, folder.path());
+    let (applied, applied_outside) = reach.map_err(|error| Failure::new(FAILED, error.to_string()))?;
     let began = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let run = {
         let host_knobs = &HostKnobs::new(root.clone(), &journal, identity, &plan.name);
@@ -116,8 +119,7 @@ pub fn run(args: &ExperimentArgs, root: &Root) -> anyhow::Result<ExitCode> {
         Runner { plan: &plan, programs: &programs, enclosure, root, setups, host_knobs, folder, stop: &stop }
             .run()
     };
-    let circumstances =
-        Circumstances { began, enclosure, root: root.clone(), applied: outstanding.of_others };
+    let circumstances = Circumstances { began, enclosure, root: root.clone(), applied, applied_outside };
     finish(&Report::new(&plan, &run, &circumstances), &out)
 }
 
@@ -207,28 +209,18 @@ fn check_host_wide(plan: &Plan, is_allowed: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-fn check_outstanding(outstanding: &Outstanding, journal: &Path) -> Result<(), Failure> {
+fn check_outstanding(outstanding: &Outstanding, place: &Place, journal: &Path) -> Result<(), Failure> {
     match outstanding.of_experiments {
         0 => Ok(()),
         count => Err(Failure::new(
             FAILED,
             format!(
-                "an experiment was killed before it had put back {count} of this host's values ({}): do so with `corecast tune \
-                 revert` first",
-                journal.display()
+                "an experiment was killed before it had put back {count} of this host's values: do so first, with `{} \
+                 --experiments`",
+                place.undo_command(journal)
             ),
         )),
     }
-}
-
-/// Becomes true with a signal that wants the experiment to end. A second one changes nothing: what is set must be put back,
-/// and that takes no longer than the generator's grace.
-fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM, SIGHUP] {
-        signal_hook::flag::register(signal, Arc::clone(&stop)).context("can't listen for signals")?;
-    }
-    Ok(stop)
 }
 
 /// What `--dry-run` prints.

@@ -24,8 +24,11 @@ pub enum Form {
 }
 
 /// `plan` in `form`, for the service `corecast`.
-pub fn exported(plan: &Plan, form: Form) -> String {
-    let values = values(plan);
+///
+/// # Errors
+/// Why a value can't be read: what it should be is not known then.
+pub fn exported(plan: &Plan, form: Form) -> Result<String, String> {
+    let values = values(plan)?;
     let body = match form {
         Form::SysctlD => sysctl_d(&values),
         Form::Compose => compose(&values),
@@ -38,7 +41,7 @@ pub fn exported(plan: &Plan, form: Form) -> String {
          again where these are others.",
         plan.profile.name, facts.connections, facts.memory_bytes, facts.cores
     );
-    wrapped(&head, "# ") + &body
+    Ok(wrapped(&head, "# ") + &body)
 }
 
 /// A knob with its value; `None` where this machine doesn't have it.
@@ -58,21 +61,21 @@ impl Value<'_> {
 }
 
 /// Every knob of the profile; a pattern's files have one value.
-fn values(plan: &Plan) -> Vec<Value<'_>> {
-    let value = |(index, knob)| Value { knob, due: due(plan, index, knob) };
+fn values(plan: &Plan) -> Result<Vec<Value<'_>>, String> {
+    let value = |(index, knob)| Ok(Value { knob, due: due(plan, index, knob)? });
     plan.profile.knobs.iter().enumerate().map(value).collect()
 }
 
-fn due(plan: &Plan, index: usize, knob: &Knob) -> Option<String> {
+fn due(plan: &Plan, index: usize, knob: &Knob) -> Result<Option<String>, String> {
     if knob.name == Name::LimitNofile {
         // Not that of the shell which asks.
-        return knob.due(&plan.facts, "0").ok();
+        return Ok(knob.due(&plan.facts, "0").ok());
     }
-    let step = plan.steps.iter().find(|step| step.knob == index)?;
-    match &step.state {
-        State::Good { now } => Some(now.clone()),
-        State::Differs { due, .. } => Some(due.clone()),
-        State::Absent | State::Unreadable { .. } => None,
+    match plan.steps.iter().find(|step| step.knob == index).map(|step| &step.state) {
+        Some(State::Good { now }) => Ok(Some(now.clone())),
+        Some(State::Differs { due, .. }) => Ok(Some(due.clone())),
+        Some(State::Unreadable { why }) => Err(why.clone()),
+        Some(State::Absent) | None => Ok(None),
     }
 }
 
@@ -84,6 +87,7 @@ fn sysctl_d(values: &[Value<'_>]) -> String {
     );
     for value in values {
         text += &format!("\n{}", wrapped(&value.knob.reason, "# "));
+        text += &of_a_module(value);
         text += &match (value.sysctl(), &value.knob.due) {
             (Some((name, due)), _) => format!("{name} = {due}\n"),
             (None, Due::Word { word, .. }) => format!(
@@ -94,6 +98,19 @@ fn sysctl_d(values: &[Value<'_>]) -> String {
         };
     }
     text
+}
+
+/// A parameter that a module brings is not there before the module is.
+fn of_a_module(value: &Value<'_>) -> String {
+    match value.sysctl() {
+        Some((name, _)) if name.starts_with("net.netfilter.nf_conntrack") => wrapped(
+            "It is there only once the module is loaded, mostly by Docker or a firewall, and that is after systemd-sysctl has \
+             read this file: then it holds nothing. With the line nf_conntrack in /etc/modules-load.d/corecast.conf it is \
+             loaded before. sysctl --system needs it loaded, too (modprobe nf_conntrack).",
+            "# ",
+        ),
+        _ => String::new(),
+    }
 }
 
 /// What the form has no place for.

@@ -7,13 +7,20 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use host::{NetworkNamespace, Root};
+use host::Root;
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use rustix::process::geteuid;
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 use crate::iso8601;
+use crate::tune::identity::{Identity, Kinship};
+use crate::tune::outcome::{Outcome, Reverted};
 use crate::tune::target::{Target, TargetError};
 
 /// An open journal, locked until it is dropped.
@@ -22,30 +29,6 @@ pub struct Journal {
     path: PathBuf,
     file: File,
     content: Content,
-}
-
-/// The kernel and the namespace whose values a journal holds.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Identity {
-    /// Another one after each start of the kernel.
-    pub boot_id: String,
-    /// The network namespace's.
-    pub namespace_inode: u64,
-    /// When that was made, where it is known: seconds and nanoseconds since 1970.
-    pub namespace_made: Option<(i64, i64)>,
-}
-
-/// How the identity of a journal is to that of a place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kinship {
-    /// The same.
-    Same,
-    /// The kernel was started again since.
-    OtherBoot,
-    /// Its namespace is gone, and this one has its number.
-    Gone,
-    /// Its namespace is another one.
-    OtherNamespace,
 }
 
 /// What a journal says.
@@ -83,23 +66,35 @@ pub struct Change {
     pub is_over: bool,
 }
 
-/// What became of a change.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
-    /// Its old value is back.
-    Restored,
-    /// It had its old value: the process ended before the write, or somebody put it back.
-    AlreadyRestored,
-    /// Somebody else has changed it since; it stays as it is.
-    Alien {
-        /// What it is.
-        now: String,
-    },
-    /// The kernel doesn't take the old value, or doesn't have the parameter any more.
-    Failed {
-        /// The kernel's word.
-        error: String,
-    },
+/// How [`Change::by`] begins where it is an experiment.
+pub const EXPERIMENT: &str = "experiment ";
+
+impl Change {
+    /// Whether it was made for a sample.
+    pub fn is_of_experiment(&self) -> bool {
+        self.by.starts_with(EXPERIMENT)
+    }
+}
+
+/// Which changes are to be undone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// All.
+    Whole,
+    /// All but so many, the oldest.
+    After(usize),
+    /// Those that experiments made: one that was killed could not put them back.
+    OfExperiments,
+}
+
+impl Part {
+    fn holds(self, index: usize, change: &Change) -> bool {
+        match self {
+            Self::Whole => true,
+            Self::After(kept) => index >= kept,
+            Self::OfExperiments => change.is_of_experiment(),
+        }
+    }
 }
 
 /// Why a journal can't be used.
@@ -131,6 +126,14 @@ pub enum JournalError {
         theirs: u64,
         /// The caller's.
         ours: u64,
+    },
+    /// It may be somebody else's, or something else.
+    #[error("{} is not touched: {why}; take another --journal, or look at it and mend it", .path.display())]
+    Untrusted {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: &'static str,
     },
     /// More than [`JOURNAL_BYTES_MAX`].
     #[error("{} has more than {JOURNAL_BYTES_MAX} bytes: that is no journal of corecast's", .0.display())]
@@ -166,7 +169,11 @@ enum Line {
         version: u32,
         boot_id: String,
         namespace_inode: u64,
-        namespace_made: Option<(i64, i64)>,
+        #[serde(default)]
+        namespace_cookie: Option<u64>,
+        /// Told namespaces apart before there was a cookie.
+        #[serde(default, skip_serializing)]
+        namespace_made: Option<IgnoredAny>,
         time: String,
     },
     Change {
@@ -196,36 +203,10 @@ enum Line {
 }
 
 const VERSION: u32 = 1;
+/// Of every file that holds anything: its first line is [`Line::Journal`].
+const BEGINNING: &[u8] = b"{\"journal\":";
 /// A change has about 300 bytes on its lines, so these are some 50,000.
 const JOURNAL_BYTES_MAX: u64 = 16 * 1024 * 1024;
-
-impl Identity {
-    /// This kernel's, with `namespace`.
-    ///
-    /// # Errors
-    /// Where `/proc` is not there.
-    pub fn of(root: &Root, namespace: &NetworkNamespace) -> io::Result<Self> {
-        Ok(Self {
-            boot_id: root.read("/proc/sys/kernel/random/boot_id")?,
-            namespace_inode: namespace.inode(),
-            namespace_made: namespace.made(),
-        })
-    }
-
-    /// How this one, a journal's, is to that of a place.
-    pub fn kinship(&self, place: &Self) -> Kinship {
-        let is_made_at_once = || match (self.namespace_made, place.namespace_made) {
-            (Some(ours), Some(theirs)) => ours == theirs,
-            _ => true,
-        };
-        match () {
-            () if self.boot_id != place.boot_id => Kinship::OtherBoot,
-            () if self.namespace_inode != place.namespace_inode => Kinship::OtherNamespace,
-            () if !is_made_at_once() => Kinship::Gone,
-            () => Kinship::Same,
-        }
-    }
-}
 
 impl Content {
     /// Reads the journal at `path`; `None` where there is none. Takes no lock.
@@ -233,12 +214,8 @@ impl Content {
     /// # Errors
     /// [`JournalError::File`], [`JournalError::TooLong`].
     pub fn read(path: &Path) -> Result<Option<Self>, JournalError> {
-        let fail = |error| JournalError::File { verb: "read", path: path.to_owned(), error };
-        match File::open(path) {
-            Ok(mut file) => read_from(&mut file, path).map(Some),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(fail(error)),
-        }
+        let file = existing(open_file(path, OpenOptions::new().read(true)))?;
+        file.map(|mut file| read_from(&mut file, path)).transpose()
     }
 
     /// Changes that are not undone, newest first.
@@ -262,9 +239,9 @@ impl Content {
     /// False for a line that doesn't fit what is before it. `numbers` are the places of the changes by their numbers.
     fn take(&mut self, line: Line, numbers: &mut BTreeMap<usize, usize>) -> bool {
         match line {
-            Line::Journal { version, boot_id, namespace_inode, namespace_made, .. } => {
+            Line::Journal { version, boot_id, namespace_inode, namespace_cookie, .. } => {
                 let is_first = self.identity.is_none() && self.changes.is_empty();
-                self.identity.get_or_insert(Identity { boot_id, namespace_inode, namespace_made });
+                self.identity.get_or_insert(Identity { boot_id, namespace_inode, namespace_cookie });
                 is_first && version == VERSION
             }
             Line::Change { number, by, target, old, new, time } => {
@@ -304,8 +281,8 @@ impl Journal {
             fs::create_dir_all(folder).map_err(fail("make the folder of"))?;
         }
         let mut options = OpenOptions::new();
-        let file = options.read(true).write(true).create(true).truncate(false).open(path);
-        let mut journal = Self::lock(path, file.map_err(fail("open"))?)?;
+        let file = open_file(path, options.read(true).write(true).create(true).truncate(false))?;
+        let mut journal = Self::lock(path, file)?;
         let theirs = journal.content.identity.as_ref();
         let kinship = theirs.map(|theirs| theirs.kinship(&identity));
         let is_lost = matches!(kinship, Some(Kinship::OtherBoot | Kinship::Gone));
@@ -329,11 +306,8 @@ impl Journal {
     /// # Errors
     /// [`JournalError`]; a corrupted one is opened, see [`Content::corrupted`].
     pub fn open(path: &Path) -> Result<Option<Self>, JournalError> {
-        match OpenOptions::new().read(true).write(true).open(path) {
-            Ok(file) => Self::lock(path, file).map(Some),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(JournalError::File { verb: "open", path: path.to_owned(), error }),
-        }
+        let file = existing(open_file(path, OpenOptions::new().read(true).write(true)))?;
+        file.map(|file| Self::lock(path, file)).transpose()
     }
 
     /// What it says.
@@ -378,48 +352,36 @@ impl Journal {
         Ok(found)
     }
 
-    /// Undoes what is not undone, newest first; what somebody else has changed since only if `is_forced`.
+    /// Undoes `part` of what is not undone, newest first; what somebody else has changed since only if `is_forced`.
     ///
     /// Once more for the same journal it finds nothing to do. Forced, and with nothing left, it also settles lines that
     /// can't be read, so that the journal may be used again. Acts in the network namespace of the calling thread, which
     /// is to be this journal's.
     ///
-    /// # Errors
-    /// [`JournalError`]; the kernel's refusals are among the outcomes, and don't keep the others from being undone.
-    pub fn revert(&mut self, root: &Root, is_forced: bool) -> Result<Vec<(Change, Outcome)>, JournalError> {
-        self.revert_since(root, 0, is_forced)
-    }
-
-    /// The same for all but the first `kept` changes.
-    ///
-    /// # Errors
-    /// As [`Journal::revert`].
-    pub fn revert_since(
-        &mut self,
-        root: &Root,
-        kept: usize,
-        is_forced: bool,
-    ) -> Result<Vec<(Change, Outcome)>, JournalError> {
-        self.cut(self.content.whole_bytes)?;
+    /// Neither the kernel's refusals nor a journal that takes no line keep other values from being undone.
+    pub fn revert(&mut self, root: &Root, part: Part, is_forced: bool) -> Reverted {
+        let mut noted = self.cut(self.content.whole_bytes);
         let mut outcomes = Vec::new();
-        for index in (kept..self.content.changes.len()).rev() {
+        for index in (0..self.content.changes.len()).rev() {
             let change = &self.content.changes[index];
-            if change.is_over {
+            if change.is_over || !part.holds(index, change) {
                 continue;
             }
-            let (change, outcome) = (change.clone(), undo(change, root, is_forced));
-            if matches!(outcome, Outcome::Restored | Outcome::AlreadyRestored) {
+            let change = change.clone();
+            let outcome = Outcome::of_undoing(&change, root, is_forced);
+            if outcome.is_restored() {
                 self.content.changes[index].is_over = true;
-                self.write(&Line::Restored { number: change.number, value: change.old.clone() })?;
+                let line = Line::Restored { number: change.number, value: change.old.clone() };
+                noted = noted.and(self.write(&line));
             }
             outcomes.push((change, outcome));
         }
         if is_forced && !self.content.corrupted.is_empty() && self.content.outstanding().next().is_none() {
-            self.write(&Line::Settled { time: now() })?;
+            noted = noted.and(self.write(&Line::Settled { time: now() }));
             self.content.corrupted.clear();
         }
-        self.file.sync_data().map_err(|error| self.error("write", error))?;
-        Ok(outcomes)
+        let synced = self.file.sync_data().map_err(|error| self.error("write", error));
+        Reverted { outcomes, noted: noted.and(synced) }
     }
 
     fn lock(path: &Path, mut file: File) -> Result<Self, JournalError> {
@@ -438,10 +400,17 @@ impl Journal {
     fn start(&mut self, identity: Identity) -> Result<(), JournalError> {
         self.content = Content::default();
         self.cut(0)?;
-        let Identity { boot_id, namespace_inode, namespace_made } = identity.clone();
+        let Identity { boot_id, namespace_inode, namespace_cookie } = identity.clone();
         self.content.identity = Some(identity);
         let time = now();
-        self.write(&Line::Journal { version: VERSION, boot_id, namespace_inode, namespace_made, time })?;
+        self.write(&Line::Journal {
+            version: VERSION,
+            boot_id,
+            namespace_inode,
+            namespace_cookie,
+            namespace_made: None,
+            time,
+        })?;
         // A new file is on the disk when its folder is.
         let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
         let synced = File::open(folder.unwrap_or(Path::new("."))).and_then(|folder| folder.sync_all());
@@ -473,6 +442,35 @@ impl Journal {
     }
 }
 
+/// `None` for a file that is not there.
+fn existing(opened: Result<File, JournalError>) -> Result<Option<File>, JournalError> {
+    match opened {
+        Err(JournalError::File { error, .. }) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        opened => opened.map(Some),
+    }
+}
+
+/// Opens the file of a journal. What it says is written to the kernel by whoever reverts, mostly root: so it must be nobody
+/// else's to write.
+fn open_file(path: &Path, options: &mut OpenOptions) -> Result<File, JournalError> {
+    let untrusted = |why| JournalError::Untrusted { path: path.to_owned(), why };
+    // A link leads anywhere, and a pipe lets everybody wait.
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+    let opened = options.mode(0o644).custom_flags(flags).open(path);
+    let fail = |error: io::Error| match Errno::from_io_error(&error) {
+        Some(Errno::LOOP) => untrusted("it is a symbolic link"),
+        _ => JournalError::File { verb: "open", path: path.to_owned(), error },
+    };
+    let file = opened.map_err(fail)?;
+    let metadata = file.metadata().map_err(fail)?;
+    match metadata.uid() {
+        _ if !metadata.is_file() => Err(untrusted("it is no file")),
+        owner if owner != 0 && owner != geteuid().as_raw() => Err(untrusted("it belongs to somebody else")),
+        _ if metadata.mode() & 0o022 != 0 => Err(untrusted("others than its owner may write to it")),
+        _ => Ok(file),
+    }
+}
+
 fn read_from(file: &mut File, path: &Path) -> Result<Content, JournalError> {
     let mut bytes = Vec::new();
     file.take(JOURNAL_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|error| JournalError::File {
@@ -480,25 +478,14 @@ fn read_from(file: &mut File, path: &Path) -> Result<Content, JournalError> {
         path: path.to_owned(),
         error,
     })?;
+    // Whose first line was not finished has the beginning of it.
+    let is_journal = bytes.starts_with(BEGINNING) || BEGINNING.starts_with(&bytes);
     match bytes.len() as u64 > JOURNAL_BYTES_MAX {
         true => Err(JournalError::TooLong(path.to_owned())),
+        false if !is_journal => {
+            Err(JournalError::Untrusted { path: path.to_owned(), why: "it is no journal" })
+        }
         false => Ok(Content::parse(&bytes)),
-    }
-}
-
-fn undo(change: &Change, root: &Root, is_forced: bool) -> Outcome {
-    let now = match change.target.read(root) {
-        Ok(now) if now == change.old => return Outcome::AlreadyRestored,
-        Ok(now) => now,
-        Err(error) => return Outcome::Failed { error: error.to_string() },
-    };
-    let is_ours = now == change.new || change.found.as_ref() == Some(&now);
-    if !is_ours && !is_forced {
-        return Outcome::Alien { now };
-    }
-    match change.target.write(root, &change.old) {
-        Ok(()) => Outcome::Restored,
-        Err(error) => Outcome::Failed { error: error.to_string() },
     }
 }
 

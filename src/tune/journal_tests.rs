@@ -1,3 +1,5 @@
+use std::os::unix::fs::PermissionsExt;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -6,7 +8,7 @@ use crate::tune::scratch::Scratch;
 const KNOBS: [&str; 3] = ["net.core.somaxconn", "net.ipv4.tcp_rmem", "fs.nr_open"];
 
 fn identity() -> Identity {
-    Identity { boot_id: "boot".to_owned(), namespace_inode: 7, namespace_made: None }
+    Identity { boot_id: "boot".to_owned(), namespace_inode: 7, namespace_cookie: None }
 }
 
 fn target(name: &str) -> Target {
@@ -36,7 +38,8 @@ fn begin(scratch: &Scratch) -> Journal {
 fn revert(scratch: &Scratch, is_forced: bool) -> Vec<Outcome> {
     let mut journal =
         Journal::open(&scratch.path("state/journal.jsonl")).expect("it opens").expect("it is there");
-    let outcomes = journal.revert(scratch.root(), is_forced).expect("it is written");
+    let Reverted { outcomes, noted } = journal.revert(scratch.root(), Part::Whole, is_forced);
+    noted.expect("it is written");
     outcomes.into_iter().map(|(_, outcome)| outcome).collect()
 }
 
@@ -52,7 +55,7 @@ fn what_was_set_is_restored_newest_first_and_only_once() {
 
     let mut journal =
         Journal::open(&scratch.path("state/journal.jsonl")).expect("it opens").expect("it is there");
-    let outcomes = journal.revert(scratch.root(), false).expect("it is written");
+    let outcomes = journal.revert(scratch.root(), Part::Whole, false).outcomes;
     let told: Vec<_> =
         outcomes.iter().map(|(change, _)| (change.target.to_string(), change.old.as_str())).collect();
     assert_eq!(
@@ -110,6 +113,47 @@ fn what_can_not_be_noted_down_is_not_set() {
 }
 
 #[test]
+fn a_journal_that_takes_no_line_keeps_no_value_from_being_restored() {
+    let scratch = root("journal-full");
+    let mut journal = begin(&scratch);
+    for knob in KNOBS {
+        journal.set(scratch.root(), "test", &target(knob), "ours").expect("it is taken");
+    }
+    journal.file = File::open(&journal.path).expect("it is there");
+    let Reverted { outcomes, noted } = journal.revert(scratch.root(), Part::Whole, false);
+    assert!(matches!(noted, Err(JournalError::File { verb: "write", .. })), "{noted:?}");
+    assert!(outcomes.iter().all(|(_, outcome)| *outcome == Outcome::Restored), "{outcomes:?}");
+    assert_eq!(values(&scratch), ["before"; 3]);
+    drop(journal);
+    assert_eq!(revert(&scratch, false), vec![Outcome::AlreadyRestored; 3]);
+}
+
+#[test]
+fn killed_before_it_knew_how_the_kernel_spells_a_value_it_is_still_ours() {
+    let scratch = root("journal-spelling");
+    begin(&scratch).set(scratch.root(), "test", &target(KNOBS[0]), "f").expect("it is taken");
+    let path = scratch.path("state/journal.jsonl");
+    let text = fs::read_to_string(&path).expect("it is text");
+    let kept: Vec<&str> = text.lines().filter(|line| !line.contains("\"done\"")).collect();
+    fs::write(&path, kept.join("\n") + "\n").expect("it is writable");
+    scratch.sysctl("net/core/somaxconn", "00000000,0000000f");
+    assert_eq!(revert(&scratch, false), [Outcome::Restored]);
+}
+
+#[test]
+fn a_part_leaves_the_rest_as_it_is() {
+    let scratch = root("journal-part");
+    let mut journal = begin(&scratch);
+    for (by, knob) in [("100k", KNOBS[0]), ("experiment thp", KNOBS[1]), ("1m", KNOBS[2])] {
+        journal.set(scratch.root(), by, &target(knob), "ours").expect("it is taken");
+    }
+    assert_eq!(journal.revert(scratch.root(), Part::OfExperiments, false).outcomes.len(), 1);
+    assert_eq!(values(&scratch), ["ours", "before", "ours"]);
+    assert_eq!(journal.revert(scratch.root(), Part::After(1), false).outcomes.len(), 1);
+    assert_eq!(values(&scratch), ["ours", "before", "before"]);
+}
+
+#[test]
 fn one_process_at_a_time_has_it() {
     let scratch = root("journal-lock");
     let held = begin(&scratch);
@@ -129,7 +173,7 @@ fn another_namespace_does_not_continue_it_and_another_boot_begins_anew() {
     let namespace = Identity { namespace_inode: 8, ..identity() };
     let error = Journal::begin(&path, namespace.clone()).expect_err("its changes are elsewhere");
     assert!(matches!(error, JournalError::OtherNamespace { theirs: 7, ours: 8, .. }), "{error}");
-    let named = Identity { namespace_made: Some((1, 0)), ..identity() };
+    let named = Identity { namespace_cookie: Some(10), ..identity() };
     assert_eq!(Journal::begin(&path, named.clone()).expect("it may be the same").content().changes.len(), 1);
     let boot = Identity { boot_id: "another".to_owned(), ..identity() };
     let journal = Journal::begin(&path, boot.clone()).expect("nothing is left to undo");
@@ -140,14 +184,27 @@ fn another_namespace_does_not_continue_it_and_another_boot_begins_anew() {
 fn a_namespace_with_the_number_of_one_that_is_gone_is_another_one() {
     let scratch = root("journal-gone");
     let path = scratch.path("state/journal.jsonl");
-    let gone = Identity { namespace_made: Some((1, 0)), ..identity() };
+    let gone = Identity { namespace_cookie: Some(10), ..identity() };
     let mut journal = Journal::begin(&path, gone).expect("a journal");
     journal.set(scratch.root(), "test", &target(KNOBS[0]), "1").expect("it is taken");
     drop(journal);
-    let successor = Identity { namespace_made: Some((1, 5)), ..identity() };
+    let successor = Identity { namespace_cookie: Some(15), ..identity() };
     let content = Content::read(&path).expect("it is read").expect("it is there");
     assert_eq!(content.identity.map(|theirs| theirs.kinship(&successor)), Some(Kinship::Gone));
     assert!(Journal::begin(&path, successor).expect("nothing is left to undo").content().changes.is_empty());
+}
+
+#[test]
+fn a_journal_of_before_there_were_cookies_is_followed() {
+    let scratch = root("journal-old");
+    begin(&scratch).set(scratch.root(), "test", &target(KNOBS[0]), "1").expect("it is taken");
+    let path = scratch.path("state/journal.jsonl");
+    let text = fs::read_to_string(&path).expect("it is text");
+    let old = text.replacen("\"namespace_cookie\":null", "\"namespace_made\":[1,5]", 1);
+    assert_ne!(old, text);
+    fs::write(&path, old).expect("it is writable");
+    assert_eq!(begin(&scratch).content().changes.len(), 1);
+    assert_eq!(revert(&scratch, false), [Outcome::Restored]);
 }
 
 #[test]
@@ -182,8 +239,43 @@ fn a_line_that_can_not_be_read_stops_a_new_set_and_not_the_rest_of_a_revert() {
 fn what_is_no_journal_is_not_read_without_end() {
     let scratch = root("journal-long");
     let path = scratch.path("zeroes");
-    File::create(&path).and_then(|file| file.set_len(JOURNAL_BYTES_MAX + 1)).expect("a file with a hole");
+    let mut options = OpenOptions::new();
+    let file = options.write(true).create_new(true).mode(0o600).open(&path);
+    file.and_then(|file| file.set_len(JOURNAL_BYTES_MAX + 1)).expect("a file with a hole");
     assert!(matches!(Content::read(&path), Err(JournalError::TooLong(_))));
+}
+
+#[test]
+fn a_file_that_is_no_journal_or_may_be_somebody_elses_is_neither_followed_nor_changed() {
+    let scratch = root("journal-untrusted");
+    let path = scratch.path("precious");
+    let why = |path: &Path| {
+        let errors =
+            [Journal::begin(path, identity()).err(), Journal::open(path).err(), Content::read(path).err()];
+        errors.map(|error| match error {
+            Some(JournalError::Untrusted { why, .. }) => why,
+            other => panic!("{other:?}"),
+        })
+    };
+    fs::write(&path, "no line end").expect("a folder of our own");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("it is ours");
+    assert_eq!(why(&path), ["it is no journal"; 3]);
+    assert_eq!(fs::read_to_string(&path).expect("it is there"), "no line end");
+
+    begin(&scratch).set(scratch.root(), "test", &target(KNOBS[0]), "1").expect("it is taken");
+    let journal = scratch.path("state/journal.jsonl");
+    let link = scratch.path("link");
+    std::os::unix::fs::symlink(&journal, &link).expect("a folder of our own");
+    assert_eq!(why(&link), ["it is a symbolic link"; 3]);
+    fs::set_permissions(&journal, fs::Permissions::from_mode(0o666)).expect("it is ours");
+    assert_eq!(why(&journal), ["others than its owner may write to it"; 3]);
+    fs::set_permissions(&journal, fs::Permissions::from_mode(0o600)).expect("it is ours");
+    if geteuid().is_root() {
+        std::os::unix::fs::chown(&journal, Some(12_345), None).expect("root may");
+        assert_eq!(why(&journal), ["it belongs to somebody else"; 3]);
+        std::os::unix::fs::chown(&journal, Some(0), None).expect("root may");
+    }
+    assert_eq!(revert(&scratch, false), [Outcome::Restored]);
 }
 
 proptest! {

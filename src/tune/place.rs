@@ -1,12 +1,12 @@
 //! Where values are read and set: a network namespace, below a root.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::{fmt, io};
 
 use host::{NetworkNamespace, Root};
 
 use crate::exit::{Failure, NO_PERMISSION, UNAVAILABLE};
-use crate::tune::journal::Identity;
+use crate::tune::identity::Identity;
 
 /// The caller's own network namespace, or another one that was named.
 #[derive(Debug)]
@@ -53,9 +53,29 @@ impl Place {
         self.namespace.is_of_first_process(&self.root)
     }
 
-    /// As it was named; `None` for the caller's own.
-    pub fn name(&self) -> Option<&str> {
-        self.name.as_deref()
+    /// What the whole host has once is noted down in the host's journal, and only the host's namespace has all of it.
+    ///
+    /// # Errors
+    /// 2 in another one.
+    pub fn require_host(&self) -> Result<(), Failure> {
+        if self.is_host() {
+            return Ok(());
+        }
+        Err(Failure::usage(format!(
+            "--host is found in {self}, due in the host's: what the whole host has once would be noted down with this \
+             namespace's values, and forgotten with it. Leave the namespace first (`nsenter -t 1 -n corecast tune ...`), or \
+             leave --host away"
+        )))
+    }
+
+    /// What a shell runs to undo what the journal at `path` says of this place.
+    pub fn undo_command(&self, path: &Path) -> String {
+        let netns = self.name.as_ref().map_or(String::new(), |name| format!(" --netns {name}"));
+        let journal = match path == self.journal() {
+            true => String::new(),
+            false => format!(" --journal {}", path.display()),
+        };
+        format!("corecast tune revert{netns}{journal}")
     }
 
     /// Below what its files are.

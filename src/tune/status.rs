@@ -27,16 +27,22 @@ pub fn run(root: &Root, path: Option<&Path>, is_json: bool) -> anyhow::Result<Ex
     let mut journals = Vec::new();
     for path in paths {
         if let Some(content) = Content::read(&path).map_err(journal_failure)? {
-            journals.push((path, content));
+            let lost = Lost::of(&content, &boot_id, root);
+            journals.push(Found { path, content, lost });
         }
     }
     print(&match is_json {
-        true => document(&Value::Array(
-            journals.iter().map(|(path, content)| journal_json(path, content, &boot_id)).collect(),
-        )),
-        false => text(&journals, &boot_id),
+        true => document(&Value::Array(journals.iter().map(journal_json).collect())),
+        false => text(&journals),
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// A journal, and whether anything is left of what it says.
+struct Found {
+    path: PathBuf,
+    content: Content,
+    lost: Option<Lost>,
 }
 
 /// Those of the usual place, in order.
@@ -48,14 +54,35 @@ fn journals(root: &Root) -> Vec<PathBuf> {
     paths
 }
 
-/// Whether its changes were lost with a restart of the kernel.
-fn is_of_another_boot(content: &Content, boot_id: &str) -> bool {
-    content.identity.as_ref().is_some_and(|identity| identity.boot_id != boot_id)
+/// Why nothing is left of what a journal says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lost {
+    /// The kernel was started again.
+    Boot,
+    /// Its network namespace is gone.
+    Namespace,
 }
 
-fn text(journals: &[(PathBuf, Content)], boot_id: &str) -> String {
+impl Lost {
+    fn of(content: &Content, boot_id: &str, root: &Root) -> Option<Self> {
+        let identity = content.identity.as_ref()?;
+        if identity.boot_id != boot_id {
+            return Some(Self::Boot);
+        }
+        (content.outstanding().next().is_some() && identity.is_gone(root)).then_some(Self::Namespace)
+    }
+
+    fn words(self) -> &'static str {
+        match self {
+            Self::Boot => "of an earlier start of the kernel; nothing is left of it",
+            Self::Namespace => "its network namespace is gone; nothing is left of it",
+        }
+    }
+}
+
+fn text(journals: &[Found]) -> String {
     let mut text = String::new();
-    for (path, content) in journals {
+    for Found { path, content, lost } in journals {
         let rows: Vec<_> = content
             .outstanding()
             .map(|change| {
@@ -66,9 +93,8 @@ fn text(journals: &[(PathBuf, Content)], boot_id: &str) -> String {
             .collect();
         let namespace =
             content.identity.as_ref().map_or("?".to_owned(), |identity| identity.namespace_inode.to_string());
-        if is_of_another_boot(content, boot_id) {
-            text +=
-                &format!("{}: of an earlier start of the kernel; nothing is left of it\n", path.display());
+        if let Some(lost) = lost {
+            text += &format!("{}: {}\n", path.display(), lost.words());
         } else if !rows.is_empty() {
             text += &format!(
                 "{} (network namespace {namespace}), newest first:\n{}",
@@ -86,7 +112,7 @@ fn text(journals: &[(PathBuf, Content)], boot_id: &str) -> String {
     }
 }
 
-fn journal_json(path: &Path, content: &Content, boot_id: &str) -> Value {
+fn journal_json(Found { path, content, lost }: &Found) -> Value {
     let changes = content.outstanding().map(|change| {
         json!({
             "knob": change.target, "old": change.old, "set": change.new, "found": change.found, "by": change.by,
@@ -96,7 +122,8 @@ fn journal_json(path: &Path, content: &Content, boot_id: &str) -> Value {
     json!({
         "journal": path.display().to_string(),
         "namespace_inode": content.identity.as_ref().map(|identity| identity.namespace_inode),
-        "is_of_another_boot": is_of_another_boot(content, boot_id),
+        "is_of_another_boot": *lost == Some(Lost::Boot),
+        "is_namespace_gone": *lost == Some(Lost::Namespace),
         "outstanding": changes.collect::<Vec<_>>(),
         "corrupted_lines": content.corrupted,
     })

@@ -22,6 +22,9 @@ pub enum Target {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SysFile(String);
 
+/// A mount of sysfs shows here the devices of the namespace it was made in.
+pub const NETWORK_DEVICES: &str = "/sys/class/net/";
+
 /// Why a value could not be named, read or set.
 #[derive(Debug, thiserror::Error)]
 pub enum TargetError {
@@ -69,6 +72,14 @@ impl TargetError {
 }
 
 impl Target {
+    /// Whether each network namespace may have its own.
+    pub fn is_of_network(&self) -> bool {
+        match self {
+            Self::Sysctl(name) => name.is_of_network(),
+            Self::File(file) => file.0.starts_with(NETWORK_DEVICES),
+        }
+    }
+
     /// The value, its words separated by single blanks; of a choice (`always [madvise] never`) the chosen word.
     ///
     /// # Errors
@@ -83,7 +94,7 @@ impl Target {
         }
     }
 
-    /// Sets it, by one write.
+    /// Sets it, by one write, with a line end behind it: without it the empty value would be none.
     ///
     /// # Errors
     /// [`TargetError`], where the kernel refuses the value, too.
@@ -92,7 +103,7 @@ impl Target {
             Self::Sysctl(name) => Ok(name.write(root, value)?),
             Self::File(file) => {
                 let opened = OpenOptions::new().write(true).truncate(true).open(root.path(&file.0));
-                let written = opened.and_then(|mut opened| opened.write_all(value.as_bytes()));
+                let written = opened.and_then(|mut opened| opened.write_all(format!("{value}\n").as_bytes()));
                 written.map_err(|error| file.error("set", error))
             }
         }

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use host::Root;
 
 use crate::exit::{FAILED, Failure, NO_PERMISSION};
-use crate::tune::journal::{Change, Identity, Journal, JournalError, Outcome, SetError};
+use crate::tune::identity::Identity;
+use crate::tune::journal::{Change, Journal, JournalError, Part, SetError};
+use crate::tune::outcome::{Outcome, Reverted};
 use crate::tune::target::Target;
 
 /// One value, set.
@@ -43,7 +45,7 @@ pub fn transact(
             Ok(_) => Failure::new(INTERRUPTED, "interrupted"),
             Err(error) => set_failure(&error),
         };
-        return Err(rolled_back(failure, journal.revert_since(root, kept, false), path));
+        return Err(rolled_back(failure, journal.revert(root, Part::After(kept), false), path));
     }
     let applied = journal.content().changes[kept..].iter().map(|change| Applied {
         target: change.target.clone(),
@@ -70,30 +72,21 @@ fn set_failure(error: &SetError) -> Failure {
 }
 
 /// `failure` with what became of the values before it.
-fn rolled_back(
-    mut failure: Failure,
-    undone: Result<Vec<(Change, Outcome)>, JournalError>,
-    path: &Path,
-) -> Failure {
-    let outcomes = match undone {
-        Ok(outcomes) => outcomes,
-        Err(error) => {
-            failure.sentence += &format!("\nundoing what was set before it failed: {error}");
-            return failure;
-        }
-    };
-    let is_undone = |outcome: &Outcome| matches!(outcome, Outcome::Restored | Outcome::AlreadyRestored);
-    let (undone, left): (Vec<_>, Vec<_>) = outcomes.iter().partition(|(_, outcome)| is_undone(outcome));
+fn rolled_back(mut failure: Failure, Reverted { outcomes, noted }: Reverted, path: &Path) -> Failure {
+    let (undone, left): (Vec<_>, Vec<_>) = outcomes.iter().partition(|(_, outcome)| outcome.is_restored());
     failure.sentence += &match undone.len() {
         0 => "\nnothing is changed".to_owned(),
         1 => "\nwhat was set before has its old value again".to_owned(),
         count => format!("\nthe {count} that were set have their old values again"),
     };
-    for (change, outcome) in left {
+    for (change, outcome) in &left {
         failure.sentence += &format!("\nbut {}", left_over(change, outcome));
     }
-    if !outcomes.iter().all(|(_, outcome)| is_undone(outcome)) {
+    if !left.is_empty() {
         failure.sentence += &format!("\nwhat is left is in {}: corecast tune revert", path.display());
+    }
+    if let Err(error) = noted {
+        failure.sentence += &format!("\nthat could not be noted down: {error}");
     }
     failure
 }
@@ -129,7 +122,7 @@ mod tests {
     use crate::tune::scratch::Scratch;
 
     fn identity() -> Identity {
-        Identity { boot_id: "boot".to_owned(), namespace_inode: 7, namespace_made: None }
+        Identity { boot_id: "boot".to_owned(), namespace_inode: 7, namespace_cookie: None }
     }
 
     fn values(pairs: &[(&str, &str)]) -> Vec<(Target, String)> {
@@ -159,7 +152,8 @@ mod tests {
         assert_eq!(failure.code, INTERRUPTED);
         assert_eq!([read("net.core.somaxconn"), read("fs.nr_open")], ["5000", "1048576"]);
         let mut journal = Journal::open(&path).expect("it opens").expect("it is there");
-        assert_eq!(journal.revert(scratch.root(), false).expect("it is written").len(), 1, "the older one");
+        let reverted = journal.revert(scratch.root(), Part::Whole, false);
+        assert_eq!(reverted.outcomes.len(), 1, "the older one");
         assert_eq!(read("net.core.somaxconn"), "4096");
     }
 }

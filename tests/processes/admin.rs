@@ -3,10 +3,11 @@
 use std::io::Write;
 use std::process::{Command, Stdio};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use super::parent::{MEMBERS, builder, start};
+use super::parent::{MEMBERS, builder, draining_for, start};
 use crate::support::client::Client;
 use crate::support::deadline::{SOON, eventually};
 use crate::support::http;
@@ -62,6 +63,32 @@ fn the_pages_of_all_add_up_to_those_of_each() {
 }
 
 #[test]
+fn who_is_still_connected_to_a_process_that_leaves_is_on_the_pages_of_all() {
+    let redis = Redis::start();
+    let server = draining_for(&redis, Duration::from_secs(3600)).start();
+    server.wait_brokers(2);
+    let swarm = Swarm::new();
+    swarm.add_many(server.address(), "/ws?room=lobby", MEMBERS);
+    swarm.wait_open();
+    let leaving = server.processes()[1];
+
+    signal(leaving, Signal::TERM);
+
+    let pid = leaving.to_string();
+    server.wait_metrics("it is told beside its successor", |page| {
+        let of = |name: &str| page.sum_where(name, "leaving", |found| found == pid);
+        let all = page.labelled("corecast_process_info", "process", "1");
+        of("corecast_connections") > 0.0 && of("corecast_process_info") == 1.0 && all == 2.0
+    });
+    let stats = server.stats();
+    let counts = [&stats["processes"][0], &stats["processes"][1], &stats["leaving"][0]]
+        .map(|process| process["connections"]["open"].as_u64().expect("each is told"));
+    assert_eq!(stats["leaving"][0]["pid"], leaving);
+    assert!(counts[2] > 0 && stats["total"]["connections"]["open"] == counts.iter().sum::<u64>(), "{stats}");
+    signal(leaving, Signal::KILL);
+}
+
+#[test]
 fn a_page_of_a_process_that_there_is_not_is_refused_with_a_word() {
     let redis = Redis::start();
     let server = start(&redis, Driver::Epoll);
@@ -112,6 +139,36 @@ fn publishing_on_the_admin_address_reaches_the_clients_of_all_processes() {
 }
 
 #[test]
+fn who_waits_for_the_word_to_send_a_body_gets_it_and_is_answered() {
+    let redis = Redis::start();
+    let scratch = crate::support::scratch::Scratch::new();
+    let key = scratch.write("key", "secret\n");
+    let server = builder(&redis, Driver::IoUring).arg("--api-key-file").arg(&key.to_string_lossy()).start();
+    server.wait_brokers(2);
+    let body = vec![b'x'; 2 << 20];
+    let head = |key: &str| {
+        format!(
+            "POST /publish?room=lobby HTTP/1.1\r\nHost: {}\r\nX-API-Key: {key}\r\nContent-Length: {}\r\n\
+             Expect: 100-continue\r\n\r\n",
+            server.admin_address(),
+            body.len()
+        )
+    };
+    let mut stream = http::connect(server.admin_address()).expect("it listens");
+    let mut say = |head: &str| {
+        stream.write_all(head.as_bytes()).expect("it listens");
+        http::read_response(&mut stream, false).expect("an answer")
+    };
+    assert_eq!(say(&head("secret")).status, 100);
+    stream.write_all(&body).expect("it listens");
+    let answer = http::read_response(&mut stream, false).expect("an answer");
+    assert_eq!(answer.status, 200, "{answer:?}");
+
+    let refused = http::exchange(server.admin_address(), head("another").as_bytes()).expect("an answer");
+    assert_eq!(refused.status, 401, "it is not asked for a body that is of no use");
+}
+
+#[test]
 fn the_gate_of_the_processes_judges_what_the_client_of_the_admin_address_sent() {
     let redis = Redis::start();
     let scratch = crate::support::scratch::Scratch::new();
@@ -147,6 +204,22 @@ fn a_server_is_ready_as_long_as_one_of_its_processes_is() {
     eventually(SOON, "one is ready", || ready() == (200, 1.into()));
     eventually(SOON, "and two again", || ready() == (200, 2.into()));
 }
+
+#[test]
+fn a_probe_for_readiness_does_not_wait_for_a_process_that_stands_still() {
+    let redis = Redis::start();
+    let server = start(&redis, Driver::Epoll);
+    stop(server.processes()[1]);
+    let began = Instant::now();
+    let answer = http::request(server.admin_address(), "GET", "/readyz", &[]).expect("it answers");
+    let took = began.elapsed();
+    let page: serde_json::Value = serde_json::from_slice(&answer.body).expect("JSON");
+    assert_eq!((answer.status, &page["ready"]), (200, &1.into()), "{page}");
+    assert!(took < PROBE_TIMEOUT, "it took {took:?}");
+}
+
+/// `timeoutSeconds` of the probes in deploy/kubernetes.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 #[test]
 fn a_process_that_stands_still_does_not_keep_the_others_from_answering_for_ever() {

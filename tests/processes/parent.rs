@@ -6,6 +6,7 @@ use rustix::process::Signal;
 
 use crate::support::client::Client;
 use crate::support::deadline::{LONG, SOON, eventually};
+use crate::support::http;
 use crate::support::kernel::{is_running, signal, stop};
 use crate::support::manager::Manager;
 use crate::support::on_both_drivers;
@@ -13,6 +14,7 @@ use crate::support::payload::payload;
 use crate::support::publisher::Publisher;
 use crate::support::redis::Redis;
 use crate::support::server::{Driver, Server, ServerBuilder};
+use crate::support::speaker::Speaker;
 use crate::support::swarm::{Member, Phase, Swarm};
 
 on_both_drivers!(
@@ -100,6 +102,30 @@ fn who_waits_in_the_queue_of_a_killed_process_is_served_by_its_successor(driver:
     swarm.wait_all("and hears the room", |member| member.tally('R').is_exactly(1, 1));
 }
 
+#[test]
+fn who_connects_while_a_process_dies_again_and_again_reaches_the_others_at_once() {
+    let redis = Redis::start();
+    let server = builder(&redis, Driver::IoUring).config("").start();
+    server.wait_brokers(2);
+    server.rewrite_config("nonsense = 1\n");
+    signal(server.processes()[1], Signal::KILL);
+    server.wait_metrics("its successors have died one after the other", |page| {
+        page.labelled("corecast_process_restarts_total", "process", "1") >= 4.0
+    });
+
+    let swarm = Swarm::new();
+    let began = Instant::now();
+    swarm.add_many(server.address(), "/ws?room=lobby", 50);
+    swarm.wait_open();
+    assert!(began.elapsed() < Duration::from_secs(2), "it took {:?}", began.elapsed());
+
+    server.rewrite_config("");
+    server.wait_brokers(2);
+    swarm.add_many(server.address(), "/ws?room=lobby", MEMBERS);
+    swarm.wait_open();
+    assert!(subscriptions(&server).iter().all(|count| *count > 0.0), "its queue is open again");
+}
+
 fn sigterm_says_1001_to_the_clients_of_all_and_ends_with_0(driver: Driver) {
     let redis = Redis::start();
     let mut server = start(&redis, driver);
@@ -134,6 +160,47 @@ fn a_second_signal_ends_all_processes_at_once() {
     server.signal(Signal::INT);
     assert_eq!(server.wait_exit(SOON).code(), Some(0));
     assert!(began.elapsed() < SOON / 2, "it took {:?}", began.elapsed());
+}
+
+#[test]
+fn a_second_signal_ends_a_process_that_hangs_too() {
+    let redis = Redis::start();
+    let hour = Duration::from_secs(3600);
+    let mut server = draining_for(&redis, hour).start();
+    server.wait_brokers(2);
+    let hanging = server.processes()[1];
+    stop(hanging);
+    server.signal(Signal::TERM);
+    server.wait_log("the drain has begun", |line| line.contains("all processes drain"));
+
+    server.signal(Signal::TERM);
+    assert_eq!(server.wait_exit(SOON).code(), Some(0));
+    assert!(!is_running(hanging));
+}
+
+#[test]
+fn a_port_whose_processes_leave_refuses_also_where_one_of_them_was_dead() {
+    let redis = Redis::start();
+    let hour = Duration::from_secs(3600);
+    let server = draining_for(&redis, hour).config("").start();
+    server.wait_brokers(2);
+    let swarm = Swarm::new();
+    // Of an hour's drain a process closes one in a tenth of a second: half of these take it ten seconds.
+    swarm.add_many(server.address(), "/ws?room=lobby", MEMBERS);
+    swarm.wait_open();
+    let [leaving, dead] = server.processes()[..] else { panic!("two processes were due") };
+    server.rewrite_config("nonsense = 1\n");
+    signal(dead, Signal::KILL);
+    server.wait_metrics("its successor has died too", |page| {
+        page.labelled("corecast_process_restarts_total", "process", "1") >= 2.0
+    });
+
+    server.signal(Signal::TERM);
+
+    let refused = || (0..20).all(|_| http::connect(server.address()).is_err());
+    eventually(SOON, "nobody waits in a queue without a process", refused);
+    assert!(is_running(leaving), "only because all had ended");
+    server.signal(Signal::TERM);
 }
 
 #[test]
@@ -204,6 +271,18 @@ fn sighup_to_a_parent_is_answered_in_the_log_and_ends_nothing() {
 }
 
 #[test]
+fn every_line_of_the_log_tells_which_process_it_is_of() {
+    let redis = Redis::start();
+    let server = start(&redis, Driver::Epoll);
+    let of = |line: &str| line.split_whitespace().last().map(str::to_owned);
+    for process in ["process=0", "process=1"] {
+        server.wait_log("each tells that it serves", |line| {
+            line.contains(" serves url=") && of(line).as_deref() == Some(process)
+        });
+    }
+}
+
+#[test]
 fn several_processes_without_redis_are_refused_with_78() {
     for server in [Server::builder(), Server::builder().preset("event-fanout")] {
         let finished = server.processes(2).start_in_vain();
@@ -251,6 +330,21 @@ fn processes_with_one_name_hear_each_others_publications() {
     });
     let names = names.expect("the processes are told");
     assert!(names[0].starts_with("one-0-") && names[1].starts_with("one-1-"), "{names:?}");
+
+    let mut members = Vec::new();
+    let mut processes = [0.0; 2];
+    while processes.contains(&0.0) {
+        assert!(members.len() < MEMBERS, "all went to one process: {processes:?}");
+        members.push(Speaker::in_room(server.address(), "lobby"));
+        let page = server.metrics();
+        processes = ["0", "1"].map(|process| page.labelled("corecast_subscriptions", "process", process));
+    }
+    for speaker in 0..members.len() {
+        members[speaker].say(&serde_json::json!({ "type": "message", "room": "lobby", "data": speaker }));
+        for member in &mut members {
+            assert_eq!(member.hear_data("message", "lobby"), speaker, "each hears each, and once");
+        }
+    }
 }
 
 #[test]
@@ -276,6 +370,37 @@ fn the_manager_is_told_by_the_parent_alone() {
     assert_eq!(server.wait_exit(SOON).code(), Some(0));
     let told = manager.until("it stops", |line| line == "STOPPING=1");
     assert!(told.iter().flatten().all(|line| line != "READY=1"), "a child spoke for all: {told:?}");
+}
+
+#[test]
+fn the_manager_waits_as_long_as_the_slowest_process_may_take() {
+    let (manager, redis) = (Manager::new(), Redis::start());
+    let server = Server::event_fanout(&redis, Driver::Epoll)
+        .processes(2)
+        .admin()
+        .config("drain = \"2s\"\n")
+        .manager(&manager)
+        .start();
+    server.wait_brokers(2);
+    // Only the successor knows of this.
+    server.rewrite_config("drain = \"30s\"\n");
+    let killed = server.processes()[1];
+    signal(killed, Signal::KILL);
+    eventually(SOON, "it has a successor", || server.processes().get(1).is_some_and(|pid| *pid != killed));
+    let swarm = Swarm::new();
+    swarm.add_many(server.address(), "/ws?room=lobby", 20);
+    swarm.wait_open();
+    (0..20).for_each(|member| swarm.stall(member));
+
+    server.signal(Signal::TERM);
+
+    let limit = |line: &str| line.strip_prefix("EXTEND_TIMEOUT_USEC=")?.parse::<u64>().ok();
+    let first = manager.until("it stops", |line| line == "STOPPING=1");
+    let first = first.iter().flatten().find_map(|line| limit(line));
+    // 2 s of drain; a process is killed 10 s later, and the manager waits for 5 s more.
+    assert_eq!(first, Some(17_000_000));
+    manager.until("it takes longer", |line| limit(line) > Some(40_000_000));
+    server.signal(Signal::TERM);
 }
 
 #[test]

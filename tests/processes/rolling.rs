@@ -1,6 +1,6 @@
 //! SIGUSR2: one process after the other is replaced, and nobody is lost.
 
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -15,7 +15,7 @@ use crate::support::program;
 use crate::support::publisher::Publisher;
 use crate::support::redis::Redis;
 use crate::support::scratch::Scratch;
-use crate::support::server::Driver;
+use crate::support::server::{Driver, Server};
 use crate::support::swarm::{Member, Phase, Swarm};
 
 on_both_drivers!(a_rolling_restart_under_load_loses_no_connection_and_no_publication);
@@ -31,6 +31,7 @@ fn a_rolling_restart_under_load_loses_no_connection_and_no_publication(driver: D
 
     server.signal(Signal::USR2);
 
+    server.wait_metrics("it is told", |page| page.only("corecast_rolling_restart") == Some(1.0));
     // Newcomers and those who were told to come back keep coming all the while.
     let mut returned = 0;
     eventually(LONG, "the rolling restart ends", || {
@@ -67,10 +68,9 @@ fn a_rolling_restart_under_load_loses_no_connection_and_no_publication(driver: D
     let after = server.processes();
     assert!(after.len() == 2 && before.iter().all(|pid| !after.contains(pid) && !is_running(*pid)));
     let page = server.metrics();
-    assert_eq!(
-        (page.sum("corecast_process_restarts_total"), page.sum("corecast_rolling_restart")),
-        (0.0, 0.0)
-    );
+    assert_eq!(page.only("corecast_rolling_restart"), Some(0.0));
+    let restarts = |process| page.labelled_only("corecast_process_restarts_total", "process", process);
+    assert_eq!([restarts("0"), restarts("1")], [Some(0.0); 2]);
     assert_eq!(subscriptions(&server).iter().sum::<f64>(), swarm.count(Member::is_open) as f64);
 }
 
@@ -124,10 +124,7 @@ fn a_successor_runs_the_program_that_stands_there_now_or_else_the_parents() {
     install();
     let server = builder(&redis, Driver::Epoll).program(installed.clone()).start();
     server.wait_brokers(2);
-    let files = || -> Vec<u64> {
-        let file = |pid: &i32| std::fs::metadata(format!("/proc/{pid}/exe")).expect("it runs").ino();
-        server.processes().iter().map(file).collect()
-    };
+    let files = || files_of(&server);
     let roll = |times: usize| {
         server.signal(Signal::USR2);
         eventually(LONG, "all are replaced", || server.log().matches("have been replaced").count() == times);
@@ -140,6 +137,35 @@ fn a_successor_runs_the_program_that_stands_there_now_or_else_the_parents() {
     std::fs::remove_file(&installed).expect("it is there");
 
     assert_eq!(roll(2), first, "the parent's own file is all that is left");
+}
+
+#[test]
+fn an_upgrade_that_points_a_link_to_another_file_is_taken() {
+    let redis = Redis::start();
+    let scratch = Scratch::new();
+    let versions = ["1", "2"].map(|version| scratch.path(version));
+    for version in &versions {
+        std::fs::copy(program::path(), version).expect("there is space");
+    }
+    let link = scratch.path("corecast");
+    symlink(&versions[0], &link).expect("a free name");
+    let server = builder(&redis, Driver::Epoll).program(link.clone()).start();
+    server.wait_brokers(2);
+    let beside = scratch.path("corecast.new");
+    symlink(&versions[1], &beside).expect("a free name");
+    std::fs::rename(&beside, &link).expect("it is on the same file system");
+
+    server.signal(Signal::USR2);
+
+    eventually(LONG, "all are replaced", || server.log().contains("all processes have been replaced"));
+    let file = std::fs::metadata(&versions[1]).expect("it is there").ino();
+    assert_eq!(files_of(&server), [file, file]);
+}
+
+/// What its processes run.
+fn files_of(server: &Server) -> Vec<u64> {
+    let file = |pid: &i32| std::fs::metadata(format!("/proc/{pid}/exe")).expect("it runs").ino();
+    server.processes().iter().map(file).collect()
 }
 
 #[test]

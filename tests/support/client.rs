@@ -4,6 +4,7 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
+use tungstenite::client::IntoClientRequest as _;
 use tungstenite::{Message, WebSocket};
 
 use super::deadline::SOON;
@@ -29,6 +30,21 @@ impl Client {
             http::connect(address).unwrap_or_else(|error| panic!("cannot connect to {address}: {error}"));
         match tungstenite::client(format!("ws://{address}{target}"), stream) {
             Ok((socket, _)) => Self(socket),
+            Err(error) => panic!("{target} was refused: {error}"),
+        }
+    }
+
+    /// The same, offering a subprotocol that the server has to choose.
+    #[track_caller]
+    pub fn offering(address: SocketAddr, target: &str, protocol: &str) -> Self {
+        let stream = http::connect(address).expect("it listens");
+        let mut request = format!("ws://{address}{target}").into_client_request().expect("a URL");
+        request.headers_mut().insert("Sec-WebSocket-Protocol", protocol.parse().expect("a token"));
+        match tungstenite::client(request, stream) {
+            Ok((socket, response)) => {
+                assert_eq!(response.headers()["Sec-WebSocket-Protocol"], protocol);
+                Self(socket)
+            }
             Err(error) => panic!("{target} was refused: {error}"),
         }
     }
@@ -133,6 +149,18 @@ impl RawClient {
     #[track_caller]
     pub fn response(&mut self) -> Response {
         http::read_response(&mut self.stream, false).unwrap_or_else(|error| panic!("no HTTP answer: {error}"))
+    }
+
+    /// The next text message.
+    #[track_caller]
+    pub fn next_text(&mut self) -> String {
+        loop {
+            match self.next() {
+                Frame::Text(text) => return String::from_utf8(text).expect("UTF-8"),
+                Frame::Ping(_) => {}
+                other => panic!("{other:?} where text was due"),
+            }
+        }
     }
 
     /// The next frame, pings included.

@@ -27,6 +27,19 @@ impl Metrics {
         self.0.iter().filter(|sample| sample.name == name).map(|sample| sample.value).sum()
     }
 
+    /// The value of a family's only sample; `None` where it has none, or several.
+    pub fn only(&self, name: &str) -> Option<f64> {
+        only(self.0.iter().filter(|sample| sample.name == name))
+    }
+
+    /// The value of a family's only sample whose `label` is `value`; `None` where it has none, or several.
+    pub fn labelled_only(&self, name: &str, label: &str, value: &str) -> Option<f64> {
+        let fits = |sample: &&Sample| {
+            sample.name == name && sample.labels.get(label).is_some_and(|found| found == value)
+        };
+        only(self.0.iter().filter(fits))
+    }
+
     /// The sum over the samples whose `label` satisfies `wanted`.
     pub fn sum_where(&self, name: &str, label: &str, wanted: impl Fn(&str) -> bool) -> f64 {
         let fits = |sample: &&Sample| {
@@ -55,6 +68,11 @@ impl Metrics {
         let samples = self.0.iter().filter(|sample| sample.name == name);
         samples.map(|sample| format!("{:?} {}; ", sample.labels, sample.value)).collect()
     }
+}
+
+fn only<'a>(mut samples: impl Iterator<Item = &'a Sample>) -> Option<f64> {
+    let first = samples.next()?;
+    samples.next().is_none().then_some(first.value)
 }
 
 /// `name{label="value",...} number`.

@@ -21,6 +21,12 @@ impl Speaker {
         Self(Client::connect(address, target))
     }
 
+    /// Upgraded at `target` with the subprotocol that it offers.
+    #[track_caller]
+    pub fn offering(address: SocketAddr, target: &str, protocol: &str) -> Self {
+        Self(Client::offering(address, target, protocol))
+    }
+
     /// A consumer that has joined `room`.
     #[track_caller]
     pub fn in_room(address: SocketAddr, room: &str) -> Self {
@@ -38,7 +44,9 @@ impl Speaker {
     #[track_caller]
     pub fn join(&mut self, room: &str) {
         self.say(&json!({ "type": "join", "room": room }));
-        assert_eq!(self.hear(), json!({ "type": "joined", "room": room, "data": null }));
+        let joined = self.hear();
+        assert_eq!((&joined["type"], &joined["room"]), (&"joined".into(), &room.into()), "{joined}");
+        assert!(joined["data"]["epoch"].is_string() && joined["data"]["offset"].is_u64(), "{joined}");
     }
 
     /// Leaves `room` and hears nothing before the answer.
@@ -67,8 +75,18 @@ impl Speaker {
 
     /// The next frame, as it stood on the wire.
     #[track_caller]
-    pub fn hear_text(&mut self) -> String {
+    pub fn hear_numbered(&mut self) -> String {
         self.0.next_text()
+    }
+
+    /// The next frame; a publication without its number, which comes last in it.
+    #[track_caller]
+    pub fn hear_text(&mut self) -> String {
+        let text = self.hear_numbered();
+        match text.strip_suffix('}').and_then(|text| text.rsplit_once(r#","offset":"#)) {
+            Some((text, number)) if number.bytes().all(|octet| octet.is_ascii_digit()) => format!("{text}}}"),
+            _ => text,
+        }
     }
 
     #[track_caller]
@@ -77,10 +95,13 @@ impl Speaker {
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in {text:?}"))
     }
 
-    /// The next frame must be a publication of this type and room; returns its data.
+    /// The next frame must be a publication of this type and room, or say before it that Redis was away; returns its data.
     #[track_caller]
     pub fn hear_data(&mut self, kind: &str, room: &str) -> Value {
         let mut frame = self.hear();
+        while frame["type"] == "gap" && frame["data"]["reason"] == "broker" {
+            frame = self.hear();
+        }
         assert_eq!((&frame["type"], &frame["room"]), (&kind.into(), &room.into()), "{frame}");
         frame["data"].take()
     }

@@ -22,9 +22,23 @@ fn for_sysctl_it_is_one_line_for_each_parameter() {
         "fs.nr_open = 1048576",
         "fs.file-max = 805306",
         "net.netfilter.nf_conntrack_max = 262144",
-        "net.ipv4.tcp_mem = 94212 150000 200000",
+        "net.ipv4.tcp_mem = 94212 230000 345000",
     ];
     assert_eq!(export(&machine, "100k", "sysctl.d"), due);
+}
+
+#[test]
+fn what_a_module_brings_is_told_and_what_can_not_be_read_is_not_left_out_in_silence() {
+    let machine = Machine::new();
+    let exported = machine.tune(&["export", "100k", "--as", "sysctl.d"]).stdout;
+    let words = exported.split_whitespace().filter(|word| *word != "#").collect::<Vec<_>>().join(" ");
+    assert!(words.contains("the line nf_conntrack in /etc/modules-load.d/corecast.conf"), "{exported}");
+    machine.write("proc/sys/net/ipv4/tcp_mem", "plenty\n");
+    for form in ["sysctl.d", "compose", "kubernetes", "systemd"] {
+        let odd = machine.tune(&["export", "100k", "--as", form]);
+        assert_eq!((odd.code(), odd.stdout.as_str()), (Some(69), ""), "{odd:?}");
+        assert!(odd.stderr.contains("net.ipv4.tcp_mem is \"plenty\""), "{odd:?}");
+    }
 }
 
 #[test]

@@ -31,6 +31,10 @@ pub struct Expert {
     /// before it gives up. 0s (never, the default) to 10ms, in whole microseconds. Costs CPU; does nothing where the device
     /// has no queue to ask (loopback, most virtual ones). Needs CAP_NET_ADMIN.
     pub busy_poll: Duration,
+    /// Whether the kernel may back the server's memory with transparent huge pages, as the host's
+    /// `transparent_hugepage/enabled` says. Default false: small objects spread over them hold twice the memory (measured).
+    /// True is for finding out whether that holds on another machine.
+    pub huge_pages: bool,
 }
 
 /// See [`Expert::ring_setup`].
@@ -56,6 +60,7 @@ impl Default for Expert {
             socket_receive_bytes: None,
             socket_send_bytes: None,
             busy_poll: Duration::ZERO,
+            huge_pages: false,
         }
     }
 }

@@ -51,7 +51,7 @@ const PUBLISHES: &[(&str, Publish)] = &[
     ("any", Publish::Any),
 ];
 const HISTORY_KEYS: &[&str] = &["frames", "bytes", "age"];
-const SLOW_KEYS: &[&str] = &["policy", "disconnect_after", "frames", "bytes", "age"];
+const SLOW_KEYS: &[&str] = &["policy", "key", "disconnect_after", "frames", "bytes", "age"];
 
 /// Reads `text`, telling apart its places by `origin(line, column)`; both count from 1.
 pub(super) fn parse_layer(
@@ -252,8 +252,8 @@ impl Reader<'_> {
         let history = self.inner(fields, "history", HISTORY_KEYS);
         let slow = self.inner(fields, "slow", SLOW_KEYS);
         let history = history.map_or_else(History::default, |mut fields| self.history(&mut fields));
-        let slow = slow.map_or_else(Slow::default, |mut fields| self.slow(&mut fields));
-        Some(RoomClass { name: name?, space, history, slow })
+        let (slow, conflate_key) = slow.map_or_else(Default::default, |mut fields| self.slow(&mut fields));
+        Some(RoomClass { name: name?, space, history, slow, conflate_key })
     }
 
     fn history(&mut self, fields: &mut Fields<'_>) -> History {
@@ -268,16 +268,28 @@ impl Reader<'_> {
         }
     }
 
-    fn slow(&mut self, fields: &mut Fields<'_>) -> Slow {
+    fn slow(&mut self, fields: &mut Fields<'_>) -> (Slow, Option<String>) {
         let default = Slow::default();
-        let conflate = "\"conflate\" is not there yet: use \"disconnect\" or \"drop-oldest\"";
-        let policy = self.optional(fields, "policy", |input| match input.text("a policy")? {
-            "conflate" => Err(Wrong::Sentence(conflate.to_owned())),
-            _ => input.one_of(&[("disconnect", false), ("drop-oldest", true)]),
+        let drop_oldest = SlowPolicy::DropOldest { disconnect_after: 0 };
+        let policy = self.optional(fields, "policy", |input| {
+            input.one_of(&[
+                ("disconnect", SlowPolicy::Disconnect),
+                ("drop-oldest", drop_oldest),
+                ("conflate", SlowPolicy::Conflate),
+            ])
         });
-        let drop_oldest = policy.unwrap_or(false);
+        let policy = policy.unwrap_or(SlowPolicy::Disconnect);
+        let key = self.optional(fields, "key", |input| {
+            if policy != SlowPolicy::Conflate {
+                let sentence = "key says what supersedes what: it needs policy = \"conflate\"";
+                return Err(Wrong::Sentence(sentence.to_owned()));
+            }
+            let due = "the name of a member of the payloads";
+            let name = input.text(due)?;
+            if name.is_empty() { Err(input.wrong(due)) } else { Ok(name.to_owned()) }
+        });
         let disconnect_after = self.optional(fields, "disconnect_after", |input| {
-            if !drop_oldest {
+            if policy != drop_oldest {
                 let sentence = "disconnect_after counts drops in a row: it needs policy = \"drop-oldest\"";
                 return Err(Wrong::Sentence(sentence.to_owned()));
             }
@@ -287,16 +299,19 @@ impl Reader<'_> {
         let frames = self.optional(fields, "frames", |input| input.count(1..=usize::MAX));
         let bytes = self.optional(fields, "bytes", |input| input.size(1..=SHARD_WINDOW_BYTES_MAX));
         let age = self.optional(fields, "age", positive);
-        Slow {
-            policy: if drop_oldest {
+        let policy = match policy {
+            SlowPolicy::DropOldest { .. } => {
                 SlowPolicy::DropOldest { disconnect_after: disconnect_after.unwrap_or(0) }
-            } else {
-                SlowPolicy::Disconnect
-            },
+            }
+            policy => policy,
+        };
+        let slow = Slow {
+            policy,
             frames: frames.unwrap_or(default.frames),
             bytes: bytes.unwrap_or(default.bytes),
             age: age.unwrap_or(default.age),
-        }
+        };
+        (slow, key)
     }
 
     fn source(&mut self, fields: &mut Fields<'_>) -> Option<Source> {
@@ -554,7 +569,7 @@ fn dialect(input: &Input) -> Result<Dialect, Wrong> {
         "raw" => Ok(Dialect::Raw),
         "json" => Ok(Dialect::Json),
         "sse" => {
-            let sentence = "the dialect \"sse\" is not there yet: use \"raw\" or \"json\"";
+            let sentence = "\"sse\" is no dialect of a route: what is joined at /ws is at /sse too; use \"raw\" or \"json\"";
             Err(Wrong::Sentence(sentence.to_owned()))
         }
         "echo" => Err(Wrong::Sentence(

@@ -590,6 +590,15 @@ pub const SETTINGS: &[Setting] = &[
         toml: |config| Some(quoted(&duration_text(config.expert.busy_poll))),
         ..EMPTY
     },
+    Setting {
+        name: "huge_pages",
+        heading: EXPERT,
+        form: "BOOL",
+        help: "Let the kernel use transparent huge pages for the server's memory, where the host gives them",
+        apply: |draft, input| set(&mut draft.config.expert.huge_pages, input.boolean()),
+        toml: |config| Some(config.expert.huge_pages.to_string()),
+        ..EMPTY
+    },
 ];
 
 const MILLISECOND: Duration = Duration::from_millis(1);

@@ -78,6 +78,10 @@ impl Lines {
         let slow = &class.slow;
         let policy = match slow.policy {
             SlowPolicy::Disconnect => "policy = \"disconnect\"".to_owned(),
+            SlowPolicy::Conflate => match &class.conflate_key {
+                Some(key) => format!("policy = \"conflate\", key = {}", quoted(key)),
+                None => "policy = \"conflate\"".to_owned(),
+            },
             SlowPolicy::DropOldest { disconnect_after } => {
                 format!("policy = \"drop-oldest\", disconnect_after = {disconnect_after}")
             }
@@ -151,6 +155,8 @@ fn dialect_text(dialect: Dialect) -> &'static str {
     match dialect {
         Dialect::Raw => "raw",
         Dialect::Json => "json",
+        Dialect::Meta => "meta",
+        Dialect::Sse => "sse",
         Dialect::Echo => "echo",
     }
 }

@@ -603,7 +603,7 @@ fn wrong_values_in_a_file_say_where_what_was_found_and_what_was_due() {
         ("[[route]]\npath = \"/a\"\nroom = \"r\"\nrole = \"ingestor\"", "only the JSON dialect knows roles"),
         ("[[route]]\npath = \"/a\"", "room: missing in [[route]]"),
         ("[[route]]\npath = \"/a\"\nroom = \"r\"\npublish = \"all\"", "due one of none, ignore, member, any"),
-        ("[[route]]\npath = \"/a\"\nroom = \"r\"\ndialect = \"sse\"", "the dialect \"sse\" is not there yet"),
+        ("[[route]]\npath = \"/a\"\nroom = \"r\"\ndialect = \"sse\"", "what is joined at /ws is at /sse too"),
         ("[[route]]\npath = \"/a\"\nroom = \"r\"\ndialect = \"echo\"", "set echo_route = true"),
         ("[[route]]\npath = \"/a\"\nroom = \"r\"\nspace = \"a b\"", "due at most 64 letters"),
         ("[[route]]\npath = \"/a\"\nroom = \"r\"\npreset = \"x\"", "the preset \"x\", which is not in use"),
@@ -613,7 +613,8 @@ fn wrong_values_in_a_file_say_where_what_was_found_and_what_was_due() {
         ("[[room]]\nname = \"a*b\"", "due a room's name, or a prefix followed by '*'"),
         ("[[room]]\nname = \"\"", "due a room's name"),
         ("[[room]]\nname = \"a\"\nslow = \"disconnect\"", "due a table, for example slow = { policy = ... }"),
-        ("[[room]]\nname = \"a\"\nslow = { policy = \"conflate\" }", "\"conflate\" is not there yet"),
+        ("[[room]]\nname = \"a\"\nslow = { key = \"symbol\" }", "it needs policy = \"conflate\""),
+        ("[[room]]\nname = \"a\"\nslow = { policy = \"conflate\", key = \"\" }", "the name of a member"),
         ("[[room]]\nname = \"a\"\nslow = { disconnect_after = 5 }", "it needs policy = \"drop-oldest\""),
         ("[[room]]\nname = \"a\"\nslow = { bytes = \"65MiB\" }", "due a size from 1B to 64MiB"),
         ("[[room]]\nname = \"a\"\nslow = { age = \"0s\" }", "due a duration from 1ms"),
@@ -887,7 +888,10 @@ fn several_processes_need_redis_and_a_core_for_each_of_their_shards() {
     let with_redis = || several().flag("redis", "localhost");
     assert_eq!(with_redis().config().processes, 3);
     let crowded = with_redis().flag("shards", "2").flag("cores", "0-4").refused();
-    assert!(crowded.contains("found 2 shards in each of 3 processes for 5 cores"), "{crowded}");
+    assert!(crowded.contains("found 2 shards in each of 3 processes for 5 cores, due 6 cores"), "{crowded}");
+    let crowded = with_redis().flag("shards", "1").flag("cores", "0").refused();
+    assert!(crowded.contains("found 1 shard in each of 3 processes for 1 core, due 3 cores"), "{crowded}");
+    assert!(crowded.contains("take fewer shards or processes"), "{crowded}");
     assert_eq!(with_redis().flag("shards", "2").flag("cores", "0-5").config().processes, 3);
     let long = with_redis().flag("node_id", &"n".repeat(54)).refused();
     assert!(long.contains("found 54 bytes, due at most 53"), "{long}");

@@ -100,11 +100,20 @@ impl Check<'_> {
         if let (ShardCount::Count(shards), Some(cores)) = (self.config.shards, &self.config.cores)
             && shards * processes > cores.len()
         {
-            let cores = cores.len();
-            let of = if processes > 1 { format!(" in each of {processes} processes") } else { String::new() };
+            let (cores, due) = (cores.len(), shards * processes);
+            let (of, fewer) = match processes {
+                1 => (String::new(), ""),
+                _ => (format!(" in each of {processes} processes"), " or processes"),
+            };
+            let plural = |count: usize| if count == 1 { "" } else { "s" };
             self.fail(
                 "shards",
-                format!("found {shards} shards{of} for {cores} cores: each needs one, name more cores"),
+                format!(
+                    "found {shards} shard{}{of} for {cores} core{}, due {due} cores, one for each: name more cores, or take fewer \
+                     shards{fewer}",
+                    plural(shards),
+                    plural(cores)
+                ),
             );
         }
         if processes > 1 && self.config.broker == BrokerChoice::Local {

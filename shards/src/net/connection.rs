@@ -82,7 +82,7 @@ impl Core {
 
     // ---- the turn
 
-    /// Takes a bounded batch of commands off the ring. Returns whether there was one.
+    /// Takes a bounded batch of commands off the ring. Returns whether there was one, or rooms to be told of a break.
     pub fn take_commands(&mut self) -> bool {
         let now = self.clock.now();
         let (mut commands, mut bytes) = (0, 0);
@@ -94,9 +94,13 @@ impl Core {
             }
             self.shard.handle(command, &mut self.wire, now);
         }
+        let settles = self.shard.is_settling();
+        if settles {
+            self.shard.settle_some(now);
+        }
         self.ring.tell_space();
         self.carry_out();
-        commands > 0
+        commands > 0 || settles
     }
 
     /// Sends one batch of the pass.
@@ -112,7 +116,7 @@ impl Core {
     /// Whether a turn would have something to do: commands, a pass, or space for what waits to go up.
     pub fn has_work(&self) -> bool {
         let can_go_up = !self.shard.up.is_empty() && !self.ring.up.is_full();
-        !self.ring.down.is_empty() || self.shard.has_dirty_rooms() || can_go_up
+        !self.ring.down.is_empty() || self.shard.has_dirty_rooms() || self.shard.is_settling() || can_go_up
     }
 
     /// The length of a turn that began at `since`.

@@ -9,8 +9,9 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use super::bind::is_served_by_somebody;
 use super::connection::{Core, SharedCore, enter};
-use super::listener::{Holder, Listener, is_served_by_somebody};
+use super::listener::{Holder, Listener};
 use super::siblings;
 use crate::setup::Setup;
 use crate::shard::TICK_MICROS;
@@ -125,9 +126,10 @@ pub async fn sweep_and_drain(core: SharedCore, listeners: Vec<Rc<Listener>>, dra
         turn_newcomers_away(&core, &public, drain).await;
     }
     core.borrow().shard.setup().drain();
+    // Asked first: that all leave for good may be heard while the queues are being kept, and closing twice does no harm.
+    let mut are_kept = drain.holder == Holder::Parent && drain.keeps(drain.holder);
     close_all(&core, &public, drain);
     drain.stop_listening(core.borrow().shard.setup());
-    let mut are_kept = drain.holder == Holder::Parent && drain.keeps(drain.holder);
     let mut is_serving = true;
     let ticks = drain.ticks().max(FAREWELL_TICKS + 1);
     for passed in 0..=ticks {

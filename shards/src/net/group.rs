@@ -1,12 +1,16 @@
-//! The listening sockets of one address (SO_REUSEPORT): bound once, in the order of the shards, and never closed one by
-//! one, because the kernel moves the last of a group into the place of one that leaves it.
+//! The listening sockets of one address (SO_REUSEPORT): bound once, in the order of the shards. Where connections are steered
+//! by their place in it none is closed alone, because the kernel moves the last of a group into the place of one that leaves.
 
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use super::listener::{Holder, Sharing, bind, bind_first};
+use rustix::net::{Shutdown, shutdown};
+use socket2::SockRef;
+
+use super::bind::{Sharing, bind, bind_first};
+use super::listener::Holder;
 use super::passed::{AdminWay, Listening, Passed};
 use super::server::StartError;
 use super::steering;
@@ -55,6 +59,24 @@ impl Groups {
             (listening.address, listening.holder, sockets)
         })
     }
+
+    /// Closes the queues of one process, which nobody serves: who waits there is reset, newcomers go to the other queues of
+    /// the port, and where there is none the port refuses. The sockets keep their port, and a process that gets them
+    /// listens anew. Those of a service manager belong to everybody and stay as they are.
+    pub fn close(&self, process: usize) {
+        for (address, holder, sockets) in self.of(process) {
+            // A shutdown of one that is closed already would be remembered (`inet_shutdown`), and whoever is accepted after it
+            // listens again would be at its end at once.
+            let is_open =
+                |socket: &&OwnedFd| SockRef::from(*socket).is_listener().is_ok_and(|listens| listens);
+            for socket in sockets.iter().filter(|_| holder == Holder::Parent).filter(is_open) {
+                match shutdown(socket, Shutdown::Both) {
+                    Ok(()) => tracing::debug!(process, %address, "a queue that nobody serves is closed"),
+                    Err(error) => tracing::warn!(process, %address, %error, "a queue could not be closed"),
+                }
+            }
+        }
+    }
 }
 
 /// Binds every address of `config`, a socket for each of `cores`, which are those of the shards.
@@ -85,6 +107,12 @@ fn bind_group(
         true => bind_first(address),
         false => bind(address, Sharing::Shared),
     })?;
+    // The kernel takes a port that it chose itself back when the queue is closed (`tcp_set_state`, SOCK_BINDPORT_LOCK), and
+    // [`Groups::close`] wants it kept.
+    let first = match address.port() == 0 && !is_ours_alone {
+        true => bind(settled, Sharing::Shared)?.0,
+        false => first,
+    };
     let mut sockets = vec![first];
     for _ in 1..count {
         sockets.push(bind(settled, Sharing::Shared)?.0);
@@ -137,9 +165,13 @@ pub fn not_steered(config: &Config) -> Result<(), StartError> {
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
+    use std::net::TcpStream;
+
+    use rustix::net::{SocketFlags, accept_with};
 
     use super::*;
     use crate::config::RedisTarget;
+    use crate::net::bind::open;
 
     fn config() -> Config {
         let redis: RedisTarget = "localhost:6379".parse().expect("a target");
@@ -157,6 +189,51 @@ mod tests {
             assert_eq!(bound.as_socket(), Some(address));
         }
         assert!(groups.listen.iter().all(|listening| listening.address.port() != 0));
+    }
+
+    #[test]
+    fn newcomers_go_to_the_other_queues_while_one_is_closed_and_to_it_again_once_it_is_opened() {
+        let config = Config { listen: vec![([127, 0, 0, 1], 0).into()], ..config() };
+        let groups = Groups::bind(&config, Passed::default(), &[vec![0], vec![1]]).expect("a free port");
+        let address = groups.listen[0].address;
+        let mut clients = Vec::new();
+        let mut queued = || {
+            clients.extend((0..64).map(|_| TcpStream::connect(address).expect("somebody listens")));
+            let accept = |socket: &OwnedFd| {
+                accept_with(socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)
+                    .ok()
+                    .map(socket2::Socket::from)
+            };
+            [0, 1].map(|process| {
+                let of = |(.., sockets): (_, _, &[OwnedFd])| -> Vec<socket2::Socket> {
+                    sockets.iter().flat_map(|socket| std::iter::from_fn(|| accept(socket))).collect()
+                };
+                groups.of(process).flat_map(of).collect::<Vec<_>>()
+            })
+        };
+        let [first, second] = queued();
+        assert!(!first.is_empty() && !second.is_empty(), "{} {}", first.len(), second.len());
+        for process in [0, 1] {
+            // Again with each death.
+            groups.close(process);
+            groups.close(process);
+            let accepted = queued();
+            assert_eq!((accepted[process].len(), accepted[1 - process].len()), (0, 64));
+            for (.., sockets) in groups.of(process) {
+                sockets.iter().for_each(|socket| open(socket).expect("its port is its own"));
+            }
+            let accepted = queued();
+            assert!(accepted.iter().all(|some| !some.is_empty()), "the port was lost, or the queue");
+            for socket in accepted.iter().flatten() {
+                assert!(socket.tcp_nodelay().expect("an option"));
+                let nothing =
+                    socket.recv(&mut [std::mem::MaybeUninit::uninit()]).map_err(|error| error.kind());
+                assert!(matches!(nothing, Err(io::ErrorKind::WouldBlock)), "it is at its end: {nothing:?}");
+            }
+        }
+        groups.close(0);
+        groups.close(1);
+        TcpStream::connect(address).expect_err("nobody listens");
     }
 
     #[test]
@@ -196,6 +273,12 @@ mod tests {
         assert_eq!((settled, tries.get()), (address, 3));
         let refused = patiently(address, || bind(address, Sharing::Alone)).expect_err("it is in use");
         assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[test]
+    fn one_shard_is_steered_to_as_it_is() {
+        let steered = Config { steer: Steer::Cpu, listen: vec![([127, 0, 0, 1], 0).into()], ..config() };
+        assert!(Groups::bind(&steered, Passed::default(), &[vec![0]]).is_ok());
     }
 
     #[test]

@@ -7,20 +7,20 @@
 
 use std::cell::Cell;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, Shutdown, SocketFlags, accept_with};
-use socket2::{Domain, Protocol, SockAddr, SockFilter, SockRef, Type};
+use socket2::{SockFilter, SockRef};
 
+use super::bind::{open, tune};
 use super::connection::{Core, REST, SharedCore, enter, read, read_on_epoll};
 use super::options::SocketOptions;
 use super::rights;
 use super::socket::Socket;
-use crate::limits::{ADMIN_CONNECTIONS_MAX, BROKER_PATIENCE, LISTEN_BACKLOG, NOTSENT_LOWAT_BYTES};
+use crate::limits::{ADMIN_CONNECTIONS_MAX, BROKER_PATIENCE};
 use crate::shard::{ADMIN, Micros};
 
 /// Connections accepted before others on the thread have their turn.
@@ -32,105 +32,6 @@ const BROKER_POLL: Duration = Duration::from_millis(10);
 /// Accepting goes on, for the log, once it has not paused for this long: who leaves a full server lets one in, and the next
 /// finds it full.
 const STEADY: Duration = Duration::from_secs(1);
-
-/// Who may listen on the same address and port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sharing {
-    /// Every socket of this user that wants to (SO_REUSEPORT): other shards, other processes.
-    Shared,
-    /// Nobody.
-    Alone,
-}
-
-/// Binds and listens. Port 0 takes a free one; the sockets of the other shards then bind the port it got.
-///
-/// `[::]` means every address of the machine: where the kernel has no IPv6, `0.0.0.0`.
-///
-/// # Errors
-/// EADDRINUSE where somebody listens alone or as another user, or at all if this is to be alone; EACCES, EADDRNOTAVAIL.
-pub fn bind(address: SocketAddr, sharing: Sharing) -> io::Result<(OwnedFd, SocketAddr)> {
-    on_what_there_is(address, |address| bind_exactly(address, sharing))
-}
-
-fn on_what_there_is<T>(address: SocketAddr, bind: impl Fn(SocketAddr) -> io::Result<T>) -> io::Result<T> {
-    let is_every_address = address.ip() == Ipv6Addr::UNSPECIFIED;
-    match bind(address) {
-        Err(error) if is_every_address && error.raw_os_error().is_some_and(is_lack_of_ipv6) => {
-            bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())))
-        }
-        bound => bound,
-    }
-}
-
-/// socket(2) says EAFNOSUPPORT where IPv6 is not built or loaded (`ipv6.disable=1`), bind(2) EADDRNOTAVAIL where no
-/// interface has it.
-fn is_lack_of_ipv6(errno: i32) -> bool {
-    matches!(errno, libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)
-}
-
-fn bind_exactly(address: SocketAddr, sharing: Sharing) -> io::Result<(OwnedFd, SocketAddr)> {
-    let socket = unbound(address, sharing)?;
-    socket.bind(&SockAddr::from(address))?;
-    socket.listen(LISTEN_BACKLOG)?;
-    let bound = socket.local_addr()?.as_socket().unwrap_or(address);
-    Ok((socket.into(), bound))
-}
-
-fn unbound(address: SocketAddr, sharing: Sharing) -> io::Result<socket2::Socket> {
-    let socket =
-        socket2::Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
-    if address.is_ipv6() {
-        // `[::]` serves IPv4 too, as `:8081` does in Go.
-        socket.set_only_v6(false)?;
-    }
-    socket.set_reuse_address(true)?;
-    // Linux keeps both in the listener and copies them to every accepted socket.
-    tune(&socket)?;
-    // The kernel never chooses a port for port 0 that somebody else shares (`inet_csk_find_open_port`, Linux 4.9 on).
-    socket.set_reuse_port(sharing == Sharing::Shared)?;
-    Ok(socket)
-}
-
-/// The same for whom nobody may have joined yet, but this process's other shards may join afterwards: as
-/// [`Sharing::Alone`], and shared from then on. There is no moment at which two could both find the address free: listening
-/// asks again (`inet_csk_listen_start`).
-///
-/// # Errors
-/// As [`bind`]: EADDRINUSE where anybody listens.
-pub fn bind_first(address: SocketAddr) -> io::Result<(OwnedFd, SocketAddr)> {
-    let (socket, bound) = bind(address, Sharing::Alone)?;
-    socket2::SockRef::from(&socket).set_reuse_port(true)?;
-    Ok((socket, bound))
-}
-
-/// Whether somebody listens on `address` who lets this user listen there too.
-pub fn is_shared_by_somebody(address: SocketAddr) -> bool {
-    is_served_by_somebody(address) && !is_taken(address, Sharing::Shared)
-}
-
-/// Whether somebody listens on `address`, shared or not.
-pub fn is_served_by_somebody(address: SocketAddr) -> bool {
-    is_taken(address, Sharing::Alone)
-}
-
-/// Whether `address` can't be had on these terms now.
-fn is_taken(address: SocketAddr, sharing: Sharing) -> bool {
-    try_bind(address, sharing).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
-}
-
-/// Whether `address` can be had on these terms now, the socket closed again. Nothing listens meanwhile: no connection is taken
-/// from anybody.
-///
-/// # Errors
-/// As [`bind`].
-pub fn try_bind(address: SocketAddr, sharing: Sharing) -> io::Result<()> {
-    on_what_there_is(address, |address| unbound(address, sharing)?.bind(&SockAddr::from(address)))
-}
-
-fn tune(socket: &socket2::Socket) -> io::Result<()> {
-    socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_notsent_lowat(NOTSENT_LOWAT_BYTES)
-}
 
 /// Who keeps a listening socket, and with it its queue, when this process is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -179,6 +80,45 @@ enum Accepted {
     Closed,
 }
 
+/// What accept4 means by an error (accept(2), "Errors" and "Error handling").
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Meaning {
+    /// The next may come: this one was interrupted, or had ended, for a reason of its network, before it was accepted.
+    Again,
+    /// Nobody waits.
+    Nothing,
+    /// Descriptors or memory.
+    Exhausted,
+    /// It doesn't listen any more; of a door, its other end is gone.
+    Closed,
+    /// No word of a socket that listens.
+    Unknown,
+}
+
+fn meaning(error: Errno) -> Meaning {
+    match error {
+        Errno::AGAIN => Meaning::Nothing,
+        Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM => Meaning::Exhausted,
+        Errno::INVAL | Errno::CONNRESET => Meaning::Closed,
+        Errno::INTR
+        | Errno::CONNABORTED
+        | Errno::PROTO
+        | Errno::PERM
+        | Errno::NETDOWN
+        | Errno::HOSTDOWN
+        | Errno::HOSTUNREACH
+        | Errno::NETUNREACH
+        | Errno::NONET
+        | Errno::NOPROTOOPT
+        | Errno::OPNOTSUPP
+        | Errno::NOSR
+        | Errno::SOCKTNOSUPPORT
+        | Errno::PROTONOSUPPORT
+        | Errno::TIMEDOUT => Meaning::Again,
+        _ => Meaning::Unknown,
+    }
+}
+
 impl Listener {
     /// To be made on the shard's thread.
     ///
@@ -192,6 +132,9 @@ impl Listener {
         }
         if let Kind::Queue(_) = kind {
             options.apply(&socket)?;
+        }
+        if kind == Kind::Queue(Holder::Parent) {
+            open(&socket)?;
         }
         let socket = Socket::new(socket)?;
         Ok(Rc::new(Self { socket, index, kind, options, is_closed: Cell::new(false) }))
@@ -219,25 +162,17 @@ impl Listener {
                     return Accepted::Connection(tuned(fd, self.options));
                 }
                 Ok(Some(fd)) => return Accepted::Connection(fd),
-                Err(Errno::AGAIN) => return Accepted::Nothing,
-                // A connection that ended before it was accepted (accept(2), "Error handling").
-                Err(
-                    Errno::INTR
-                    | Errno::CONNABORTED
-                    | Errno::PROTO
-                    | Errno::PERM
-                    | Errno::NETDOWN
-                    | Errno::HOSTDOWN
-                    | Errno::HOSTUNREACH
-                    | Errno::NETUNREACH
-                    | Errno::NONET
-                    | Errno::NOPROTOOPT
-                    | Errno::OPNOTSUPP,
-                ) => {}
-                Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => {
-                    return Accepted::Exhausted(error);
-                }
-                Err(_) => return Accepted::Closed,
+                Err(error) => match meaning(error) {
+                    Meaning::Again => {}
+                    Meaning::Nothing => return Accepted::Nothing,
+                    Meaning::Exhausted => return Accepted::Exhausted(error),
+                    // By the parent, or by another process of its place that leaves for good.
+                    Meaning::Closed => return Accepted::Closed,
+                    // The kernel would send its share of newcomers to a queue that nobody reads any more.
+                    Meaning::Unknown => {
+                        panic!("accepting fails with {error}, which a listening socket never says")
+                    }
+                },
             }
         }
     }
@@ -415,47 +350,17 @@ fn admit(core: &SharedCore, fd: OwnedFd, listener: u8) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::HashSet;
-    use std::net::TcpStream;
-
-    const ANY_PORT: SocketAddr = SocketAddr::V4(std::net::SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0));
+    use crate::net::bind::{Sharing, bind};
 
     #[test]
-    fn a_chosen_port_is_nobody_elses_and_can_be_shared_afterwards() {
-        let chosen: Vec<_> =
-            (0..500).map(|_| bind(ANY_PORT, Sharing::Shared).expect("a free port")).collect();
-        let ports: HashSet<u16> = chosen.iter().map(|(_, address)| address.port()).collect();
-        assert_eq!(ports.len(), chosen.len(), "two servers that asked for a free port share one");
-        for (_, address) in chosen.iter().take(20) {
-            let (_second, shared) = bind(*address, Sharing::Shared).expect("the port can be shared");
-            assert_eq!(shared, *address);
-        }
-    }
-
-    #[test]
-    fn an_address_of_ones_own_is_refused_to_everybody_else() {
-        let (_first, address) = bind(ANY_PORT, Sharing::Alone).expect("a free port");
-        for sharing in [Sharing::Alone, Sharing::Shared] {
-            let refused = bind(address, sharing).expect_err("somebody has it");
-            assert_eq!(refused.kind(), io::ErrorKind::AddrInUse, "{sharing:?}");
-        }
-    }
-
-    #[test]
-    fn who_came_first_alone_shares_with_its_own_shards_and_not_with_a_second_first() {
-        let (first, address) = bind_first(ANY_PORT).expect("a free port");
-        let (second, _) = bind(address, Sharing::Shared).expect("the first lets others join");
-        let refused = bind_first(address).expect_err("somebody was first");
-        assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
-        assert!(is_shared_by_somebody(address));
-        let clients: Vec<_> =
-            (0..64).map(|_| TcpStream::connect(address).expect("somebody listens")).collect();
-        // Both sockets' queues hold some: the kernel spreads connections over both.
-        for socket in [&first, &second] {
-            accept_with(socket, SocketFlags::CLOEXEC).expect("a connection is queued");
-        }
-        drop((clients, first, second));
-        assert!(!is_shared_by_somebody(address));
+    fn a_socket_that_listens_no_more_and_one_that_never_did_are_told_apart() {
+        let any = || bind(([127, 0, 0, 1], 0).into(), Sharing::Alone).expect("a free port").0;
+        let accept = |socket: &OwnedFd| accept_with(socket, SocketFlags::NONBLOCK).map(drop).map_err(meaning);
+        let closed = any();
+        rustix::net::shutdown(&closed, Shutdown::Both).expect("it listens");
+        let file = OwnedFd::from(std::fs::File::open("/dev/null").expect("it is everywhere"));
+        let due = [Meaning::Nothing, Meaning::Closed, Meaning::Unknown].map(Err);
+        assert_eq!([any(), closed, file].each_ref().map(accept), due);
     }
 
     #[test]
@@ -473,19 +378,5 @@ mod tests {
         assert!(pauses.are_over(millis(4900 + 1000)));
         assert!(!pauses.are_over(millis(60_000)), "told once");
         assert!(pauses.note(millis(60_001)));
-    }
-
-    #[test]
-    fn accepted_sockets_inherit_what_the_listener_was_told() {
-        let (fd, address) = bind(ANY_PORT, Sharing::Shared).expect("a free port");
-        let _client = TcpStream::connect(address).expect("it listens");
-        let accepted = loop {
-            match accept_with(&fd, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
-                Err(Errno::AGAIN) => std::thread::yield_now(),
-                accepted => break socket2::Socket::from(accepted.expect("a connection is queued")),
-            }
-        };
-        assert!(accepted.tcp_nodelay().expect("an option"));
-        assert_eq!(accepted.tcp_notsent_lowat().expect("an option"), NOTSENT_LOWAT_BYTES);
     }
 }

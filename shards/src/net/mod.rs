@@ -4,6 +4,7 @@
 //! `fanout.rs` (the fan-out ring) and `socket.rs` (descriptors by number).
 
 mod bell;
+mod bind;
 pub mod broker;
 mod connection;
 mod cores;
@@ -26,10 +27,11 @@ mod steering;
 mod threads;
 mod trial;
 
+pub use bind::{Sharing, try_bind};
 pub use cores::{Plan, chosen as chosen_cores, split, usable as usable_cores};
 pub use drain::Leave;
 pub use group::Groups;
-pub use listener::{Holder, Sharing, try_bind};
+pub use listener::Holder;
 pub use passed::{AdminWay, Listening, Passed, PassedError};
 pub use runtime::{Driver, NoIoUring};
 pub use server::{Server, StartError};

@@ -97,18 +97,22 @@ impl Driver {
 
     /// Moves what waits behind full rings on, and asks to be told of space for what still waits.
     fn pump(&mut self) {
-        for _ in 0..2 {
-            if !self.relay.has_backlog() {
-                return;
-            }
-            for shard in 0..self.rings.ends.len() {
-                self.relay.pump(shard as u16, &mut self.rings);
-            }
-            self.flush();
-            if self.relay.has_backlog() {
-                self.rings.ends.iter().for_each(RelayEnd::want_space);
-            }
+        self.pump_once();
+        if self.relay.has_backlog() {
+            self.rings.ends.iter().for_each(RelayEnd::want_space);
+            // The last look. Asking again after it would take back an answer that has come meanwhile.
+            self.pump_once();
         }
+    }
+
+    fn pump_once(&mut self) {
+        if !self.relay.has_backlog() {
+            return;
+        }
+        for shard in 0..self.rings.ends.len() {
+            self.relay.pump(shard as u16, &mut self.rings);
+        }
+        self.flush();
     }
 
     /// Carries out what the relay wants of the broker, and rings the shards.
@@ -239,7 +243,7 @@ pub fn start<F: Fn() -> bool>(
     setup: Arc<Setup>,
     rings: Vec<RelayEnd>,
     thread: RelayThread,
-    epoch_seed: u16,
+    epoch_base: u64,
     is_over: F,
 ) -> io::Result<impl Future<Output = ()> + use<F>> {
     let RelayThread { clock, bell, is_own } = thread;
@@ -251,7 +255,7 @@ pub fn start<F: Fn() -> bool>(
     };
     let stages = Stages::new(setup.metrics.clone(), is_own);
     let driver = Rc::new(RefCell::new(Driver {
-        relay: Relay::new(setup, state, epoch_seed),
+        relay: Relay::new(setup, state, epoch_base),
         rings: Rings { ends: rings, sample: None },
         clock,
         link: None,

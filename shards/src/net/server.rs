@@ -1,5 +1,7 @@
 //! A running server: its threads from start to end.
 
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher as _;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -12,11 +14,12 @@ use domains::Registry;
 use rustix::process::{Resource, getrlimit};
 
 use super::bell::Bell;
+use super::bind::{is_served_by_somebody, is_shared_by_somebody};
 use super::connection::Clock;
 use super::cores::{Plan, usable};
 use super::drain::{Drain, Leave};
 use super::group::{bind_admin, listen_all, not_steered};
-use super::listener::{Holder, Kind, Place, is_served_by_somebody, is_shared_by_somebody};
+use super::listener::{Holder, Kind, Place};
 use super::notice::{Journal, noticed};
 use super::options::SocketOptions;
 use super::passed::{AdminWay, Listening, Passed};
@@ -261,6 +264,11 @@ impl Server {
         self.threads.have_ended()
     }
 
+    /// The names of the threads that have not ended.
+    pub fn running_threads(&self) -> Vec<&str> {
+        self.threads.running()
+    }
+
     /// A thread that ended before the drain: what it did is done by nobody now.
     pub fn take_lost_thread(&mut self) -> Option<LostThread> {
         self.threads.take_lost()
@@ -389,11 +397,11 @@ impl RelayParts {
     /// `is_own`: this thread is the relay's alone.
     fn start_on(self, is_own: bool) -> io::Result<impl Future<Output = ()>> {
         let Self { config, setup, rings, bell, clock, shards_left } = self;
-        let seed =
-            SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).subsec_nanos() as u16;
+        // A random number without a dependency: std seeds its hasher from the kernel.
+        let epoch_base = RandomState::new().hash_one(SystemTime::now());
         let is_over = move || shards_left.load(Ordering::Acquire) == 0;
         let thread = RelayThread { clock, bell, is_own };
-        super::relay::start(&config, setup, rings, thread, seed, is_over)
+        super::relay::start(&config, setup, rings, thread, epoch_base, is_over)
     }
 }
 

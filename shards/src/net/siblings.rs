@@ -1,7 +1,7 @@
 //! Whether other processes share the port of this one: the kernel's table of listening sockets, `/proc/net/tcp` and `tcp6`
 //! (proc_pid_net(5)).
 //!
-//! Asking by binding, as [`super::listener::is_served_by_somebody`] does, finds one's own sockets too.
+//! Asking by binding, as [`super::bind::is_served_by_somebody`] does, finds one's own sockets too.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -52,7 +52,7 @@ fn in_table(address: SocketAddr) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::listener::{Sharing, bind};
+    use crate::net::bind::{Sharing, bind};
 
     #[test]
     fn a_process_tells_its_own_sockets_from_anothers() {

@@ -11,7 +11,7 @@ use super::server::StartError;
 use super::socket::attach_reuseport_program;
 
 /// Steers the group of `member`, whose sockets' shards are pinned to `cores`, in the order of the group. Connections that
-/// arrive on another core spread over all by its number.
+/// arrive on another core spread over all by its number. One socket gets them all as it is.
 ///
 /// # Errors
 /// [`StartError::Steer`] where two of them share a core: one of the two would get nothing. The kernel's refusal.
@@ -22,6 +22,10 @@ pub fn by_core(member: BorrowedFd<'_>, cores: &[usize]) -> Result<(), StartError
              or processes",
             shared.1
         )));
+    }
+    // Nor is it a group: it was bound alone (EINVAL, `reuseport_attach_prog`).
+    if cores.len() == 1 {
+        return Ok(());
     }
     attach_reuseport_program(member, &program(cores)).map_err(|error: io::Error| {
         StartError::Steer(format!("the kernel refuses to steer by core: {error}"))
@@ -56,7 +60,7 @@ mod tests {
     use rustix::net::{SocketFlags, accept_with};
 
     use super::*;
-    use crate::net::listener::{Sharing, bind};
+    use crate::net::bind::{Sharing, bind};
 
     fn group(len: usize) -> (Vec<OwnedFd>, SocketAddr) {
         let (first, address) = bind(([127, 0, 0, 1], 0).into(), Sharing::Shared).expect("a free port");

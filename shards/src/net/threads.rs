@@ -78,6 +78,12 @@ impl Threads {
         self.0.iter().all(|thread| thread.handle.is_finished())
     }
 
+    /// The names of those that have not ended.
+    pub fn running(&self) -> Vec<&str> {
+        let running = self.0.iter().filter(|thread| !thread.handle.is_finished());
+        running.map(|thread| thread.name.as_str()).collect()
+    }
+
     /// A thread that has ended, where all are to run.
     pub fn take_lost(&mut self) -> Option<LostThread> {
         let index = self.0.iter().position(|thread| thread.handle.is_finished())?;

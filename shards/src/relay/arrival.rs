@@ -3,14 +3,11 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use domains::RESERVED_TYPES;
-
 use super::{Outlet, Particulars, Relay};
 use crate::command::{ConnectionId, Label};
 use crate::config::Own;
-use crate::dialect::PLAIN_KIND;
+use crate::dialect::{self, PLAIN_KIND};
 use crate::envelope::{self, Event};
-use crate::limits::KIND_BYTES_MAX;
 use crate::metrics::Via;
 use crate::shard::Micros;
 
@@ -34,8 +31,7 @@ impl Relay {
         let Arrival { source, room, payload, event, except } = arrival;
         let via = Via::Source(source);
         let Some(event) = event else {
-            let label = self.label_of(&room, payload);
-            self.place(&room, payload, Particulars { via, label, except }, outlet, now);
+            self.place(&room, payload, Particulars { via, label: None, except }, outlet, now);
             return;
         };
         if self.setup.routes.own(source) == Own::Origin && self.is_own(&event) {
@@ -54,20 +50,15 @@ impl Relay {
         event.instance_id.as_deref() == Some(&*self.instance_id)
     }
 
-    /// What a payload that came without a label says of itself, where somebody may be told.
-    pub(super) fn label_of(&mut self, room: &str, payload: &[u8]) -> Option<Arc<Label>> {
-        if !self.setup.routes.speaks_json(room) {
-            return None;
-        }
+    /// What a payload that came without a label says of itself.
+    pub(super) fn label_of(&mut self, payload: &[u8]) -> Option<Arc<Label>> {
         let kind = envelope::kind_of(payload)?;
         Some(self.label(&kind, true))
     }
 
     /// A label, shared with earlier publications of the same type. A type that is no name is cut.
     pub(super) fn label(&mut self, kind: &str, is_json: bool) -> Arc<Label> {
-        // A payload can't speak for the server.
-        let kind = if RESERVED_TYPES.contains(&kind) { PLAIN_KIND } else { kind };
-        let kind = &kind[..kind.floor_char_boundary(KIND_BYTES_MAX)];
+        let kind = dialect::kind(kind);
         let known = self.labels.iter().find(|label| label.is_json == is_json && *label.kind == *kind);
         if let Some(label) = known {
             return label.clone();

@@ -17,7 +17,7 @@ use bytes::Bytes;
 
 use super::{BrokerCommand, BrokerState, Outlet, Particulars, Relay};
 use crate::command::{ConnectionId, Down, Label, Outcome, Publish};
-use crate::config;
+use crate::config::{self, Deliver};
 use crate::envelope;
 use crate::limits::{PAYLOAD_BYTES_MAX, PUBLISH_INFLIGHT_BYTES_MAX, PUBLISH_INFLIGHT_MAX};
 use crate::metrics::{RefuseReason, Via};
@@ -126,7 +126,10 @@ impl Relay {
         let setup = Arc::clone(&self.setup);
         let answer_to = answer.then_some(from);
         let source = setup.routes.channel_of_room(&room);
-        let label = label.or_else(|| self.label_of(&room, &payload));
+        // In an envelope it says what it is; elsewhere who reads it sees.
+        let travels =
+            source.as_ref().is_some_and(|(source, _)| *setup.routes.deliver(*source) == Deliver::Event);
+        let label = label.or_else(|| travels.then(|| self.label_of(&payload)).flatten());
         let via = if answer { Via::Http } else { Via::Client };
         let particulars = Particulars { via, label: label.clone(), except };
         let Some((source, channel)) = source.filter(|_| self.broker_state != BrokerState::Local) else {

@@ -31,6 +31,22 @@ pub fn response(
     }
 }
 
+/// Appends the head of a response of server-sent events, which ends with its connection. `origin` is that of the page that
+/// asked, where it may read the answer.
+pub fn event_stream(origin: Option<&str>, out: &mut Vec<u8>) {
+    status_line(200, out);
+    field("Content-Type", "text/event-stream", out);
+    field("Cache-Control", "no-store", out);
+    // nginx and its like would collect events until a buffer is full.
+    field("X-Accel-Buffering", "no", out);
+    if let Some(origin) = origin {
+        field("Access-Control-Allow-Origin", origin, out);
+        field("Vary", "Origin", out);
+    }
+    field("Connection", "close", out);
+    out.extend_from_slice(b"\r\n");
+}
+
 /// Appends `HTTP/1.1 200 OK` and its like.
 pub(super) fn status_line(status: u16, out: &mut Vec<u8>) {
     out.extend_from_slice(format!("HTTP/1.1 {status} {}\r\n", phrase(status)).as_bytes());

@@ -3,6 +3,8 @@
 use data_encoding::BASE64;
 use tungstenite::handshake::derive_accept_key;
 
+use crate::dialect::{Standing, epoch_text};
+
 use super::{Head, HttpError, Method, Version, quoted, reply, starts_with_ignoring_case};
 
 /// What a 101 proves that the request was understood with: the value of Sec-WebSocket-Accept.
@@ -91,6 +93,18 @@ pub fn switching_protocols(key: &AcceptKey, protocol: Option<&str>, out: &mut Ve
     reply::field("Sec-WebSocket-Accept", key.as_str(), out);
     if let Some(protocol) = protocol.filter(|protocol| !protocol.is_empty()) {
         reply::field("Sec-WebSocket-Protocol", protocol, out);
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Tells in a head that ends `out` where its client stands in the room, so that it can come back to that place.
+pub fn add_standing(standing: &Standing, out: &mut Vec<u8>) {
+    debug_assert!(out.ends_with(b"\r\n\r\n"), "no head");
+    out.truncate(out.len() - 2);
+    reply::field("Corecast-Epoch", &epoch_text(standing.epoch), out);
+    reply::field("Corecast-Offset", &standing.offset.to_string(), out);
+    if let Some(recovered) = standing.recovered {
+        reply::field("Corecast-Recovered", if recovered { "true" } else { "false" }, out);
     }
     out.extend_from_slice(b"\r\n");
 }

@@ -18,7 +18,13 @@ impl Routes {
         if path == PUBLISH {
             return Some(JOIN.to_owned());
         }
-        let joining = format!("{}{JOIN}", path.strip_suffix(PUBLISH)?);
+        self.beside(path, PUBLISH)
+    }
+
+    /// The path of the WebSockets beside `path`, which ends in `name`: `/NAME/ws` for `/NAME/sse`, where there is such a route.
+    /// `None` for a path that is a route itself.
+    pub fn beside(&self, path: &str, name: &str) -> Option<String> {
+        let joining = format!("{}{JOIN}", path.strip_suffix(name)?);
         let has = |path: &str| self.routes.iter().any(|route| route.path == path);
         (has(&joining) && !has(path)).then_some(joining)
     }

@@ -19,7 +19,7 @@ impl Shard {
         if !self.is_over_window_budget() {
             return;
         }
-        let mut standing = self.standing();
+        let mut standing = self.places_taken();
         for id in self.furthest_behind() {
             if !self.is_over_window_budget() {
                 return;
@@ -38,7 +38,7 @@ impl Shard {
     }
 
     fn is_over_window_budget(&self) -> bool {
-        self.window_bytes > self.setup.engine.window_bytes_max as u64
+        self.window_bytes + self.past_bytes > self.setup.engine.window_bytes_max as u64
     }
 
     /// Stalled connections that windows are kept for, furthest behind first.
@@ -49,7 +49,7 @@ impl Shard {
         behind.into_iter().filter_map(|(_, slot)| self.id_of(slot)).collect()
     }
 
-    fn standing(&self) -> Standing {
+    fn places_taken(&self) -> Standing {
         let mut standing = Standing::default();
         for place in self.stalled.iter().flat_map(|slot| self.places(*slot)) {
             *standing.entry(place).or_default() += 1;
@@ -73,6 +73,7 @@ impl Shard {
             let room = self.rooms.at(subscription.room)?;
             Some(room.bytes_from(room.members[subscription.member as usize].cursor, connection.dialect))
         });
-        behind.sum()
+        let past = connection.stalled.as_ref().map_or(0, |stalled| stalled.past_bytes());
+        past + behind.sum::<u64>()
     }
 }

@@ -54,7 +54,8 @@ impl Shard {
                 .subscriptions
                 .iter()
                 .filter(|s| self.rooms.at(s.room).is_some_and(|room| room.stage == Stage::Joining));
-            assert_eq!(joining.count(), usize::from(connection.joining), "rooms whose Joined is due");
+            let waiting = joining.count() + connection.wishes().len();
+            assert_eq!(waiting, usize::from(connection.joining), "rooms whose Joined or past is due");
             assert!(
                 connection.joining == 0
                     || connection.phase == Phase::Joining
@@ -105,5 +106,7 @@ impl Shard {
             }
         }
         assert_eq!(window_bytes, self.window_bytes, "bytes in windows");
+        let stalled = self.connections.iter().filter_map(|(_, connection)| connection.stalled.as_ref());
+        assert_eq!(stalled.map(|s| s.past_bytes()).sum::<u64>(), self.past_bytes, "bytes of the past");
     }
 }

@@ -10,10 +10,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use domains::{Chat, Domain as _, Event, Message, RESERVED_TYPES, Refusal};
 
-use super::{Micros, Shard, Wire, owed_from};
-use crate::command::{ConnectionId, Label, Publish, RoomSlot, Up, Warm, Warmed};
+use super::stall::Forgotten;
+use super::{Micros, Shard, Wire, owed_from, wish};
+use crate::command::{ConnectionId, Label, Publish, RoomSlot, Since, Up, Warm, Warmed};
 use crate::config::{self, Dialect, Role, Route};
-use crate::dialect::{self, ErrorCode};
+use crate::dialect::{self, ErrorCode, Standing};
 use crate::limits::ERRORS_ANSWERED_MAX;
 use crate::metrics::DropReason;
 use crate::room::Stage;
@@ -82,10 +83,20 @@ impl Shard {
         let role = |expected: &str| (ErrorCode::Role, named(), message.refuse("type", expected));
         let space = route.space.as_str();
         match (message.event_type(), route.role) {
+            ("ping", _) => {
+                let pong = dialect::pong(message.raw("data"));
+                self.send_private(id.slot, pong.into_wire(), wire, now);
+                Ok(())
+            }
             ("join", Role::Consumer) => {
                 let room = message.name("room").map_err(invalid)?;
                 not_forbidden(route, &message, "room", &room).map_err(invalid)?;
-                self.join_by_message(id, &full_name(space, &room), wire, now)
+                if !route.joins_by_message() {
+                    let refusal = message.refuse("type", "leave or message: this route joins by its URL");
+                    return Err((ErrorCode::Role, room, refusal));
+                }
+                let since = wish::in_message(&message).map_err(invalid)?;
+                self.join_by_message(id, &full_name(space, &room), since, wire, now)
             }
             ("leave", Role::Consumer) => {
                 let room = message.name("room").map_err(invalid)?;
@@ -170,18 +181,23 @@ impl Shard {
         &mut self,
         id: ConnectionId,
         room: &str,
+        since: Option<Since>,
         wire: &mut impl Wire,
         now: Micros,
     ) -> Result<(), Unheard> {
         let due = self.setup.bounds.rooms_per_connection_max;
         let Some(connection) = self.connections.at(id.slot) else { return Ok(()) };
-        let rooms = connection.subscriptions.len();
+        let rooms = connection.subscriptions.len() + connection.wishes().len();
+        // Who waits for the room's past still waits.
+        if connection.wishes().iter().any(|index| self.is_named(*index, room)) {
+            return Ok(());
+        }
         let known = connection.subscriptions.iter().find(|s| self.is_named(s.room, room)).copied();
         if let Some(subscription) = known {
             // Joining twice is joining: whoever waits still waits, whoever is in is told so.
             if self.rooms.at(subscription.room).is_some_and(|room| room.stage == Stage::Live) {
-                let frame = dialect::joined(plain_name(room));
-                self.send_private(id.slot, frame.wire_bytes().clone(), wire, now);
+                let standing = self.standing(subscription.room, now);
+                self.tell_joined(id, subscription.room, standing, wire, now);
             }
             return Ok(());
         }
@@ -189,6 +205,10 @@ impl Shard {
             let expected = format!("a room that is joined already: a connection may be in {due}");
             let refusal = Refusal::new("room", &expected, &quoted(plain_name(room)));
             return Err((ErrorCode::TooManyRooms, plain_name(room).to_owned(), refusal));
+        }
+        if let Some(since) = since {
+            self.join_since(id, room, since);
+            return Ok(());
         }
         if !self.join(id.slot, room)
             && let Some(last) = self.connections.at(id.slot).and_then(|c| c.subscriptions.last()).copied()
@@ -207,8 +227,17 @@ impl Shard {
     ) -> Result<(), Unheard> {
         let Some(connection) = self.connections.at(id.slot) else { return Ok(()) };
         let at = connection.subscriptions.iter().position(|s| self.is_named(s.room, room));
-        let at = at.ok_or_else(|| not_joined(room))?;
-        self.leave_room(id, at, now);
+        let wish = connection.wishes().iter().copied().find(|index| self.is_named(*index, room));
+        match (at, wish) {
+            (Some(at), _) => self.leave_room(id, at, now),
+            (None, Some(index)) => {
+                self.forget_wish(id, index);
+                if self.rooms.at(index).is_some_and(|room| room.members_len() == 0) {
+                    self.note_empty(index, now);
+                }
+            }
+            (None, None) => return Err(not_joined(room)),
+        }
         let frame = dialect::left(plain_name(room));
         self.send_private(id.slot, frame.wire_bytes().clone(), wire, now);
         Ok(())
@@ -240,11 +269,16 @@ impl Shard {
         {
             room.members[moved.member as usize].subscription = at as u32;
         }
+        let mut past = Forgotten::default();
         if let Some(connection) = self.connections.at_mut(id.slot) {
             connection.joining -= u16::from(was_joining);
+            if let Some(stalled) = &mut connection.stalled {
+                past = stalled.forget_past(Some(subscription.room));
+            }
         }
+        self.past_bytes -= past.bytes;
         let metrics = self.metrics();
-        metrics.drops.add(DropReason::Left, owed);
+        metrics.drops.add(DropReason::Left, owed + past.publications);
         metrics.filtered.add(left_out);
         metrics.subscriptions.sub(1);
         if emptied {
@@ -257,21 +291,56 @@ impl Shard {
         let Some(generation) = self.rooms.generation(room_index) else { return };
         let Some(room) = self.rooms.at(room_index) else { return };
         let (name, position) = (room.name.clone(), room.head);
-        let frame = dialect::joined(room.plain_name());
-        self.send_private(id.slot, frame.wire_bytes().clone(), wire, now);
+        let standing = self.standing(room_index, now);
+        self.tell_joined(id, room_index, standing, wire, now);
         if self.setup.routes.keeps_last_value(&name) {
             let slot = RoomSlot { index: room_index, generation: u32::from(generation) };
             self.up.push_back(Up::Warm(Box::new(Warm { to: id, slot, room: name, position })));
         }
     }
 
-    /// The same for all rooms that a connection of the JSON dialect joined with its handshake.
-    pub(crate) fn entered_all(&mut self, id: ConnectionId, wire: &mut impl Wire, now: Micros) {
+    /// The same for all rooms that a connection of the JSON dialect joined with its handshake; `standing` is that in the
+    /// room whose past it asked for.
+    pub(crate) fn entered_all(
+        &mut self,
+        id: ConnectionId,
+        standing: Option<Standing>,
+        wire: &mut impl Wire,
+        now: Micros,
+    ) {
         let Some(connection) = self.connection(id).filter(|c| c.dialect == Dialect::Json) else { return };
         let rooms: Vec<u32> = connection.subscriptions.iter().map(|s| s.room).collect();
         for room in rooms {
-            self.entered(id, room, wire, now);
+            match standing {
+                Some(standing) => self.tell_joined(id, room, standing, wire, now),
+                None => self.entered(id, room, wire, now),
+            }
         }
+    }
+
+    /// Where a newcomer of a live room stands who gets nothing of its past.
+    pub(crate) fn standing(&mut self, room_index: u32, now: Micros) -> Standing {
+        // During a pass through it nothing can be appended; the gap follows it then.
+        if self.rooms.at(room_index).is_some_and(|room| !room.in_pass) {
+            self.settle(room_index, now);
+        }
+        let room = self.rooms.at(room_index);
+        let (epoch, offset) = room.map_or((0, 0), |room| (room.epoch, room.last));
+        Standing { epoch, offset, recovered: None }
+    }
+
+    /// Tells a connection of the JSON dialect that it is in a room.
+    pub(crate) fn tell_joined(
+        &mut self,
+        id: ConnectionId,
+        room_index: u32,
+        standing: Standing,
+        wire: &mut impl Wire,
+        now: Micros,
+    ) {
+        let Some(room) = self.rooms.at(room_index) else { return };
+        let frame = dialect::joined(room.plain_name(), standing);
+        self.send_private(id.slot, frame.into_wire(), wire, now);
     }
 
     /// The last value of a room has come for a newcomer: it is sent unless something newer was published since.
@@ -288,7 +357,7 @@ impl Shard {
         if !is_member || room.head != warm.position {
             return self.metrics().warm_superseded.add(1);
         }
-        let frame = dialect::publication(&label.kind, room.plain_name(), &payload, label.is_json);
+        let frame = dialect::publication(&label.kind, room.plain_name(), &payload, label.is_json, None);
         let Some(frame) = frame else { return self.metrics().warm_superseded.add(1) };
         self.metrics().warm_starts.add(1);
         self.send_private(warm.to.slot, frame.wire_bytes().clone(), wire, now);

@@ -6,14 +6,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use super::{Action, Connection, Micros, PAUSED_BY_ANSWER, PAUSED_BY_UP, Pending, Phase, Shard, Wire};
+use super::polls::Wanted;
+use super::{Action, Connection, Micros, PAUSED_BY_ANSWER, PAUSED_BY_UP, Pending, Phase, Shard, Wire, wish};
 use crate::close::CloseReason;
-use crate::command::{ConnectionId, Ledger, Outcome, Publish, Up};
+use crate::command::{ConnectionId, Ledger, Outcome, Publish, Since, Up};
 use crate::config::{self, Dialect, Health};
+use crate::dialect::{self, Standing, epoch_text};
 use crate::frame::{
     FIRST_OCTET_BINARY, FIRST_OCTET_TEXT, encode_close, encode_close_without_code, encode_header, encode_pong,
 };
-use crate::limits::{BODY_BYTES_PER_SECOND_MIN, BODY_TIMEOUT, PAYLOAD_BYTES_MAX};
+use crate::limits::{PAYLOAD_BYTES_MAX, body_patience};
 use crate::request::{self, Head, HttpError, Method};
 use crate::route::{RouteError, plain_name};
 use crate::session::{Event, Input, Session, SessionBounds};
@@ -34,6 +36,12 @@ pub const ADMIN: u8 = u8::MAX;
 
 /// Names rooms and users, where `/stats` only counts.
 const ADMIN_STATS: &str = "/admin/stats";
+/// Server-sent events of what the path beside it joins.
+const SSE: &str = "/sse";
+/// The log of its room.
+const HISTORY: &str = "/history";
+/// The same, waiting for something to come.
+const POLL: &str = "/poll";
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
 /// Version of Prometheus' text format that [`Metrics::page`](crate::metrics::Metrics::page) writes.
@@ -54,11 +62,15 @@ enum Verdict {
     Upgrade(Box<Upgrade>),
     /// The relay answers.
     Ask(Up, Option<Arc<str>>),
+    /// The relay answers out of a log.
+    Read(Wanted),
 }
 
 struct Upgrade {
     reply: Vec<u8>,
     rooms: Vec<String>,
+    /// What is wanted of the past of the one room.
+    since: Option<Since>,
     user: Option<Box<str>>,
     publish: config::Publish,
     hear_self: bool,
@@ -118,10 +130,12 @@ impl Shard {
         }
         let Some(connection) = self.connection(id) else { return true };
         let publishes = match connection.dialect {
-            Dialect::Raw => !matches!(connection.publish, config::Publish::None | config::Publish::Ignore),
+            Dialect::Raw | Dialect::Meta => {
+                !matches!(connection.publish, config::Publish::None | config::Publish::Ignore)
+            }
             // Joins go up too.
             Dialect::Json => true,
-            Dialect::Echo => false,
+            Dialect::Echo | Dialect::Sse => false,
         };
         if connection.phase != Phase::Open || !publishes {
             return true;
@@ -306,6 +320,15 @@ impl Shard {
             }
             Ok(Verdict::Answer(reply)) => self.reply(id, reply, keep_alive, wire, now),
             Ok(Verdict::Upgrade(upgrade)) => self.upgrade(id, *upgrade, wire, now),
+            Ok(Verdict::Read(wanted)) => {
+                self.read_log(id, wanted, now);
+                if let Some(connection) = self.connection(id) {
+                    connection.phase = Phase::Answering;
+                    connection.keep_alive = keep_alive;
+                    connection.paused |= PAUSED_BY_ANSWER;
+                    connection.pending.get_or_insert_default().head_only = head_only;
+                }
+            }
             Ok(Verdict::Ask(command, room)) => {
                 self.up.push_back(command);
                 if let Some(connection) = self.connection(id) {
@@ -415,6 +438,15 @@ impl Shard {
             }
             path => match setup.routes.joining_path(path) {
                 Some(joining) => self.judge_publish(id, head, &joining, body),
+                None if !admin && setup.routes.beside(path, SSE).is_some() => {
+                    allow_get()?;
+                    let joining = setup.routes.beside(path, SSE).unwrap_or_default();
+                    self.judge_stream(id, head, &joining, usize::from(listener))
+                }
+                None if !admin && self.reading_path(path).is_some() => {
+                    allow_get()?;
+                    self.judge_reading(head, path, usize::from(listener))
+                }
                 None if admin => Err(HttpError::new(
                     404,
                     "not here: the admin address serves /metrics, /stats, /admin/stats, /publish and health",
@@ -475,24 +507,123 @@ impl Shard {
     }
 
     fn judge_upgrade(&mut self, head: &Head<'_>, path: &str, listener: usize) -> Result<Verdict, HttpError> {
-        let resolved =
-            self.setup.routes.resolve(listener, path, |name| head.query_value(name)).map_err(route_error)?;
+        let protocol = [dialect::PROTOCOL, dialect::meta::PROTOCOL]
+            .into_iter()
+            .find(|known| head.lists("sec-websocket-protocol", known));
+        let query = |name: &str| head.query_value(name);
+        let resolved = match self.setup.routes.resolve(listener, path, query) {
+            Err(error @ RouteError::Missing(_)) if protocol == Some(dialect::PROTOCOL) => {
+                self.setup.routes.resolve_without_room(listener, path).ok_or(error)
+            }
+            resolved => resolved,
+        };
+        let mut resolved = resolved.map_err(route_error)?;
+        let protocol = match (resolved.dialect, protocol) {
+            (Dialect::Raw, Some(dialect::PROTOCOL)) => {
+                resolved.dialect = Dialect::Json;
+                protocol
+            }
+            (Dialect::Raw, Some(dialect::meta::PROTOCOL)) => {
+                resolved.dialect = Dialect::Meta;
+                protocol
+            }
+            (Dialect::Json, Some(dialect::PROTOCOL)) => protocol,
+            _ => None,
+        };
+        let since = wish_of_one(head, &resolved.rooms)?;
         if resolved.key {
             self.setup.gate.admits_handshake(head)?;
         }
         let key = head.websocket_key()?;
         self.setup.gate.admits_page(&self.setup.origins, head)?;
         let mut reply = Vec::with_capacity(160);
-        request::switching_protocols(&key, None, &mut reply);
+        request::switching_protocols(&key, protocol, &mut reply);
         Ok(Verdict::Upgrade(Box::new(Upgrade {
             reply,
             rooms: resolved.rooms,
+            since,
             user: Some(resolved.user).filter(|user| !user.is_empty()).map(String::into_boxed_str),
             ping: resolved.ping.unwrap_or(self.setup.bounds.ping_interval),
             publish: resolved.publish,
             hear_self: resolved.hear_self,
             dialect: resolved.dialect,
             // As many as there are tables, twice for the paths below presets' names, and /echo.
+            route: resolved.route_index as u16,
+        })))
+    }
+
+    /// The path of the WebSockets beside a path at which logs are read, and whether it is one that waits.
+    fn reading_path(&self, path: &str) -> Option<(String, bool)> {
+        let beside = |name, waits| Some((self.setup.routes.beside(path, name)?, waits));
+        beside(HISTORY, false).or_else(|| beside(POLL, true))
+    }
+
+    /// The log of the room that the path beside `path` would join.
+    fn judge_reading(&mut self, head: &Head<'_>, path: &str, listener: usize) -> Result<Verdict, HttpError> {
+        let Some((joining, is_poll)) = self.reading_path(path) else {
+            return Err(route_error(RouteError::NotFound));
+        };
+        let query = |name: &str| head.query_value(name);
+        let resolved = self.setup.routes.resolve(listener, &joining, query).map_err(route_error)?;
+        let since = wish::in_request(head)?;
+        let [room] = resolved.rooms.as_slice() else {
+            let found = resolved.rooms.len();
+            return Err(HttpError::new(
+                400,
+                format!("found {found} rooms, due one: name it as in the URL that joins it"),
+            ));
+        };
+        if resolved.key {
+            self.setup.gate.admits_handshake(head)?;
+        }
+        self.setup.gate.admits_page(&self.setup.origins, head)?;
+        Ok(Verdict::Read(Wanted::of(head, room.as_str().into(), since, is_poll)?))
+    }
+
+    /// A response that doesn't end, of what `joining` would join.
+    fn judge_stream(
+        &mut self,
+        id: ConnectionId,
+        head: &Head<'_>,
+        joining: &str,
+        listener: usize,
+    ) -> Result<Verdict, HttpError> {
+        if head.method == Method::Head {
+            return Err(HttpError::new(405, "HEAD is not possible here: a stream has no end")
+                .with_fields(&[("Allow", "GET")]));
+        }
+        let query = |name: &str| head.query_value(name);
+        let resolved = self.setup.routes.resolve(listener, joining, query).map_err(route_error)?;
+        if resolved.dialect != Dialect::Raw {
+            let sentence = "this route's connections join by message, which a stream can't: take a WebSocket";
+            return Err(HttpError::new(400, sentence));
+        }
+        let since = wish_of_one(head, &resolved.rooms)?;
+        if resolved.rooms.len() != 1 {
+            let found = resolved.rooms.len();
+            return Err(HttpError::new(
+                400,
+                format!("found {found} rooms, due one: a stream is of one room"),
+            ));
+        }
+        if resolved.key {
+            self.setup.gate.admits_handshake(head)?;
+        }
+        self.setup.gate.admits_page(&self.setup.origins, head)?;
+        // Whoever comes back together is spread over two seconds; by slot, as pings are.
+        let retry_millis = 1000 + u64::from(id.slot.wrapping_mul(2_654_435_761) >> 21);
+        let mut reply = Vec::with_capacity(256);
+        request::event_stream(head.origin(), &mut reply);
+        dialect::sse::opening(retry_millis, &mut reply);
+        Ok(Verdict::Upgrade(Box::new(Upgrade {
+            reply,
+            rooms: resolved.rooms,
+            since,
+            user: Some(resolved.user).filter(|user| !user.is_empty()).map(String::into_boxed_str),
+            ping: resolved.ping.unwrap_or(self.setup.bounds.ping_interval),
+            publish: config::Publish::None,
+            hear_self: true,
+            dialect: Dialect::Sse,
             route: resolved.route_index as u16,
         })))
     }
@@ -507,7 +638,12 @@ impl Shard {
         connection.ping = if upgrade.ping.is_zero() { 0 } else { super::ticks_in(upgrade.ping) };
         connection.pending = Some(Box::new(Pending { reply: upgrade.reply, ..Pending::default() }));
         for room in &upgrade.rooms {
-            self.join(id.slot, room);
+            match upgrade.since {
+                Some(since) => self.join_since(id, room, since),
+                None => {
+                    self.join(id.slot, room);
+                }
+            }
         }
         let Some(connection) = self.connection(id) else { return };
         if connection.joining > 0 {
@@ -525,19 +661,33 @@ impl Shard {
     pub(crate) fn open(&mut self, id: ConnectionId, wire: &mut impl Wire, now: Micros) {
         let Some(connection) = self.connection(id) else { return };
         let half_interval = connection.ping / 2;
-        let pending = connection.pending.take().unwrap_or_default();
+        let mut pending = connection.pending.take().unwrap_or_default();
+        let dialect = connection.dialect;
         connection.phase = Phase::Open;
         connection.opened = now.ticks();
         // The first ping comes after a half to a whole interval, spread by slot, so that connections that came together are
         // not pinged together. 2,654,435,761 is the golden ratio in 32 bits (Knuth, multiplicative hashing).
         let spread = (u64::from(id.slot.wrapping_mul(2_654_435_761)) * u64::from(half_interval)) >> 32;
         connection.heard = now.ticks().saturating_sub(spread as u32);
-        self.metrics().handshakes.add(1);
-        self.metrics().websockets.add(1);
+        let metrics = self.metrics();
+        if dialect == Dialect::Sse {
+            metrics.http_requests.add(1);
+            metrics.event_streams.add(1);
+        } else {
+            metrics.handshakes.add(1);
+            metrics.websockets.add(1);
+        }
         self.note_opened(id);
         let was_held_back = self.connection(id).is_some_and(|c| c.stalled.is_some());
+        match (dialect, self.standing_in_head(id, pending.standing, now)) {
+            (Dialect::Raw | Dialect::Meta, Some(standing)) => {
+                request::add_standing(&standing, &mut pending.reply);
+            }
+            (Dialect::Sse, Some(standing)) => dialect::sse::standing(&standing, &mut pending.reply),
+            _ => {}
+        }
         self.send_private(id.slot, pending.reply.into(), wire, now);
-        self.entered_all(id, wire, now);
+        self.entered_all(id, pending.standing, wire, now);
         if was_held_back {
             // The 101 goes first, then what its rooms got meanwhile.
             self.go_on(id, wire, now);
@@ -552,6 +702,23 @@ impl Shard {
             let farewell = self.setup.farewell();
             self.close(id, farewell, wire, now);
         }
+    }
+
+    /// What the head of its answer tells a connection of where it stands: where it asked for the past of its room, or
+    /// could have.
+    fn standing_in_head(
+        &mut self,
+        id: ConnectionId,
+        asked: Option<Standing>,
+        now: Micros,
+    ) -> Option<Standing> {
+        let only = match self.connections.at(id.slot)?.subscriptions.as_slice() {
+            [only] => only.room,
+            _ => return None,
+        };
+        let class = self.setup.routes.class(self.rooms.at(only)?.class);
+        let keeps = class.history.frames > 0;
+        asked.or_else(|| keeps.then(|| self.standing(only, now)))
     }
 
     pub(crate) fn answer_publish(
@@ -655,6 +822,10 @@ impl Shard {
 
     fn feed(&mut self, id: ConnectionId, input: &mut [u8], wire: &mut impl Wire, now: Micros) {
         let Some(connection) = self.connection(id) else { return };
+        // Whoever listens to a stream has nothing more to say.
+        if connection.dialect == Dialect::Sse {
+            return;
+        }
         connection.heard = now.ticks();
         connection.pinged = false;
         let (echo, answers) = (connection.dialect == Dialect::Echo, connection.dialect == Dialect::Json);
@@ -770,8 +941,21 @@ impl Shard {
 
 /// Tick at which a body has to be whole whose head has just come.
 fn body_due(body_bytes: usize, now: Micros) -> u32 {
-    let seconds = body_bytes.div_ceil(BODY_BYTES_PER_SECOND_MIN) as u64;
-    now.ticks() + super::ticks_in(BODY_TIMEOUT + Duration::from_secs(seconds))
+    now.ticks() + super::ticks_in(body_patience(body_bytes))
+}
+
+/// What a request wants of the past of the room that it joins.
+fn wish_of_one(head: &Head<'_>, rooms: &[String]) -> Result<Option<Since>, HttpError> {
+    match (wish::in_request(head)?, rooms.len()) {
+        (since, 1) => Ok(since),
+        (None, _) => Ok(None),
+        (Some(_), found) => {
+            let sentence = format!(
+                "found {found} rooms and a place to go on at, due one room: each has numbers of its own"
+            );
+            Err(HttpError::new(400, sentence))
+        }
+    }
 }
 
 fn route_error(error: RouteError<HttpError>) -> HttpError {
@@ -783,8 +967,3 @@ fn route_error(error: RouteError<HttpError>) -> HttpError {
 
 /// Connections that are resumed at once: most of them find the space taken by the first.
 const RESUMED_PUBLISHERS_MAX: usize = 64;
-
-/// An epoch on the wire: short and opaque.
-pub(crate) fn epoch_text(epoch: u64) -> String {
-    format!("{epoch:x}")
-}

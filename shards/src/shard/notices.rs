@@ -3,6 +3,7 @@
 use super::{Micros, Phase, Shard};
 use crate::close::CloseReason;
 use crate::command::ConnectionId;
+use crate::config::Dialect;
 use crate::notice::{Membership, Notice};
 
 impl Shard {
@@ -22,7 +23,10 @@ impl Shard {
         // Before it leaves: afterwards nobody knows where it was.
         let left = if noticed { self.membership(slot) } else { None };
         self.leave_rooms(slot, now);
-        self.metrics().websockets.sub(u64::from(ends));
+        let is_stream = self.connections.at(slot).is_some_and(|c| c.dialect == Dialect::Sse);
+        let metrics = self.metrics();
+        let open = if is_stream { &metrics.event_streams } else { &metrics.websockets };
+        open.sub(u64::from(ends));
         if let Some((membership, members)) = left {
             let remaining = members.saturating_sub(1);
             self.notices.push(Notice::Closed { membership, reason, remaining });
@@ -47,7 +51,7 @@ impl Shard {
         for room in rooms.iter().filter_map(|index| self.rooms.at(*index)) {
             self.notices.push(Notice::Broadcast {
                 room: room.name.clone(),
-                publications: room.head - room.passed,
+                publications: room.publications_from(room.passed.max(room.base())),
                 members: room.members_len(),
             });
         }

@@ -6,13 +6,17 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 
-use super::{Action, Micros, PAUSED_BY_LANE, Phase, Shard, Wire, owed_from, ticks_in};
+use super::conflate::Parked;
+use super::forms::Told;
+use super::slow::{Untold, joined};
+use super::{Action, Micros, PAUSED_BY_LANE, Phase, Shard, Wire};
 use crate::close::CloseReason;
-use crate::command::ConnectionId;
-use crate::config::{Dialect, SlowPolicy};
-use crate::limits::{SLOW_BURST_FACTOR, SLOW_GRACE};
-use crate::metrics::DropReason;
+use crate::command::{ConnectionId, Recorded};
+use crate::config::Dialect;
+use crate::dialect::{Gap, Lost};
+use crate::metrics::{DropReason, GapReason, Label as _};
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -27,6 +31,13 @@ pub struct Stalled {
     /// Private frames that wait.
     lane: VecDeque<Bytes>,
     lane_bytes: usize,
+    /// Publications of rooms' pasts that it is to get before the live ones.
+    past: VecDeque<Past>,
+    past_bytes: u64,
+    /// What it is owed by conflating rooms.
+    pub(super) parked: Option<Box<Parked>>,
+    /// What it has lost and hasn't been told, at most once for each room.
+    untold: Vec<Untold>,
     /// Tick since which it has not been at the head of all its rooms.
     since: u32,
     /// Index in the shard's list of stalled connections.
@@ -44,6 +55,8 @@ impl Stalled {
     /// Panics if an invariant is broken.
     pub(crate) fn check(&self) {
         assert_eq!(self.lane.iter().map(Bytes::len).sum::<usize>(), self.lane_bytes, "bytes in the lane");
+        let past_bytes = self.past.iter().map(|past| past.record.frame.len() as u64).sum::<u64>();
+        assert_eq!(past_bytes, self.past_bytes, "bytes of the past");
         assert!(self.rest.is_empty() || self.rest_sent < self.rest.len(), "a rest of nothing");
         assert!(!self.rest_is_delivery || !self.rest.is_empty(), "a delivery of nothing is due");
     }
@@ -65,6 +78,58 @@ impl Stalled {
         (self.rest, self.rest_sent, self.rest_is_delivery) = (bytes, sent, is_delivery);
     }
 
+    /// Queues publications of a room's past.
+    pub(crate) fn push_past(&mut self, room: u32, epoch: u64, records: Vec<Recorded>) {
+        self.past_bytes += records.iter().map(|record| record.frame.len() as u64).sum::<u64>();
+        self.past.extend(records.into_iter().map(|record| Past { room, epoch, record }));
+    }
+
+    /// Publications of the past that wait, and those that conflating rooms owe.
+    pub(crate) fn past_len(&self) -> u64 {
+        self.past.len() as u64 + self.parked.as_ref().map_or(0, |parked| parked.len())
+    }
+
+    /// Bytes of their frames.
+    pub(crate) fn past_bytes(&self) -> u64 {
+        self.past_bytes + self.parked.as_ref().map_or(0, |parked| parked.bytes())
+    }
+
+    /// Tick since which it has not been at the head of all its rooms.
+    pub(super) fn since(&self) -> u32 {
+        self.since
+    }
+
+    /// Drops without a delivery between them, with these.
+    pub(super) fn note_drops(&mut self, drops: u64) -> u32 {
+        self.drops_in_a_row = self.drops_in_a_row.saturating_add(drops as u32);
+        self.drops_in_a_row
+    }
+
+    /// What it has lost of a room is one piece, because nothing of the room was sent since.
+    pub(super) fn note_untold(&mut self, untold: Untold) {
+        match self.untold.iter_mut().find(|known| known.room == untold.room) {
+            Some(known) => known.lost = joined(Some(known.lost), untold.lost),
+            None => self.untold.push(untold),
+        }
+    }
+
+    pub(super) fn take_untold(&mut self) -> Vec<Untold> {
+        std::mem::take(&mut self.untold)
+    }
+
+    /// Gives up what waits of the past of one room, or of all.
+    pub(crate) fn forget_past(&mut self, room: Option<u32>) -> Forgotten {
+        let before = Forgotten { publications: self.past_len(), bytes: self.past_bytes() };
+        self.untold.retain(|untold| room.is_some_and(|room| untold.room != room));
+        self.past.retain(|past| room.is_some_and(|room| past.room != room));
+        self.past_bytes = self.past.iter().map(|past| past.record.frame.len() as u64).sum();
+        if let Some(parked) = &mut self.parked {
+            parked.forget(room);
+        }
+        let publications = before.publications - self.past_len();
+        Forgotten { publications, bytes: before.bytes - self.past_bytes() }
+    }
+
     /// Whether a publication is half sent.
     pub(crate) fn owes_delivery(&self) -> bool {
         self.rest_is_delivery
@@ -76,9 +141,24 @@ impl Stalled {
     }
 }
 
+/// One publication out of a room's log, for one connection.
+#[derive(Debug)]
+struct Past {
+    room: u32,
+    epoch: u64,
+    record: Recorded,
+}
+
+/// What a connection won't get of rooms' pasts.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Forgotten {
+    pub publications: u64,
+    pub bytes: u64,
+}
+
 /// How far a send got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Sent {
+pub(super) enum Sent {
     All,
     Short,
     Broken,
@@ -170,6 +250,19 @@ impl Shard {
             other => return other,
         }
         let mut budget = self.setup.engine.catchup_bytes_max;
+        match self.send_past(id, &mut budget, wire) {
+            Sent::All => {}
+            other => return other,
+        }
+        self.park_all(id);
+        match self.send_untold(id, wire) {
+            Sent::All => {}
+            other => return other,
+        }
+        match self.send_parked(id, &mut budget, wire) {
+            Sent::All => {}
+            other => return other,
+        }
         let mut subscription = 0;
         loop {
             let Some(connection) = self.connection(id) else { return Sent::Broken };
@@ -188,11 +281,11 @@ impl Shard {
             let mut until = cursor;
             for entry in room.entries_from(cursor) {
                 if entry.except != Some(id) {
-                    let frame = entry.frame_for(dialect);
-                    if !self.scratch.is_empty() && self.scratch.len() + frame.len() > budget {
+                    let wire = entry.wire_for(dialect);
+                    if !self.scratch.is_empty() && self.scratch.len() + wire.len() > budget {
                         break;
                     }
-                    self.scratch.extend_from_slice(frame.wire());
+                    self.scratch.extend_from_slice(wire);
                 }
                 until += 1;
             }
@@ -212,6 +305,89 @@ impl Shard {
                 self.stall(id, now);
             }
             self.move_cursor(id, at.room, at.member, until, taken as usize);
+            if !complete {
+                return Sent::Short;
+            }
+        }
+    }
+
+    /// Moves what conflating rooms owe a stalled connection to where the newest of each key stay.
+    fn park_all(&mut self, id: ConnectionId) {
+        let Some(connection) = self.connection(id).filter(|connection| connection.stalled.is_some()) else {
+            return;
+        };
+        for subscription in connection.subscriptions.clone() {
+            if self.conflates(subscription.room) {
+                self.park(id, subscription.room, subscription.member);
+            }
+        }
+    }
+
+    /// Sends what waits of rooms' pasts, written in the connection's dialect as far as the budget goes.
+    fn send_past(&mut self, id: ConnectionId, budget: &mut usize, wire: &mut impl Wire) -> Sent {
+        loop {
+            let Self { connections, rooms, scratch, .. } = self;
+            let Some(connection) = connections.at_mut(id.slot) else { return Sent::Broken };
+            let (socket, dialect) = (connection.socket, connection.dialect);
+            let Some(stalled) = connection.stalled.as_mut().filter(|s| !s.past.is_empty()) else {
+                return Sent::All;
+            };
+            if *budget == 0 {
+                return Sent::Short;
+            }
+            scratch.clear();
+            // Where each publication ends, and whether it is one for this dialect.
+            let mut ends: SmallVec<[(usize, bool); 16]> = SmallVec::new();
+            for Past { room, epoch, record } in &stalled.past {
+                let name = rooms.at(*room).map_or("", |room| room.plain_name());
+                if record.after_break {
+                    let lost = Lost::Unknown(record.offset - 1);
+                    let gap = Gap { epoch: *epoch, lost, reason: GapReason::Broker.label() };
+                    scratch.extend_from_slice(&crate::dialect::gap(dialect, name, &gap));
+                }
+                let (frame, label) = (record.frame.clone(), record.label.as_deref());
+                let told = Told { frame, epoch: *epoch, offset: record.offset, label };
+                let (wire, is_replaced) = told.form(dialect, name);
+                scratch.extend_from_slice(&wire);
+                ends.push((scratch.len(), is_replaced));
+                if scratch.len() >= *budget {
+                    break;
+                }
+            }
+            *budget = budget.saturating_sub(scratch.len());
+            let taken = wire.send(socket, scratch);
+            if taken < 0 {
+                return Sent::Broken;
+            }
+            let taken = taken as usize;
+            let (mut delivered, mut replaced, mut freed, mut start) = (0, 0, 0, 0);
+            for (end, is_replaced) in ends {
+                if taken <= start && end > start {
+                    break;
+                }
+                let Some(past) = stalled.past.pop_front() else { break };
+                let bytes = past.record.frame.len() as u64;
+                (stalled.past_bytes, freed) = (stalled.past_bytes - bytes, freed + bytes);
+                replaced += u64::from(is_replaced);
+                if taken < end {
+                    // A notice before it may be torn as well: both go out as one rest.
+                    let rest = Bytes::copy_from_slice(&scratch[start..end]);
+                    stalled.hold_rest(rest, taken - start, !is_replaced);
+                    break;
+                }
+                delivered += u64::from(!is_replaced);
+                start = end;
+            }
+            if delivered > 0 {
+                stalled.drops_in_a_row = 0;
+            }
+            let complete = taken == scratch.len();
+            self.past_bytes -= freed;
+            let metrics = self.metrics();
+            metrics.sends.add(1);
+            metrics.sent_bytes.add(taken as u64);
+            metrics.deliveries.add(delivered);
+            metrics.drops.add(DropReason::TooLong, replaced);
             if !complete {
                 return Sent::Short;
             }
@@ -283,18 +459,19 @@ impl Shard {
             if cursor == until {
                 break;
             }
-            let frame = entry.frame_for(dialect);
+            let wire = entry.wire_for(dialect);
+            let is_replaced = entry.forms.is_replaced_for(dialect);
+            let is_delivery = !is_replaced && !entry.forms.is_gap;
             if entry.except == Some(id) {
                 filtered += 1;
-            } else if left >= frame.len() {
-                left -= frame.len();
-                replaced += u64::from(entry.is_notice_for(dialect));
-                delivered += u64::from(!entry.is_notice_for(dialect));
+            } else if left >= wire.len() {
+                left -= wire.len();
+                replaced += u64::from(is_replaced);
+                delivered += u64::from(is_delivery);
             } else {
                 if left > 0 {
-                    let is_notice = entry.is_notice_for(dialect);
-                    replaced += u64::from(is_notice);
-                    half = Some((frame.wire_bytes().clone(), left, !is_notice));
+                    replaced += u64::from(is_replaced);
+                    half = Some((wire.clone(), left, is_delivery));
                     cursor += 1;
                     left = 0;
                 }
@@ -319,106 +496,5 @@ impl Shard {
             debug_assert!(half.is_none(), "half a frame of a connection that is not stalled");
         }
         left
-    }
-
-    /// Limits of stalled connections, by the clock; a pass checks those of the rooms it visits.
-    pub(crate) fn sweep_stalled(&mut self, wire: &mut impl Wire, now: Micros) {
-        let ids: Vec<ConnectionId> = self.stalled.iter().filter_map(|slot| self.id_of(*slot)).collect();
-        for id in ids {
-            let Some(connection) = self.connection(id) else { continue };
-            let subscriptions = connection.subscriptions.clone();
-            for subscription in subscriptions {
-                if !self.enforce_limits(id, subscription.room, subscription.member, wire, now) {
-                    break;
-                }
-            }
-        }
-        self.evict_lagging();
-    }
-
-    /// Notes a room whose window outlives its pass.
-    pub(crate) fn note_lagging(&mut self, index: u32) {
-        if let Some(room) = self.rooms.at_mut(index)
-            && room.lagging
-            && !std::mem::replace(&mut room.listed, true)
-        {
-            self.lagging.push(index);
-        }
-    }
-
-    /// Forgets what laggards have passed since the rooms' last pass.
-    fn evict_lagging(&mut self) {
-        for index in std::mem::take(&mut self.lagging) {
-            let Some(room) = self.rooms.at_mut(index) else { continue };
-            room.listed = false;
-            if !room.in_pass {
-                self.evict(index);
-            }
-            self.note_lagging(index);
-        }
-    }
-
-    /// Applies the room class's policy to one stalled member. Returns whether it is still a member.
-    ///
-    /// One short send is not slowness: for the first [`SLOW_GRACE`] behind the head a connection may be
-    /// [`SLOW_BURST_FACTOR`] times as far behind, so that a burst costs nobody who reads.
-    pub(crate) fn enforce_limits(
-        &mut self,
-        id: ConnectionId,
-        room_index: u32,
-        member: u32,
-        wire: &mut impl Wire,
-        now: Micros,
-    ) -> bool {
-        let Some(connection) = self.connection(id) else { return true };
-        let (Some(since), dialect) = (connection.stalled.as_ref().map(|s| s.since), connection.dialect)
-        else {
-            return true;
-        };
-        let in_grace = now.ticks().saturating_sub(since) < ticks_in(SLOW_GRACE);
-        let factor = if in_grace { SLOW_BURST_FACTOR } else { 1 };
-        let Some(room) = self.rooms.at(room_index) else { return false };
-        let slow = self.setup.routes.class(room.class).slow;
-        let cursor = room.members[member as usize].cursor;
-        let is_over = |cursor: u64| {
-            let oldest = room.entry(cursor)?;
-            if room.head - cursor > slow.frames as u64 * factor {
-                Some(CloseReason::SlowFrames)
-            } else if room.bytes_from(cursor, dialect) > slow.bytes as u64 * factor {
-                Some(CloseReason::SlowBytes)
-            } else if now.0.saturating_sub(oldest.arrived_micros) > slow.age.as_micros() as u64 * factor {
-                Some(CloseReason::SlowAge)
-            } else {
-                None
-            }
-        };
-        let Some(reason) = is_over(cursor) else { return true };
-        let disconnect_after = match slow.policy {
-            SlowPolicy::Disconnect => {
-                self.close(id, reason, wire, now);
-                return false;
-            }
-            SlowPolicy::DropOldest { disconnect_after } => disconnect_after,
-        };
-        let mut kept = cursor + 1;
-        while is_over(kept).is_some() {
-            kept += 1;
-        }
-        let (owed_before, out_before) = owed_from(room, cursor, id);
-        let (owed_after, out_after) = owed_from(room, kept, id);
-        let dropped = owed_before - owed_after;
-        if let Some(room) = self.rooms.at_mut(room_index) {
-            room.members[member as usize].cursor = kept;
-        }
-        let metrics = self.metrics();
-        metrics.drops.add(DropReason::DropOldest, dropped);
-        metrics.filtered.add(out_before - out_after);
-        let Some(stalled) = self.connection(id).and_then(|c| c.stalled.as_mut()) else { return true };
-        stalled.drops_in_a_row = stalled.drops_in_a_row.saturating_add(dropped as u32);
-        if disconnect_after > 0 && stalled.drops_in_a_row > disconnect_after {
-            self.close(id, CloseReason::SlowDrops, wire, now);
-            return false;
-        }
-        true
     }
 }

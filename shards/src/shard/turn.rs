@@ -92,12 +92,12 @@ impl Batch {
     /// Adds what everybody at `passed` who is spoken to in `dialect` is owed by `room`.
     fn chunk_of(&mut self, room: &Room, dialect: Dialect) {
         if room.head - room.passed == 1 {
-            let frame = room.entry(room.passed).map(|e| e.frame_for(dialect).wire_bytes().clone());
-            return self.chunks.push(Chunk::Frame(frame.unwrap_or_default()));
+            let wire = room.entry(room.passed).map(|e| e.wire_for(dialect).clone());
+            return self.chunks.push(Chunk::Frame(wire.unwrap_or_default()));
         }
         let start = self.arena.len();
         for entry in room.entries_from(room.passed.max(room.base())) {
-            self.arena.extend_from_slice(entry.frame_for(dialect).wire());
+            self.arena.extend_from_slice(entry.wire_for(dialect));
         }
         self.chunks.push(Chunk::Arena(start..self.arena.len()));
     }
@@ -155,12 +155,12 @@ pub(crate) struct Pass {
     rooms: Vec<u32>,
     room_at: usize,
     member_at: usize,
-    /// The current room has been entered and its chunk is this.
-    chunk: Option<u32>,
-    /// What its members of the JSON dialect get, where that is another one.
-    enveloped: Option<u32>,
-    /// Notices in what its members of the JSON dialect get.
-    notices: u64,
+    /// The current room has been entered, and its members get these chunks, by [`Dialect::index`].
+    chunks: Option<[u32; Dialect::COUNT]>,
+    /// Entries of it that are nobody's publication.
+    gaps: u64,
+    /// Entries in whose place the members of a dialect get a notice, by [`Dialect::index`].
+    notices: [u64; Dialect::COUNT],
     excepted: Vec<ConnectionId>,
     links: Vec<Link>,
     collected: Vec<Collected>,
@@ -247,8 +247,8 @@ impl Shard {
     fn fill_from_rooms(&mut self, wire: &mut impl Wire, now: Micros) {
         while self.pass.room_at < self.pass.rooms.len() {
             let room_index = self.pass.rooms[self.pass.room_at];
-            let chunk = match self.pass.chunk {
-                Some(chunk) => chunk,
+            let chunks = match self.pass.chunks {
+                Some(chunks) => chunks,
                 None => self.enter_room(room_index),
             };
             loop {
@@ -269,10 +269,8 @@ impl Shard {
                     self.visit_laggard(slot, room_index, member_index, wire, now);
                     continue;
                 }
-                let chunk = match self.pass.enveloped {
-                    Some(enveloped) if connection.dialect == Dialect::Json => enveloped,
-                    _ => chunk,
-                };
+                let spoken = connection.dialect.index();
+                let chunk = chunks[spoken];
                 let share = Share { room: room_index, member: member_index, chunk, from: member.cursor };
                 if !self.pass.excepted.is_empty()
                     && let Some(generation) = self.connections.generation(slot)
@@ -287,13 +285,17 @@ impl Shard {
                     self.collect(slot, share);
                     continue;
                 }
-                let notices = if connection.dialect == Dialect::Json { self.pass.notices } else { 0 };
+                let notices = self.pass.notices[spoken];
                 let batch = &mut self.pass.batch;
-                let frames = room.head - member.cursor - notices;
+                let frames = room.head - member.cursor - self.pass.gaps - notices;
                 member.cursor = room.head;
+                let bytes = batch.chunk_len(chunk);
+                if bytes == 0 {
+                    continue;
+                }
                 batch.ops.push(SendOp {
                     socket: connection.socket,
-                    bytes: batch.chunk_len(chunk),
+                    bytes,
                     slot,
                     shares_from: batch.shares.len() as u32,
                     shares: 1,
@@ -302,34 +304,43 @@ impl Shard {
                 });
                 batch.shares.push(share);
             }
-            self.pass.chunk = None;
+            self.pass.chunks = None;
             self.pass.member_at = 0;
             self.pass.room_at += 1;
         }
     }
 
-    /// Makes the room's shared buffer: what everybody at `passed` is owed. Where members are spoken to in two dialects it
-    /// makes one for each.
-    fn enter_room(&mut self, room_index: u32) -> u32 {
+    /// Makes the room's shared buffer: what everybody at `passed` is owed. Where members are spoken to in several dialects
+    /// it makes one for each.
+    fn enter_room(&mut self, room_index: u32) -> [u32; Dialect::COUNT] {
         let Self { rooms, pass, .. } = self;
-        let chunk = pass.batch.chunks.len() as u32;
+        let mut chunks = [pass.batch.chunks.len() as u32; Dialect::COUNT];
         pass.excepted.clear();
-        pass.enveloped = None;
-        pass.notices = 0;
+        (pass.gaps, pass.notices) = (0, [0; Dialect::COUNT]);
         if let Some(room) = rooms.at_mut(room_index) {
             room.in_pass = true;
-            pass.notices = room.notices_from(room.passed.max(room.base()), Dialect::Json);
-            pass.batch.chunk_of(room, Dialect::Raw);
+            let from = room.passed.max(room.base());
+            pass.gaps = room.gaps_from(from);
             if room.is_mixed() {
-                pass.enveloped = Some(pass.batch.chunks.len() as u32);
-                pass.batch.chunk_of(room, Dialect::Json);
+                let spoken = |dialect: &Dialect| room.speakers_len(*dialect) > 0;
+                for dialect in Dialect::ALL.into_iter().filter(spoken) {
+                    chunks[dialect.index()] = pass.batch.chunks.len() as u32;
+                    pass.batch.chunk_of(room, dialect);
+                }
+            } else {
+                pass.batch.chunk_of(room, Dialect::Raw);
+            }
+            if room.has_others() {
+                for dialect in Dialect::ALL {
+                    pass.notices[dialect.index()] = room.replaced_from(from, dialect);
+                }
             }
             if !room.is_uniform() {
                 pass.excepted.extend(room.entries_from(room.passed).filter_map(|e| e.except));
             }
         }
-        pass.chunk = Some(chunk);
-        chunk
+        pass.chunks = Some(chunks);
+        chunks
     }
 
     /// A member that is behind: stalled ones are held to their limits, others are sent to alone after the pass.
@@ -389,15 +400,17 @@ impl Shard {
                     room.lagging = true;
                     continue;
                 }
-                let replaced = room.notices_from(member.cursor, dialect);
-                frames += (room.head - member.cursor - replaced) as u32;
+                let replaced = room.replaced_from(member.cursor, dialect);
+                frames += (room.publications_from(member.cursor) - replaced) as u32;
                 notices += replaced as u32;
                 room.members[link.share.member as usize].cursor = room.head;
                 bytes += batch.chunk_len(link.share.chunk);
                 batch.shares.push(link.share);
             }
             let shares = (batch.shares.len() - shares_from) as u32;
-            if shares > 0 {
+            if bytes == 0 {
+                batch.shares.truncate(shares_from);
+            } else {
                 let (socket, slot, shares_from) = (connection.socket, id.slot, shares_from as u32);
                 batch.ops.push(SendOp { socket, bytes, slot, shares_from, shares, frames, notices });
             }
@@ -460,7 +473,8 @@ impl Shard {
             let Some(room) = rooms.at_mut(*room_index) else { continue };
             if let Some(oldest) = room.entry(room.passed.max(room.base())) {
                 let age = std::time::Duration::from_micros(now.0.saturating_sub(oldest.arrived_micros));
-                setup.metrics.shards[*index as usize].delivery_seconds.record(age, room.head - room.passed);
+                let publications = room.publications_from(room.passed.max(room.base()));
+                setup.metrics.shards[*index as usize].delivery_seconds.record(age, publications);
             }
             room.in_pass = false;
             room.dirty = false;

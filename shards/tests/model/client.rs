@@ -29,6 +29,8 @@ pub struct Membership {
     leaves_asked: usize,
     /// Times it was told that it has left.
     lefts: usize,
+    /// The run of numbers, and the last number that it has or knows to be lost; from the last that the server said.
+    stands: Option<(String, u64)>,
 }
 
 /// A publication that came.
@@ -36,6 +38,8 @@ pub struct Membership {
 pub struct Heard {
     pub number: usize,
     pub room: usize,
+    /// The number that it came under, where its dialect says one.
+    pub offset: Option<u64>,
     /// How often it had left the room before: a room that is forgotten meanwhile counts its publications from 0 again.
     pub stay: usize,
 }
@@ -122,9 +126,17 @@ impl Client {
             .collect()
     }
 
-    pub fn join(&mut self, room: usize) {
-        self.memberships[room].wants = true;
-        self.say(1, format!(r#"{{"type":"join","room":"{}"}}"#, ROOMS[room]).as_bytes());
+    /// Joins, and asks for the past in one of several ways, or not.
+    pub fn join(&mut self, room: usize, wish: usize) {
+        let membership = &mut self.memberships[room];
+        membership.wants = true;
+        let wish = match (&membership.stands, wish) {
+            (Some((epoch, offset)), 0 | 1) => format!(r#","resume":{{"epoch":"{epoch}","offset":{offset}}}"#),
+            (Some((_, offset)), 2) => format!(r#","resume":{{"offset":{offset}}}"#),
+            (_, 3) => r#","first":"oldest""#.to_owned(),
+            _ => String::new(),
+        };
+        self.say(1, format!(r#"{{"type":"join","room":"{}"{wish}}}"#, ROOMS[room]).as_bytes());
     }
 
     /// Leaves, wherever it is; `forgotten` says which publications are of the room, and nobody owes them any more.
@@ -216,7 +228,22 @@ impl Client {
         let room = room.unwrap_or_else(|| panic!("no room: {text}"));
         let membership = &mut self.memberships[room];
         match message["type"].as_str() {
-            Some("joined") => membership.is_inside = true,
+            Some("joined") => {
+                let offset = message["data"]["offset"].as_u64().expect("where it stands");
+                // Whoever is in already is told where the room is, not where its reading is.
+                if !membership.is_inside {
+                    membership.stands = Some((epoch(&message), offset));
+                }
+                membership.is_inside = true;
+            }
+            Some("gap") => {
+                assert!(membership.is_inside, "a gap of a room that it isn't in: {text}");
+                let (_, last) = membership.stands.clone().expect("it has joined");
+                let (from, to) = (message["data"]["from"].as_u64(), message["data"]["to"].as_u64());
+                let to = to.or(message["data"]["offset"].as_u64()).expect("where numbers go on");
+                assert!(from.is_none_or(|from| from == last + 1) && to >= last, "after {last}: {text}");
+                membership.stands = Some((epoch(&message), to));
+            }
             Some("left") => {
                 membership.is_inside = false;
                 membership.lefts += 1;
@@ -230,20 +257,33 @@ impl Client {
             }
             Some("message" | "note") => {
                 assert!(membership.is_inside, "before its join was answered, or after its leave: {text}");
-                self.hear(message["data"].as_str().expect("a string"), Some(room));
+                let offset = message["offset"].as_u64().expect("a number");
+                let (_, last) = membership.stands.as_mut().expect("it has joined");
+                let is_next = offset == *last + 1 || ROOMS[room].starts_with("new") && offset > *last;
+                assert!(is_next, "after {last} and without a word of what is between: {text}");
+                *last = offset;
+                self.hear(message["data"].as_str().expect("a string"), Some((room, offset)));
             }
             _ => panic!("unknown: {text}"),
         }
     }
 
-    /// A publication; `named` is the room that stood beside it.
-    fn hear(&mut self, text: &str, named: Option<usize>) {
+    /// A publication; `named` is the room that stood beside it, and its number there.
+    fn hear(&mut self, text: &str, named: Option<(usize, u64)>) {
         assert!(text.ends_with('.'), "a torn frame: {text:?}");
         let (number, room) = parse_payload(text.as_bytes());
-        assert!(named.is_none_or(|named| named == room), "publication {number} under another room's name");
+        assert!(
+            named.is_none_or(|(named, _)| named == room),
+            "publication {number} under another room's name"
+        );
         if let Kind::WebSocket { room: joined, .. } = self.kind {
             assert_eq!(room, joined, "publication {number} of another room");
         }
-        self.heard.push(Heard { number, room, stay: self.memberships[room].lefts });
+        let offset = named.map(|(_, offset)| offset);
+        self.heard.push(Heard { number, room, offset, stay: self.memberships[room].lefts });
     }
+}
+
+fn epoch(message: &Value) -> String {
+    message["data"]["epoch"].as_str().expect("an epoch").to_owned()
 }

@@ -6,6 +6,7 @@ use shards::config::{Input, Wrong};
 
 use super::reader::{Fields, Reader};
 use crate::cli::{Cli, Command};
+use crate::tune::outcome::is_same;
 use crate::tune::target::Target;
 
 /// See [`Plan::arms`](super::plan::Plan::arms). An arm without keys is corecast as it is.
@@ -39,15 +40,26 @@ pub struct Knob {
 impl Knob {
     /// Whether each network namespace may have its own.
     pub fn is_of_network(&self) -> bool {
-        match &self.target {
-            Target::Sysctl(name) => name.is_of_network(),
-            Target::File(_) => self.target.to_string().starts_with(NETWORK_DEVICES),
-        }
+        self.target.is_of_network()
     }
 }
 
-/// A mount of sysfs shows here the devices of the namespace it was made in.
-pub const NETWORK_DEVICES: &str = "/sys/class/net/";
+/// A knob that was set for a sample.
+#[derive(Debug, Clone, Serialize)]
+pub struct SetKnob {
+    /// What was set to what.
+    #[serde(flatten)]
+    pub knob: Knob,
+    /// What the kernel made of it.
+    pub found: String,
+}
+
+impl SetKnob {
+    /// Whether the sample had the value that the arm names, however the kernel spells it.
+    pub fn holds(&self) -> bool {
+        is_same(&self.knob.value, &self.found)
+    }
+}
 
 const KEYS: [&str; 7] = ["label", "sysctl", "sys", "host", "server", "environment", "cores"];
 

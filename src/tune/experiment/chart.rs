@@ -18,7 +18,8 @@ pub fn svg(report: &Report<'_>) -> String {
     drawing.text(LEFT, 70.0, "note", &lines.join("; "));
     samples(&mut drawing, report);
     ratios(&mut drawing, report);
-    drawing.finish()
+    let described = format!("{}; {}", report.sentence(), lines.join("; "));
+    drawing.finish(&report.plan.title, &described)
 }
 
 const WIDTH: f64 = 860.0;
@@ -176,9 +177,13 @@ impl Drawing {
         self.add(format_args!("<circle class=\"{class}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4\"/>"));
     }
 
-    fn finish(self) -> String {
+    /// With `title` and `description` for those who hear it.
+    fn finish(self, title: &str, description: &str) -> String {
+        let (title, description) = (escaped(title), escaped(description));
         format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\">\n<style>{STYLE}</style>\n\
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" \
+             aria-labelledby=\"title description\">\n<title id=\"title\">{title}</title>\n\
+             <desc id=\"description\">{description}</desc>\n<style>{STYLE}</style>\n\
              <rect width=\"{WIDTH}\" height=\"{HEIGHT}\" fill=\"#fff\"/>\n{}</svg>\n",
             self.0
         )

@@ -1,16 +1,21 @@
 //! Knobs of the whole host, set for one sample and put back after it, whatever ends the experiment.
 //!
 //! The journal on the disk knows of a value before it is set. It is reverted after each sample, when this is dropped, and
-//! by a panic's hook (a release build aborts, so that nothing is dropped); after a kill -9 `corecast tune revert` does it.
+//! by a panic's hook (a release build aborts, so that nothing is dropped); after a kill -9 `corecast tune revert --experiments`
+//! does it.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
 use host::Root;
 
-use super::arm::Knob;
+use super::arm::{Knob, SetKnob};
 use crate::output::complain;
-use crate::tune::journal::{Change, Content, Identity, Journal, JournalError, Outcome, SetError};
+use crate::tune::identity::Identity;
+use crate::tune::journal::{Change, Content, EXPERIMENT, Journal, JournalError, Part, SetError};
+use crate::tune::outcome::{Outcome, Reverted};
+use crate::tune::target::Target;
 
 /// See the module.
 pub struct HostKnobs {
@@ -39,7 +44,9 @@ pub enum HostKnobsError {
     #[error(transparent)]
     Journal(#[from] JournalError),
     /// A value that is not as it was.
-    #[error("{target} could not be put back to {old:?}: {why}; `corecast tune revert --force` puts it back")]
+    #[error(
+        "{target} could not be put back to {old:?}: {why}; `corecast tune revert --experiments --force` puts it back"
+    )]
     NotReverted {
         /// Which.
         target: String,
@@ -50,24 +57,22 @@ pub enum HostKnobsError {
     },
 }
 
-/// Who began the changes of an experiment, in the journal.
-const BY: &str = "experiment ";
-
 impl HostKnobs {
     /// Nothing is set, and no journal made, before the first [`set`](Self::set).
     pub fn new(root: Root, path: &Path, identity: Identity, experiment: &str) -> Self {
-        let by = format!("{BY}{experiment}");
+        let by = format!("{EXPERIMENT}{experiment}");
         let knobs = Self { root, by, path: path.to_owned(), journal: Arc::default(), identity };
         knobs.revert_on_panic();
         knobs
     }
 
-    /// Sets `knobs`, in order.
+    /// Sets `knobs`, in order; what the kernel made of them.
     ///
     /// # Errors
     /// [`HostKnobsError::Set`]; those before it are set, and to be reverted.
-    pub fn set(&self, knobs: &[Knob]) -> Result<(), HostKnobsError> {
+    pub fn set(&self, knobs: &[Knob]) -> Result<Vec<SetKnob>, HostKnobsError> {
         let mut held = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut set = Vec::new();
         for knob in knobs {
             let held = match &mut *held {
                 Some(held) => held,
@@ -77,9 +82,10 @@ impl HostKnobs {
                     none.insert(Held { journal, kept })
                 }
             };
-            held.journal.set(&self.root, &self.by, &knob.target, &knob.value)?;
+            let found = held.journal.set(&self.root, &self.by, &knob.target, &knob.value)?;
+            set.push(SetKnob { knob: knob.clone(), found });
         }
-        Ok(())
+        Ok(set)
     }
 
     /// Puts everything back.
@@ -121,7 +127,7 @@ impl Drop for HostKnobs {
 
 impl Held {
     fn revert(&mut self, root: &Root) -> Result<(), HostKnobsError> {
-        let outcomes = self.journal.revert_since(root, self.kept, false)?;
+        let Reverted { outcomes, noted } = self.journal.revert(root, Part::After(self.kept), false);
         let left = outcomes.into_iter().find_map(|(change, outcome)| {
             let why = match outcome {
                 Outcome::Restored | Outcome::AlreadyRestored => return None,
@@ -130,7 +136,8 @@ impl Held {
             };
             Some(HostKnobsError::NotReverted { target: change.target.to_string(), old: change.old, why })
         });
-        left.map_or(Ok(()), Err)
+        left.map_or(Ok(()), Err)?;
+        Ok(noted?)
     }
 }
 
@@ -139,8 +146,23 @@ impl Held {
 pub struct Outstanding {
     /// Changes of an experiment that was killed.
     pub of_experiments: usize,
-    /// Changes that are meant to be there, of an applied profile, as the report tells them: `net.core.somaxconn = 65535`.
-    pub of_others: Vec<String>,
+    /// Changes that are meant to be there, of an applied profile.
+    pub of_others: Vec<Applied>,
+}
+
+/// A value that a profile was applied with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Applied {
+    /// Which.
+    pub target: Target,
+    /// What it is.
+    pub value: String,
+}
+
+impl fmt::Display for Applied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} = {}", self.target, self.value)
+    }
 }
 
 impl Outstanding {
@@ -154,11 +176,12 @@ impl Outstanding {
             return Ok(Self::default());
         }
         let (experiments, others): (Vec<_>, Vec<_>) =
-            content.outstanding().partition(|change| change.by.starts_with(BY));
-        let told = |change: &&Change| {
-            format!("{} = {}", change.target, change.found.as_ref().unwrap_or(&change.new))
+            content.outstanding().partition(|change| change.is_of_experiment());
+        let applied = |change: &&Change| Applied {
+            target: change.target.clone(),
+            value: change.found.as_ref().unwrap_or(&change.new).clone(),
         };
-        Ok(Self { of_experiments: experiments.len(), of_others: others.iter().map(told).collect() })
+        Ok(Self { of_experiments: experiments.len(), of_others: others.iter().map(applied).collect() })
     }
 }
 
@@ -174,12 +197,12 @@ mod tests {
     }
 
     fn knobs(scratch: &Scratch) -> HostKnobs {
-        let identity = Identity { boot_id: "boot".to_owned(), namespace_inode: 1, namespace_made: None };
+        let identity = Identity { boot_id: "boot".to_owned(), namespace_inode: 1, namespace_cookie: None };
         HostKnobs::new(scratch.root().clone(), &scratch.path("journal"), identity, "thp")
     }
 
     fn thp(scratch: &Scratch) -> String {
-        std::fs::read_to_string(scratch.path(THP)).expect("it is there")
+        std::fs::read_to_string(scratch.path(THP)).expect("it is there").trim().to_owned()
     }
 
     fn outstanding(scratch: &Scratch, boot_id: &str) -> Outstanding {
@@ -238,7 +261,7 @@ mod tests {
     fn an_applied_profile_stays_and_is_told() {
         let scratch = Scratch::new("knobs-profile");
         scratch.write(THP, "madvise");
-        let identity = Identity { boot_id: "boot".to_owned(), namespace_inode: 1, namespace_made: None };
+        let identity = Identity { boot_id: "boot".to_owned(), namespace_inode: 1, namespace_cookie: None };
         let mut journal = Journal::begin(&scratch.path("journal"), identity).expect("it can be made");
         let Knob { target, value } = knob("always");
         journal.set(scratch.root(), "profile 100k", &target, &value).expect("it can be set");
@@ -247,7 +270,7 @@ mod tests {
         knobs.set(&[knob("never")]).expect("it can be set");
         knobs.revert().expect("it can be put back");
         assert_eq!(thp(&scratch), "always");
-        let of_others = vec![format!("/{THP} = always")];
+        let of_others = vec![Applied { target, value }];
         assert_eq!(outstanding(&scratch, "boot"), Outstanding { of_experiments: 0, of_others });
     }
 

@@ -6,7 +6,9 @@ use std::time::Duration;
 use host::Root;
 use serde_json::{Value, json};
 
+use super::arm::SetKnob;
 use super::enclosure::Enclosure;
+use super::host_knobs::Applied;
 use super::plan::{Plan, Side};
 use super::runner::{End, Run};
 use super::statistics::{Interval, interval};
@@ -32,8 +34,10 @@ pub struct Circumstances {
     pub enclosure: Enclosure,
     /// Below what the kernel tells of itself.
     pub root: Root,
-    /// What an applied profile had changed on the host.
-    pub applied: Vec<String>,
+    /// What an applied profile had changed on the host, and held in the samples, too.
+    pub applied: Vec<Applied>,
+    /// What it had changed for the host's network namespace, where none of the samples was.
+    pub applied_outside: Vec<Applied>,
 }
 
 impl<'a> Report<'a> {
@@ -111,6 +115,13 @@ impl<'a> Report<'a> {
         if let Some(change) = self.change() {
             line("B against A", format!("{change}, {} pairs", self.pairs.len()));
         }
+        for (side, knob) in self.missed() {
+            let SetKnob { knob, found } = knob;
+            line(
+                "not as asked",
+                format!("arm {side}: {} was set to {} and was {found}", knob.target, knob.value),
+            );
+        }
         if doubtful > 0 {
             line("doubtful", format!("{doubtful} of {samples} samples"));
         }
@@ -121,6 +132,15 @@ impl<'a> Report<'a> {
         text
     }
 
+    /// Knobs of which the kernel made another value than the arm's, as the first sample of the arm found them.
+    fn missed(&self) -> impl Iterator<Item = (Side, &SetKnob)> {
+        [Side::A, Side::B].into_iter().flat_map(|side| {
+            let first = self.run.samples.iter().find(|sample| sample.side == side);
+            let knobs = first.into_iter().flat_map(|sample| &sample.knobs);
+            knobs.filter(|knob| !knob.holds()).map(move |knob| (side, knob))
+        })
+    }
+
     /// What reports call an arm.
     pub fn label(&self, side: Side) -> String {
         side.of(&self.plan.arms).label.clone().unwrap_or_else(|| side.to_string())
@@ -128,7 +148,8 @@ impl<'a> Report<'a> {
 
     /// Everything, raw.
     pub fn json(&self) -> Value {
-        let Circumstances { began, enclosure, root, applied } = self.circumstances;
+        let Circumstances { began, enclosure, root, applied, applied_outside } = self.circumstances;
+        let told_all = |applied: &[Applied]| applied.iter().map(Applied::to_string).collect::<Vec<_>>();
         // All samples are of one machine and one build: the generator's word about them stands once.
         let told = |key: &str| self.run.samples.first().map(|sample| sample.report[key].clone());
         let pairs: Vec<Value> =
@@ -157,7 +178,8 @@ impl<'a> Report<'a> {
                 Enclosure::Fresh { .. } => "a fresh one for each sample",
                 Enclosure::Current => "the caller's",
             },
-            "applied_profile": applied,
+            "applied_profile": told_all(applied),
+            "applied_outside_of_samples": told_all(applied_outside),
             "kernel": root.read("/proc/sys/kernel/osrelease").ok(),
             "machine": told("machine"),
             "versions": told("versions"),

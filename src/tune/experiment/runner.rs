@@ -1,20 +1,21 @@
 //! The run: samples in ABBA order, each in the set-up of its arm, until there are enough or something ends it.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use host::Root;
 
-use super::arm::{Arm, Knob, NETWORK_DEVICES};
-use super::enclosure::{Enclosure, Inside};
-use super::host_knobs::HostKnobs;
+use super::arm::{Arm, Knob, SetKnob};
+use super::enclosure::{Enclosure, EnclosureError, Inside};
+use super::host_knobs::{Applied, HostKnobs};
 use super::plan::{Plan, Side};
 use super::sample::{self, Programs, Sample, SampleError};
 use crate::exit::{FAILED, Failure, NO_PERMISSION};
 use crate::output::complain;
-use crate::tune::target::Target;
+use crate::tune::target::{NETWORK_DEVICES, Target, TargetError};
 
 /// All that a run needs.
 pub struct Runner<'a> {
@@ -116,28 +117,59 @@ impl Runner<'_> {
         self.host_knobs.revert().map_err(|error| SampleError::Setup(error.to_string()))?;
         fs::remove_dir_all(&folder)
             .map_err(|error| SampleError::File("remove the folder of a sample", error))?;
-        let ran = ran?;
+        let (ran, knobs) = ran?;
         let (value, unit) = sample::figure(&ran.report, &self.plan.metric)?;
         let doubts = sample::doubts(&ran.report);
         let sample::Ran { command, report, seconds } = ran;
-        Ok(Sample { position, side, pair, value, unit, doubts, seconds, command, report })
+        Ok(Sample { position, side, pair, value, unit, doubts, seconds, knobs, command, report })
     }
 
-    fn in_setup(&self, arm: &Arm, setup: &Setup, folder: &Path) -> Result<sample::Ran, SampleError> {
-        self.host_knobs.set(&setup.host).map_err(|error| SampleError::Setup(error.to_string()))?;
+    fn in_setup(
+        &self,
+        arm: &Arm,
+        setup: &Setup,
+        folder: &Path,
+    ) -> Result<(sample::Ran, Vec<SetKnob>), SampleError> {
+        let mut set =
+            self.host_knobs.set(&setup.host).map_err(|error| SampleError::Setup(error.to_string()))?;
         let inside = self.enclosure.run(self.root, folder, |inside| {
             for knob in &setup.inside {
-                let set = knob.target.write(root_of(knob, inside), &knob.value);
-                set.map_err(|error| SampleError::Setup(error.to_string()))?;
+                let done = set_inside(knob, inside);
+                set.push(done.map_err(|error| SampleError::Setup(error.to_string()))?);
             }
-            sample::run(self.plan, arm, self.programs, folder, self.stop)
+            sample::run(self.plan, arm, self.programs, folder, self.stop).map(|ran| (ran, set))
         });
         inside.map_err(|error| SampleError::Setup(error.to_string()))?
     }
 }
 
-fn root_of<'i>(knob: &Knob, inside: &'i Inside) -> &'i Root {
-    if matches!(knob.target, Target::File(_)) { &inside.devices } else { &inside.proc }
+fn set_inside(knob: &Knob, inside: &Inside) -> Result<SetKnob, TargetError> {
+    let root = root_of(&knob.target, inside);
+    knob.target.write(root, &knob.value)?;
+    Ok(SetKnob { knob: knob.clone(), found: knob.target.read(root)? })
+}
+
+fn root_of<'i>(target: &Target, inside: &'i Inside) -> &'i Root {
+    if matches!(target, Target::File(_)) { &inside.devices } else { &inside.proc }
+}
+
+/// Of what a profile was applied with on this host: what samples find, and what they don't, because each of them is in a
+/// network namespace that has its own.
+///
+/// # Errors
+/// A namespace can't be made any more.
+pub fn reach(
+    applied: Vec<Applied>,
+    enclosure: Enclosure,
+    root: &Root,
+    scratch: &Path,
+) -> Result<(Vec<Applied>, Vec<Applied>), EnclosureError> {
+    let is_fresh = matches!(enclosure, Enclosure::Fresh { .. });
+    enclosure.run(root, scratch, |inside| {
+        let has_own =
+            |target: &Target| target.is_of_network() && target.read(root_of(target, inside)).is_ok();
+        applied.into_iter().partition(|applied| !(is_fresh && has_own(&applied.target)))
+    })
 }
 
 /// Decides where the plan's knobs are set, and tries whether they are there, before the first sample.
@@ -157,7 +189,11 @@ pub fn prepare(plan: &Plan, root: &Root, scratch: &Path) -> Result<(Enclosure, [
             );
             return Err(Failure::new(NO_PERMISSION, sentence));
         }
-        Err(_) => Enclosure::Current,
+        Err(error) if error.error.kind() == ErrorKind::PermissionDenied => {
+            complain!("corecast: {error}: samples run in the network namespace that this program is in");
+            Enclosure::Current
+        }
+        Err(error) => return Err(Failure::new(FAILED, error.to_string())),
     };
     let split = enclosure.run(root, scratch, |inside| {
         let [a, b] = &plan.arms;
@@ -166,6 +202,7 @@ pub fn prepare(plan: &Plan, root: &Root, scratch: &Path) -> Result<(Enclosure, [
     split
         .map_err(|error| error.to_string())
         .and_then(|split| split)
+        .and_then(|setups| check_host(&setups, root).map(|()| setups))
         .map(|setups| (enclosure, setups))
         .map_err(|sentence| Failure::new(FAILED, sentence))
 }
@@ -174,7 +211,7 @@ pub fn prepare(plan: &Plan, root: &Root, scratch: &Path) -> Result<(Enclosure, [
 fn split(arm: &Arm, inside: &Inside) -> Result<Setup, String> {
     let mut setup = Setup::default();
     for knob in &arm.knobs {
-        let found = knob.is_of_network().then(|| knob.target.read(root_of(knob, inside)));
+        let found = knob.is_of_network().then(|| knob.target.read(root_of(&knob.target, inside)));
         match found {
             Some(Ok(_)) => setup.inside.push(knob.clone()),
             Some(Err(error)) if !(error.is_absence() && arm.host) => {
@@ -186,6 +223,12 @@ fn split(arm: &Arm, inside: &Inside) -> Result<Setup, String> {
         }
     }
     Ok(setup)
+}
+
+/// Whether the host has what arms set there.
+fn check_host(setups: &[Setup; 2], root: &Root) -> Result<(), String> {
+    let mut knobs = setups.iter().flat_map(|setup| &setup.host);
+    knobs.try_for_each(|knob| knob.target.read(root).map(|_| ()).map_err(|error| error.to_string()))
 }
 
 /// A line of progress.

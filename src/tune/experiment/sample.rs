@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::arm::Arm;
+use super::arm::{Arm, SetKnob};
 use super::enclosure;
 use super::plan::{Plan, Side};
 
@@ -32,6 +32,8 @@ pub struct Sample {
     pub doubts: Vec<String>,
     /// How long the whole run took.
     pub seconds: f64,
+    /// What was set for it, and what the kernel made of that.
+    pub knobs: Vec<SetKnob>,
     /// What was run.
     pub command: Vec<String>,
     /// The whole report of `corecast-bench`.

@@ -192,6 +192,27 @@ mod tests {
         }
     }
 
+    /// An arm that waits for something is noisier than the other; the logarithms stay symmetric about their ratio as long as
+    /// each arm's noise is about its own middle.
+    #[test]
+    fn arms_may_have_noise_of_different_widths() {
+        for (seed, pairs) in (61..).zip([PAIRS_MIN, 10, 25]) {
+            let mut random = Random(seed);
+            let held = (0..ROUNDS)
+                .filter(|_| {
+                    let sample =
+                        |random: &mut Random, width: f64, level: f64| level * (width * random.normal()).exp();
+                    let pairs: Vec<(f64, f64)> = (0..pairs)
+                        .map(|_| (sample(&mut random, 0.005, 3.0), sample(&mut random, 0.08, 3.9)))
+                        .collect();
+                    let interval = interval(&pairs).expect("enough pairs");
+                    interval.low <= 1.3 && 1.3 <= interval.high
+                })
+                .count();
+            assert!(held >= held_min(), "seed {seed}: {held} of {ROUNDS}, {pairs} pairs");
+        }
+    }
+
     #[test]
     fn a_drifting_machine_is_not_taken_for_a_difference() {
         for (seed, (name, noise)) in (11..).zip(NOISES) {

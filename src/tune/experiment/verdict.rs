@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::plan::Better;
-use super::statistics::Interval;
+use super::statistics::{Interval, PAIRS_MAX};
 
 /// What an experiment found about arm B beside arm A.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -25,7 +25,7 @@ pub enum Verdict {
     NoDifference,
     /// The interval holds "the same" and reaches beyond the margin.
     Undecided {
-        /// About so many pairs would decide it, if they scatter as these do; `None` above [`PAIRS_TOLD_MAX`].
+        /// About so many pairs would decide it, if they scatter as these do; `None` above [`PAIRS_MAX`].
         pairs_needed: Option<usize>,
     },
     /// Too many samples were flawed or doubtful for any of it.
@@ -48,9 +48,6 @@ pub enum Size {
     /// The whole interval lies within the margin: it is there, and it doesn't matter.
     Below,
 }
-
-/// More pairs than anybody will run.
-const PAIRS_TOLD_MAX: usize = 10_000;
 
 impl Verdict {
     /// Of `interval`, which came of `pairs` pairs, with `margin` as a share (0.02 for 2 %).
@@ -91,8 +88,8 @@ impl Verdict {
 /// enough to leave out "the same", or to fit into the margin.
 fn pairs_needed(estimate: f64, half_width: f64, margin: f64, pairs: usize) -> Option<usize> {
     let due = estimate.abs().max(margin - estimate.abs());
-    let needed = (pairs as f64 * (half_width / due).powi(2)).ceil();
-    (needed <= PAIRS_TOLD_MAX as f64).then(|| (needed as usize).max(pairs + 1))
+    let needed = (pairs as f64 * (half_width / due).powi(2)).ceil().max(pairs as f64 + 1.0);
+    (needed <= PAIRS_MAX as f64).then_some(needed as usize)
 }
 
 /// A verdict in words, with the margin that it was judged by.
@@ -120,7 +117,7 @@ impl fmt::Display for Words<'_> {
                     |interval| format!("the interval spans {}", Change::between(interval.low, interval.high)),
                 );
                 let pairs = pairs_needed.map_or_else(
-                    || format!("more than {PAIRS_TOLD_MAX} pairs"),
+                    || format!("longer samples or a wider margin: {PAIRS_MAX} pairs would not do"),
                     |pairs| format!("about {pairs} pairs"),
                 );
                 write!(f, "undecided: {spans}; it needs {pairs}")
@@ -205,8 +202,19 @@ mod tests {
         );
         assert_eq!(
             words(0.5, 2.0, 0.01),
-            "undecided: the interval spans -50.0 % to +100.0 %; it needs more than 10000 pairs"
+            "undecided: the interval spans -50.0 % to +100.0 %; it needs longer samples or a wider margin: 200 pairs would \
+             not do"
         );
+    }
+
+    #[test]
+    fn no_more_pairs_are_asked_for_than_an_experiment_may_have() {
+        // Of 10 pairs: the width shrinks with the root of their number, to a fifth or less with 200 or more.
+        for (half, due) in [(0.079_f64, Some(157)), (0.09, None)] {
+            let interval = Interval { estimate: 1.0, low: (-half).exp(), high: half.exp(), confidence: 0.95 };
+            let verdict = Verdict::of(&interval, 10, Better::Lower, 0.02_f64.exp() - 1.0);
+            assert_eq!(verdict, Verdict::Undecided { pairs_needed: due }, "{half}");
+        }
     }
 
     #[test]

@@ -127,7 +127,7 @@ impl World {
             }
             8 if !self.joins.is_empty() && !self.in_pass => {
                 let slot = self.joins.remove(0);
-                self.bench.handle(Down::Joined { slot, epoch: 1, head: 0 });
+                self.bench.handle(Down::Joined { slot, epoch: 1, head: 1, source: None });
             }
             9 if !self.in_pass && self.random.one_in(4) => {
                 self.bench.sweep_after(Duration::from_millis(100));
@@ -238,7 +238,7 @@ impl World {
         self.collect();
         while !self.joins.is_empty() || !self.awaiting.is_empty() || self.bench.shard.has_dirty_rooms() {
             for slot in std::mem::take(&mut self.joins) {
-                self.bench.handle(Down::Joined { slot, epoch: 1, head: 0 });
+                self.bench.handle(Down::Joined { slot, epoch: 1, head: 1, source: None });
             }
             for id in std::mem::take(&mut self.awaiting) {
                 self.writable(id, usize::MAX);

@@ -64,7 +64,7 @@ fn too_long() -> String {
     "\"".repeat(crate::limits::PAYLOAD_BYTES_MAX / 2 + 1)
 }
 
-const NOTICE: &str = r#"{"type":"error","room":"a","data":{"code":"too_long","message":"a publication is too long for the JSON dialect"}}"#;
+const NOTICE: &str = r#"{"type":"error","room":"a","data":{"code":"too_long","message":"a publication is too long for this dialect","offset":1}}"#;
 
 /// Delivered, and lost for their length.
 fn outcome(bench: &Bench) -> (u64, u64) {

@@ -1,0 +1,286 @@
+//! What newcomers get of a room's past: resume after a reconnect, and the log's publications for who asks for them.
+//!
+//! The answer goes down the same ring as the publications, so it ends exactly where live begins: the shard lets the newcomer
+//! in when it takes the answer, and what the ring brings after it is all that comes later. A question is answered when the
+//! ring has space for what it brings; until then it waits as the question that it is, and not as its answer.
+//!
+//! Recovered is who misses nothing: the epoch is the client's or the client names none, and the log holds everything after
+//! the last that it has (FIELD section 5). Anybody else is told where the room stands, and that something is missing.
+
+use super::{FIRST_OFFSET, LogRoom, Outlet, Relay};
+use crate::command::{Down, Read, Reading, Recorded, Recover, Recovered, Since};
+use crate::limits::READ_BYTES_MAX;
+use crate::metrics::Recovery;
+use crate::shard::Micros;
+
+impl Relay {
+    /// A newcomer asks; it is answered at once where its shard's ring has space.
+    pub(super) fn recover(&mut self, shard: u16, recover: Recover, outlet: &mut impl Outlet, now: Micros) {
+        if let Some(index) = self.find(&recover.room) {
+            self.expire(index, now);
+        }
+        self.backlogs[usize::from(shard)].recovers.push_back(recover);
+        self.pump(shard, outlet);
+    }
+
+    /// Answers the newcomers of a shard, in their order, as far as there is space.
+    pub(super) fn answer_recovers(&mut self, shard: u16, outlet: &mut impl Outlet) {
+        let at = usize::from(shard);
+        while let Some(recover) = self.backlogs[at].recovers.front() {
+            let index = self.find(&recover.room);
+            let Some(room) = index.and_then(|index| self.rooms.at(index)) else {
+                self.backlogs[at].recovers.pop_front();
+                continue;
+            };
+            // What the shard still lacks of the room would come after an answer that has it.
+            if room.is_behind_on(shard) {
+                return;
+            }
+            let epoch = room.epoch(self.epoch_base, self.run);
+            let (first, is_whole) = room.past(recover.since, epoch);
+            let bytes = room.bytes_from(first);
+            let backlog = &mut self.backlogs[at];
+            let has_space = backlog.spill.is_empty()
+                && backlog.has_space_for(bytes, || outlet.consumed_bytes(shard), &self.setup.engine);
+            if !has_space {
+                return;
+            }
+            let (records, next) = (room.records_from(first), room.next);
+            let Some(recover) = self.backlogs[at].recovers.pop_front() else { return };
+            let outcome = match (recover.since, is_whole) {
+                (Since::After { .. }, true) => Recovery::Whole,
+                (Since::After { .. }, false) => Recovery::Lost,
+                _ => Recovery::Newcomer,
+            };
+            let metrics = self.metrics();
+            metrics.recoveries.add(outcome, 1);
+            metrics.recovered_publications.add(records.len() as u64);
+            let offset = records.first().map_or(next, |record| record.offset) - 1;
+            let recovered = Recovered { recover, epoch, offset, is_whole, records };
+            self.offer(shard, Down::Recovered(Box::new(recovered)), outlet);
+        }
+    }
+
+    /// Reads a room's log for somebody who is no member of it.
+    pub(super) fn read(&mut self, shard: u16, read: Read, outlet: &mut impl Outlet, now: Micros) {
+        let index = self.find(&read.room);
+        if let Some(index) = index {
+            self.expire(index, now);
+        }
+        let Some(room) = index.and_then(|index| self.rooms.at(index)) else {
+            let is_whole = matches!(
+                read.since,
+                Since::After { offset: 0, epoch: None } | Since::Oldest | Since::Last(_)
+            );
+            let reading = Reading { read, epoch: 0, offset: 0, newest: 0, is_whole, records: Vec::new() };
+            return self.offer(shard, Down::Reading(Box::new(reading)), outlet);
+        };
+        let epoch = room.epoch(self.epoch_base, self.run);
+        let since = match read.since {
+            Since::Last(count) => Since::Last(count.min(read.limit as u64)),
+            since => since,
+        };
+        let (first, is_whole) = room.past(since, epoch);
+        let (newest, mut records) = (room.next - 1, room.records_from(first));
+        let mut bytes = 0;
+        let mut within = |record: &Recorded| {
+            bytes += record.frame.len();
+            bytes <= READ_BYTES_MAX
+        };
+        let fits = records.iter().take(read.limit).take_while(|record| within(record)).count().max(1);
+        records.truncate(fits);
+        let offset = records.first().map_or(newest, |record| record.offset - 1);
+        let reading = Reading { read, epoch, offset, newest, is_whole, records };
+        self.offer(shard, Down::Reading(Box::new(reading)), outlet);
+    }
+
+    /// Forgets what is older than the room's class says. A log that a shard still needs is left as it is.
+    pub(super) fn expire(&mut self, index: u32, now: Micros) {
+        let Self { rooms, setup, log_bytes, .. } = self;
+        let Some(room) = rooms.at_mut(index).filter(|room| !room.is_behind()) else { return };
+        let oldest_kept = now.0.saturating_sub(setup.routes.class(room.class).history.age.as_micros() as u64);
+        let Some(log) = &mut room.log else { return };
+        while log.oldest().is_some_and(|oldest| oldest.arrived_micros < oldest_kept) {
+            *log_bytes -= log.pop();
+        }
+    }
+}
+
+impl LogRoom {
+    /// Number of the first publication that a newcomer gets of the past, and whether it misses none before it.
+    fn past(&self, since: Since, epoch: u64) -> (u64, bool) {
+        let oldest = self.log.as_ref().map_or(self.next, |log| log.first());
+        match since {
+            Since::After { epoch: wanted, offset } => {
+                let is_same = wanted.is_none_or(|wanted| wanted == epoch);
+                let is_held = (oldest..=self.next).contains(&(offset.saturating_add(1)));
+                match is_same && is_held {
+                    true => (offset + 1, true),
+                    false => (self.next, false),
+                }
+            }
+            Since::Oldest => (oldest, oldest == FIRST_OFFSET),
+            Since::Last(count) => (oldest.max(self.next.saturating_sub(count)), true),
+        }
+    }
+
+    fn bytes_from(&self, first: u64) -> usize {
+        let Some(log) = &self.log else { return 0 };
+        (first..self.next).filter_map(|offset| log.at(offset)).map(|record| record.frame.len()).sum()
+    }
+
+    fn records_from(&self, first: u64) -> Vec<Recorded> {
+        let Some(log) = &self.log else { return Vec::new() };
+        let recorded = |offset| {
+            let record = log.at(offset)?;
+            let before = log.at(offset - 1).map_or(record.run, |before| before.run);
+            Some(Recorded {
+                offset,
+                after_break: before != record.run,
+                frame: record.frame.clone(),
+                label: record.label.clone(),
+            })
+        };
+        (first..self.next).filter_map(recorded).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::auth::Gate;
+    use crate::command::{ConnectionId, RoomSlot, Up};
+    use crate::config::{Config, History, RoomClass};
+    use crate::metrics::{Identity, Metrics, Via};
+    use crate::relay::BrokerState;
+    use crate::setup::Setup;
+
+    const SLOT: RoomSlot = RoomSlot { index: 0, generation: 0 };
+    const TO: ConnectionId = ConnectionId { shard: 0, generation: 0, slot: 0 };
+    const SECOND: u64 = 1_000_000;
+
+    #[derive(Default)]
+    struct Ring {
+        down: Vec<Down>,
+        is_full: bool,
+    }
+
+    impl Outlet for Ring {
+        fn offer(&mut self, _shard: u16, command: Down) -> Result<(), Down> {
+            if self.is_full {
+                return Err(command);
+            }
+            self.down.push(command);
+            Ok(())
+        }
+
+        fn consumed_bytes(&self, _shard: u16) -> u64 {
+            0
+        }
+    }
+
+    /// A room with a log of three publications, joined by a shard.
+    fn world() -> (Relay, Ring, u64) {
+        let history = History { frames: 3, age: Duration::from_secs(60), ..History::default() };
+        let config = Config {
+            rooms: vec![RoomClass { history, ..RoomClass::default() }],
+            sources: vec![crate::config::Source::default()],
+            ..Config::default()
+        };
+        let metrics = Arc::new(Metrics::new(1, Identity::default(), false));
+        let setup = Arc::new(Setup::new(&config, Gate::new(None, true), metrics));
+        let (mut relay, mut ring) = (Relay::new(setup, BrokerState::Down, 1), Ring::default());
+        relay.broker_up(&mut ring);
+        relay.handle(0, Up::Join { slot: SLOT, name: "r".into() }, &mut ring, Micros(0));
+        relay.confirmed(b"room:r", &mut ring);
+        let epoch = match ring.down.as_slice() {
+            [.., Down::Joined { epoch, head: FIRST_OFFSET, .. }] => *epoch,
+            other => panic!("Joined is due: {other:?}"),
+        };
+        (relay, ring, epoch)
+    }
+
+    fn place(relay: &mut Relay, ring: &mut Ring, payload: &str, seconds: u64) {
+        relay.place("r", payload.as_bytes(), Via::Source(0).into(), ring, Micros(seconds * SECOND));
+    }
+
+    /// Numbers of the publications, where they begin, whether nothing is missing.
+    fn recover(relay: &mut Relay, ring: &mut Ring, since: Since, seconds: u64) -> (Vec<u64>, u64, bool) {
+        let recover = Recover { to: TO, slot: SLOT, room: "r".into(), since };
+        relay.handle(0, Up::Recover(Box::new(recover)), ring, Micros(seconds * SECOND));
+        let Some(Down::Recovered(recovered)) = ring.down.pop() else { panic!("an answer is due") };
+        let offsets = recovered.records.iter().map(|record| record.offset).collect();
+        (offsets, recovered.offset, recovered.is_whole)
+    }
+
+    fn after(epoch: Option<u64>, offset: u64) -> Since {
+        Since::After { epoch, offset }
+    }
+
+    #[test]
+    fn recovered_is_who_has_the_epoch_and_misses_only_what_the_log_holds() {
+        let (mut relay, mut ring, epoch) = world();
+        for payload in ["1", "2", "3", "4"] {
+            place(&mut relay, &mut ring, payload, 1);
+        }
+        let mut ask = |since| recover(&mut relay, &mut ring, since, 2);
+        assert_eq!(ask(after(Some(epoch), 2)), (vec![3, 4], 2, true));
+        assert_eq!(ask(after(None, 1)), (vec![2, 3, 4], 1, true), "an empty epoch is any");
+        assert_eq!(ask(after(Some(epoch), 4)), (vec![], 4, true), "nothing was missed");
+        assert_eq!(ask(after(Some(epoch), 0)), (vec![], 4, false), "the first has gone from the log");
+        assert_eq!(ask(after(Some(epoch), 5)), (vec![], 4, false), "a number that is not there yet");
+        assert_eq!(ask(after(Some(epoch), u64::MAX)), (vec![], 4, false));
+        assert_eq!(ask(after(Some(epoch ^ 1), 2)), (vec![], 4, false), "another run of numbers");
+        assert_eq!(ask(Since::Oldest), (vec![2, 3, 4], 1, false));
+        assert_eq!(ask(Since::Last(2)), (vec![3, 4], 2, true));
+        assert_eq!(ask(Since::Last(9)), (vec![2, 3, 4], 1, true));
+    }
+
+    #[test]
+    fn a_break_of_the_broker_ends_the_epoch_and_shows_in_the_log() {
+        let (mut relay, mut ring, epoch) = world();
+        place(&mut relay, &mut ring, "1", 1);
+        relay.broker_down(&mut ring, Micros(SECOND));
+        relay.broker_up(&mut ring);
+        place(&mut relay, &mut ring, "2", 2);
+        assert_eq!(recover(&mut relay, &mut ring, after(Some(epoch), 1), 3), (vec![], 2, false));
+        let ask = Recover { to: TO, slot: SLOT, room: "r".into(), since: Since::Oldest };
+        relay.handle(0, Up::Recover(Box::new(ask)), &mut ring, Micros(3 * SECOND));
+        let Some(Down::Recovered(recovered)) = ring.down.pop() else { panic!("an answer is due") };
+        let breaks: Vec<_> = recovered.records.iter().map(|r| (r.offset, r.after_break)).collect();
+        assert_eq!((breaks, recovered.epoch != epoch), (vec![(1, false), (2, true)], true));
+    }
+
+    #[test]
+    fn what_is_older_than_the_class_keeps_is_not_recovered() {
+        let (mut relay, mut ring, epoch) = world();
+        place(&mut relay, &mut ring, "1", 1);
+        place(&mut relay, &mut ring, "2", 50);
+        assert_eq!(recover(&mut relay, &mut ring, after(Some(epoch), 0), 70), (vec![], 2, false));
+        assert_eq!(recover(&mut relay, &mut ring, after(Some(epoch), 1), 70), (vec![2], 1, true));
+    }
+
+    #[test]
+    fn a_question_waits_for_space_and_its_answer_is_as_new_as_its_place_on_the_ring() {
+        let (mut relay, mut ring, epoch) = world();
+        place(&mut relay, &mut ring, "1", 1);
+        ring.is_full = true;
+        place(&mut relay, &mut ring, "2", 1);
+        let ask = Recover { to: TO, slot: SLOT, room: "r".into(), since: after(Some(epoch), 0) };
+        relay.handle(0, Up::Recover(Box::new(ask)), &mut ring, Micros(SECOND));
+        assert!(relay.has_backlog());
+        ring.is_full = false;
+        ring.down.clear();
+        relay.pump(0, &mut ring);
+        match ring.down.as_slice() {
+            [Down::Publication { offset: 2, .. }, Down::Recovered(recovered)] => {
+                assert_eq!((recovered.records.len(), recovered.offset, recovered.is_whole), (2, 0, true));
+            }
+            other => panic!("the spill, then the answer: {other:?}"),
+        }
+        assert!(!relay.has_backlog());
+    }
+}

@@ -1,0 +1,161 @@
+//! Newcomers of a room that asked for its past: resume after a reconnect, and the log's publications before the live ones.
+//!
+//! Such a connection is no member before the relay has answered. The answer comes down the ring that the publications come
+//! down, so whoever enters when it is taken gets the past from it and everything later as a member, and nothing twice.
+//! What it gets of the past waits as references to the log's frames, and is written in its dialect as its socket takes it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::{Connection, Micros, Phase, Shard, Subscription, Wire};
+use crate::command::{ConnectionId, Recorded, Recover, Recovered, RoomSlot, Since, Up};
+use crate::dialect::Standing;
+use crate::room::Stage;
+
+/// Connections that wait to enter, by room.
+#[derive(Debug, Default)]
+pub(crate) struct Wishers {
+    by_room: HashMap<u32, Vec<(ConnectionId, Since)>, foldhash::fast::FixedState>,
+}
+
+impl Wishers {
+    /// Whether somebody waits to enter that room.
+    pub(crate) fn are_for(&self, room: u32) -> bool {
+        !self.by_room.is_empty() && self.by_room.contains_key(&room)
+    }
+
+    fn push(&mut self, room: u32, id: ConnectionId, since: Since) {
+        self.by_room.entry(room).or_default().push((id, since));
+    }
+
+    /// Returns whether it waited.
+    fn remove(&mut self, room: u32, id: ConnectionId) -> bool {
+        let Some(wishers) = self.by_room.get_mut(&room) else { return false };
+        let Some(at) = wishers.iter().position(|(other, _)| *other == id) else { return false };
+        wishers.swap_remove(at);
+        if wishers.is_empty() {
+            self.by_room.remove(&room);
+        }
+        true
+    }
+
+    fn of(&self, room: u32) -> &[(ConnectionId, Since)] {
+        self.by_room.get(&room).map_or(&[], |wishers| wishers.as_slice())
+    }
+}
+
+impl Connection {
+    /// Rooms that it waits to enter.
+    pub(crate) fn wishes(&self) -> &[u32] {
+        self.pending.as_ref().map_or(&[], |pending| pending.wishes.as_slice())
+    }
+}
+
+impl Shard {
+    /// Has a connection enter a room once the relay has said what came before.
+    pub(crate) fn join_since(&mut self, id: ConnectionId, name: &str, since: Since) {
+        let index = self.room_named(name);
+        let Some(connection) = self.connection(id) else { return };
+        connection.joining += 1;
+        connection.pending.get_or_insert_default().wishes.push(index);
+        self.wishers.push(index, id, since);
+        if self.rooms.at(index).is_some_and(|room| room.stage == Stage::Live) {
+            self.ask_for_past(index, id, since);
+        }
+    }
+
+    fn ask_for_past(&mut self, index: u32, to: ConnectionId, since: Since) {
+        let (Some(room), Some(generation)) = (self.rooms.at(index), self.rooms.generation(index)) else {
+            return;
+        };
+        let slot = RoomSlot { index, generation: u32::from(generation) };
+        let recover = Recover { to, slot, room: Arc::clone(&room.name), since };
+        self.up.push_back(Up::Recover(Box::new(recover)));
+    }
+
+    /// A room has become live: who waits for its past asks for it now.
+    pub(crate) fn ask_for_pasts(&mut self, index: u32) {
+        for (id, since) in self.wishers.of(index).to_vec() {
+            self.ask_for_past(index, id, since);
+        }
+    }
+
+    /// The relay has answered: the connection is a member from here on.
+    pub(crate) fn recovered(&mut self, recovered: Recovered, wire: &mut impl Wire, now: Micros) {
+        let Recovered { recover, epoch, offset, is_whole, records } = recovered;
+        let Recover { to: id, slot, since, .. } = recover;
+        if !self.rooms.holds(slot.index, slot.generation as u16) || !self.forget_wish(id, slot.index) {
+            return;
+        }
+        let Self { rooms, connections, .. } = self;
+        let (Some(room), Some(connection)) = (rooms.at_mut(slot.index), connections.at_mut(id.slot)) else {
+            return;
+        };
+        let subscription = connection.subscriptions.len() as u32;
+        let member = room.enter(id.slot, subscription, connection.dialect);
+        connection.subscriptions.push(Subscription { room: slot.index, member });
+        let recovered = matches!(since, Since::After { .. }).then_some(is_whole);
+        let standing = Standing { epoch, offset, recovered };
+        let (phase, was_stalled) = (connection.phase, connection.stalled.is_some());
+        let metrics = self.metrics();
+        metrics.subscriptions.add(1);
+        metrics.owed.add(records.len() as u64);
+        match phase {
+            Phase::Open => {
+                self.tell_joined(id, slot.index, standing, wire, now);
+                self.give_past(id, slot.index, epoch, records, now);
+                // Whoever was stalled goes on when its socket takes bytes again.
+                if !was_stalled {
+                    self.go_on(id, wire, now);
+                }
+            }
+            _ => {
+                self.give_past(id, slot.index, epoch, records, now);
+                let Some(connection) = self.connection(id) else { return };
+                connection.pending.get_or_insert_default().standing = Some(standing);
+                if connection.joining == 0 {
+                    self.open(id, wire, now);
+                }
+            }
+        }
+    }
+
+    /// Lets a connection wait no more for that room. Returns whether it did.
+    pub(crate) fn forget_wish(&mut self, id: ConnectionId, room: u32) -> bool {
+        if !self.wishers.remove(room, id) {
+            return false;
+        }
+        if let Some(connection) = self.connection(id) {
+            connection.joining -= 1;
+            if let Some(pending) = &mut connection.pending {
+                pending.wishes.retain(|other| *other != room);
+            }
+        }
+        true
+    }
+
+    /// The same for all rooms of a connection that ends.
+    pub(crate) fn forget_wishes(&mut self, id: ConnectionId, now: Micros) {
+        let Some(connection) = self.connection(id) else { return };
+        for room in connection.wishes().to_vec() {
+            self.forget_wish(id, room);
+            if self.rooms.at(room).is_some_and(|room| room.members_len() == 0) {
+                self.note_empty(room, now);
+            }
+        }
+    }
+
+    /// Queues publications of the past for a connection, behind what it is being sent.
+    fn give_past(&mut self, id: ConnectionId, room: u32, epoch: u64, records: Vec<Recorded>, now: Micros) {
+        if records.is_empty() {
+            return;
+        }
+        self.hold_back(id, now);
+        let bytes = records.iter().map(|record| record.frame.len() as u64).sum::<u64>();
+        self.past_bytes += bytes;
+        let Some(stalled) = self.connection(id).and_then(|connection| connection.stalled.as_mut()) else {
+            return;
+        };
+        stalled.push_past(room, epoch, records);
+    }
+}

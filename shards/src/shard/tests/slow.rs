@@ -1,0 +1,132 @@
+//! Slow readers: what they lose is told, and in a conflating room the newest of each key arrives.
+
+use super::*;
+
+fn class(policy: SlowPolicy, frames: usize, key: Option<&str>) -> RoomClass {
+    let slow = Slow { policy, frames, ..Slow::default() };
+    RoomClass { slow, conflate_key: key.map(str::to_owned), ..RoomClass::default() }
+}
+
+impl Bench {
+    fn stuck_speaker(&mut self, socket: i32, room: &str) -> ConnectionId {
+        let id = self.speaker(socket, "/json");
+        self.say(socket, id, &format!(r#"{{"type":"join","room":"{room}"}}"#));
+        self.answer_joins();
+        self.wire.taken.clear();
+        self.wire.space.insert(socket, 0);
+        id
+    }
+
+    fn publish_prices(&mut self, prices: &[(&str, u32)]) {
+        for (symbol, price) in prices {
+            self.publish("a", &format!(r#"{{"symbol":"{symbol}","price":{price}}}"#));
+            self.pass();
+        }
+    }
+
+    fn settled(&mut self) {
+        let ledger = self.shard.ledger();
+        assert!(ledger.balances(), "{ledger:?}");
+    }
+}
+
+#[test]
+fn what_a_slow_reader_lost_is_one_gap_before_what_it_still_gets() {
+    let mut bench =
+        Bench::with(class(SlowPolicy::DropOldest { disconnect_after: 0 }, 2, None), EngineBounds::default());
+    let id = bench.stuck_speaker(1, "a");
+    for payload in ["1", "2", "3", "4", "5", "6", "7"] {
+        bench.publish("a", payload);
+        bench.pass();
+        bench.sweep_after(Duration::from_secs(1));
+        bench.settled();
+    }
+    bench.writable(id, usize::MAX);
+    let due = [
+        r#"{"type":"gap","room":"a","data":{"epoch":"1","from":1,"reason":"slow","to":5}}"#,
+        r#"{"type":"message","room":"a","data":"6","offset":6}"#,
+        r#"{"type":"message","room":"a","data":"7","offset":7}"#,
+    ];
+    assert_eq!(bench.numbered(1), due);
+    assert_eq!(bench.shard.metrics().drops.value(DropReason::DropOldest), 5);
+    bench.settled();
+}
+
+#[test]
+fn a_conflating_room_gives_a_slow_reader_the_newest_of_each_key_in_order() {
+    let mut bench = Bench::with(class(SlowPolicy::Conflate, 4, Some("symbol")), EngineBounds::default());
+    let (stuck, quick) = (bench.member(1, &["a"]), bench.member(2, &["a"]));
+    bench.wire.space.insert(1, 0);
+    for round in 0..50 {
+        bench.publish_prices(&[("BTC", round), ("ETH", round), ("SOL", 7)]);
+        bench.sweep_after(Duration::from_secs(1));
+        bench.settled();
+    }
+    assert!(
+        bench.shard.window_bytes < 500,
+        "the window is no longer than the limits: {}",
+        bench.shard.window_bytes
+    );
+    bench.writable(stuck, usize::MAX);
+    let due =
+        [r#"{"symbol":"BTC","price":49}"#, r#"{"symbol":"ETH","price":49}"#, r#"{"symbol":"SOL","price":7}"#];
+    let publications =
+        |socket| bench.heard(socket).into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>();
+    assert_eq!(publications(1), due, "but for pings");
+    assert_eq!(publications(2).len(), 150, "who reads gets everything");
+    let ledger = bench.shard.ledger();
+    assert_eq!((ledger.conflated, ledger.delivered, ledger.pending), (147, 153, 0));
+    assert_eq!(bench.shard.past_bytes, 0);
+    bench.settled();
+    let _ = quick;
+}
+
+#[test]
+fn without_a_key_a_slow_reader_gets_the_newest_alone() {
+    let mut bench = Bench::with(class(SlowPolicy::Conflate, 4, None), EngineBounds::default());
+    let stuck = bench.member(1, &["a"]);
+    bench.wire.space.insert(1, 0);
+    for payload in ["1", "2", "3"] {
+        bench.publish("a", payload);
+        bench.pass();
+    }
+    bench.writable(stuck, usize::MAX);
+    assert_eq!(bench.heard(1), ["3"]);
+    bench.settled();
+}
+
+#[test]
+fn more_keys_than_the_limits_allow_close_the_slow_reader() {
+    let mut bench = Bench::with(class(SlowPolicy::Conflate, 4, Some("symbol")), EngineBounds::default());
+    let stuck = bench.member(1, &["a"]);
+    bench.wire.space.insert(1, 0);
+    for symbol in ["A", "B", "C", "D", "E", "F", "G", "H", "I", "J"] {
+        bench.publish_prices(&[(symbol, 1)]);
+        bench.sweep_after(Duration::from_secs(1));
+    }
+    let reason = bench.shard.connection(stuck).and_then(|connection| connection.reason);
+    assert_eq!(reason, Some(CloseReason::SlowFrames));
+    bench.settled();
+    assert_eq!(bench.shard.past_bytes, 0);
+}
+
+#[test]
+fn a_reader_that_is_torn_in_the_middle_of_its_keys_gets_whole_frames_and_no_older_ones() {
+    for space in 0..120 {
+        let mut bench = Bench::with(class(SlowPolicy::Conflate, 4, Some("symbol")), EngineBounds::default());
+        let stuck = bench.member(1, &["a"]);
+        bench.wire.space.insert(1, 0);
+        bench.publish_prices(&[("BTC", 1), ("ETH", 1), ("SOL", 1)]);
+        bench.writable(stuck, space);
+        bench.publish_prices(&[("ETH", 2), ("BTC", 2)]);
+        bench.settled();
+        bench.writable(stuck, usize::MAX);
+        let heard = bench.heard(1);
+        let last = |symbol: &str| heard.iter().rfind(|text| text.contains(symbol)).cloned();
+        assert_eq!(last("BTC").as_deref(), Some(r#"{"symbol":"BTC","price":2}"#), "{space}: {heard:?}");
+        assert_eq!(last("ETH").as_deref(), Some(r#"{"symbol":"ETH","price":2}"#), "{space}: {heard:?}");
+        assert!(last("SOL").is_some() && !heard.contains(&"~".to_owned()), "{space}: {heard:?}");
+        assert_eq!(bench.shard.ledger().pending, 0);
+        bench.settled();
+    }
+}
