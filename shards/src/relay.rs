@@ -140,6 +140,8 @@ struct LogRoom {
     subscribed: bool,
     /// On-demand sources: Redis has confirmed it, in the present run.
     confirmed: bool,
+    /// It had lapsed since, which its members are told when it is confirmed again.
+    has_lapsed: bool,
 }
 
 #[derive(Debug, Default)]
@@ -431,6 +433,7 @@ impl Relay {
             source: source.map(|source| source as u8),
             subscribed: false,
             confirmed: false,
+            has_lapsed: false,
             name,
         };
         let hash = self.hasher.hash_one(&*room.name);
@@ -662,7 +665,8 @@ impl Relay {
         self.metrics().broker_up.set(0);
         for index in 0..self.rooms.span() {
             if let Some(room) = self.rooms.at_mut(index) {
-                room.confirmed = false;
+                // What had lapsed is part of this break.
+                (room.confirmed, room.has_lapsed) = (false, false);
             }
             self.admit_waiting(index, outlet);
         }
@@ -677,6 +681,9 @@ impl Relay {
             let Some(index) = self.find(&name) else { continue };
             let Some(room) = self.rooms.at_mut(index).filter(|room| room.subscribed) else { continue };
             room.confirmed = true;
+            if std::mem::take(&mut room.has_lapsed) {
+                self.begin_epoch(index, outlet);
+            }
             self.admit_waiting(index, outlet);
         }
     }
@@ -688,11 +695,23 @@ impl Relay {
         for (_, name) in setup.routes.rooms_of_channel(None, channel) {
             let Some(index) = self.find(&name) else { continue };
             let Some(room) = self.rooms.at_mut(index).filter(|room| room.subscribed) else { continue };
-            room.confirmed = false;
+            (room.confirmed, room.has_lapsed) = (false, true);
             self.metrics().gaps.add(GapReason::Broker, 1);
             self.admit_waiting(index, outlet);
         }
         self.deliver_unreturned(Some(channel), outlet);
+    }
+
+    /// Publications of one room are missing: its numbers go on in a new epoch, which its members are told.
+    fn begin_epoch(&mut self, index: u32, outlet: &mut impl Outlet) {
+        let (base, run) = (self.epoch_base, self.run);
+        self.incarnations += 1;
+        let Some(room) = self.rooms.at_mut(index) else { return };
+        room.incarnation = self.incarnations;
+        let (epoch, interest) = (room.epoch(base, run), room.interest.clone());
+        for Interest { shard, slot } in interest {
+            self.offer(shard, Down::RoomGap { slot, epoch }, outlet);
+        }
     }
 
     /// Redis does not permit an on-demand channel. Whoever waits is admitted: the room works on this node, and its gap

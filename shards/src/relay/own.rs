@@ -534,6 +534,22 @@ mod tests {
         assert_eq!(joined(&ring), 1);
         relay.lapsed(b"room:s", &mut ring);
         assert_eq!((joined(&ring), relay.metrics().gaps.value(GapReason::Broker)), (2, 1));
+        let gaps = |ring: &Ring| ring.0.iter().filter(|down| matches!(down, Down::RoomGap { .. })).count();
+        assert_eq!(gaps(&ring), 0, "it is still lost");
+        relay.confirmed(b"room:s", &mut ring);
+        relay.confirmed(b"room:s", &mut ring);
+        assert_eq!((joined(&ring), gaps(&ring)), (2, 1), "told when it is back, and once");
+        let epochs = |ring: &Ring| {
+            let epoch = |down: &Down| match down {
+                Down::Joined { slot, epoch, .. } | Down::RoomGap { slot, epoch } if slot.index == 1 => {
+                    Some(*epoch)
+                }
+                _ => None,
+            };
+            ring.0.iter().filter_map(epoch).collect::<Vec<u64>>()
+        };
+        let [before, after] = epochs(&ring)[..] else { panic!("a join and a gap") };
+        assert_ne!(before, after, "in a new epoch");
     }
 
     #[test]
