@@ -7,6 +7,7 @@ mod backlog;
 mod bounds;
 mod cgroup;
 mod clock;
+mod cluster;
 mod conntrack;
 mod cpu;
 mod descriptors;
@@ -18,6 +19,7 @@ mod ports;
 pub mod redis;
 mod report;
 mod seats;
+mod sentinels;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

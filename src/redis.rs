@@ -4,12 +4,16 @@
 //! in bytes and time.
 
 use std::io::{self, Read, Write};
+use std::time::Instant;
 
 use corecast_consumer::{Stream, TLS_HINT, cure_of};
 use redis_protocol::resp2::types::{OwnedFrame, Resp2Frame};
 use redis_protocol::resp2::{decode, encode};
-use shards::config::{RedisAddress, RedisTarget};
+use shards::config::{RedisAddress, RedisTarget, Server};
 use shards::net::broker::tls_client;
+use shards::redis::cluster::Topology;
+use shards::redis::moved_to;
+use shards::redis::sentinel::locate;
 use shards::redis::{self as append, Append};
 use tls::TlsError;
 
@@ -20,6 +24,9 @@ use crate::exit::{self, Failure};
 
 /// Bytes of one answer: `+OK`, `:3`, an error line, or INFO (6 KiB). A server that sends more is no Redis.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
+
+/// Nodes of a cluster that one publication is sent on to.
+const REDIRECTS_MAX: u32 = 4;
 
 /// What failures of TLS begin with.
 pub const NO_TLS: &str = "no TLS";
@@ -69,6 +76,8 @@ pub struct RedisConnection {
     stream: Stream,
     place: String,
     user: String,
+    /// Whom it belongs to, where that is a cluster of which this is one node.
+    cluster: Option<RedisTarget>,
     /// Bytes that came but were not yet an answer.
     pending: Vec<u8>,
     has_heard: bool,
@@ -80,8 +89,16 @@ impl RedisConnection {
     /// # Errors
     /// Exit code 69 where nobody answers, 77 where the password or user is refused.
     pub fn connect(target: &RedisTarget) -> Result<Self, Failure> {
-        let place = place(target);
-        let stream = open(target).map_err(|error| match tls_failure(&error, &place) {
+        let (address, opened) = match &target.address {
+            RedisAddress::Cluster(nodes) => open_one_of(nodes, target),
+            address => {
+                let address = located(address)?;
+                let opened = open(&RedisTarget { address: address.clone(), ..target.clone() });
+                (address, opened)
+            }
+        };
+        let place = place(&address);
+        let stream = opened.map_err(|error| match tls_failure(&error, &place) {
             Some(failure) => failure,
             None => Failure::new(
                 exit::UNAVAILABLE,
@@ -89,7 +106,8 @@ impl RedisConnection {
             ),
         })?;
         let user = target.username.clone().unwrap_or_else(|| "default".to_owned());
-        let mut connection = Self { stream, place, user, pending: Vec::new(), has_heard: false };
+        let cluster = matches!(target.address, RedisAddress::Cluster(_)).then(|| target.clone());
+        let mut connection = Self { stream, place, user, cluster, pending: Vec::new(), has_heard: false };
         match (&target.username, &target.password) {
             (_, None) => {}
             (None, Some(password)) => connection.authenticate(&[b"AUTH", password.as_bytes()])?,
@@ -107,19 +125,33 @@ impl RedisConnection {
         }
     }
 
-    /// Publishes and returns how many subscribers this Redis node handed the message to.
+    /// Publishes and returns how many subscribers this Redis node handed the message to. In a cluster by sharded Pub/Sub, at the
+    /// node that has the channel's slot.
     ///
     /// # Errors
     /// Exit code 69 when the connection breaks, 77 when the user may not publish there, 1 for other refusals.
     pub fn publish(&mut self, channel: &str, payload: &[u8]) -> Result<i64, Failure> {
-        match self.ask(&[b"PUBLISH", channel.as_bytes(), payload])? {
-            OwnedFrame::Integer(receivers) => Ok(receivers),
-            OwnedFrame::Error(text) if text.starts_with("NOPERM") => {
-                let cure = cure_of(&self.user, &[b"PUBLISH", channel.as_bytes()], &text);
-                let sentence = format!("{} refused PUBLISH ({text}): {cure}", self.place);
-                Err(Failure::new(exit::NO_PERMISSION, sentence))
+        let verb = if self.cluster.is_some() { "SPUBLISH" } else { "PUBLISH" };
+        let mut redirects = 0;
+        loop {
+            let answer = self.ask(&[verb.as_bytes(), channel.as_bytes(), payload])?;
+            match (answer, &self.cluster) {
+                (OwnedFrame::Integer(receivers), _) => return Ok(receivers),
+                (OwnedFrame::Error(text), Some(cluster))
+                    if text.starts_with("MOVED") && redirects < REDIRECTS_MAX =>
+                {
+                    let Some(server) = moved_to(&text) else { return Err(self.refused(verb, &text)) };
+                    redirects += 1;
+                    let address = RedisAddress::Cluster(vec![server]);
+                    *self = Self::connect(&RedisTarget { address, ..cluster.clone() })?;
+                }
+                (OwnedFrame::Error(text), _) if text.starts_with("NOPERM") => {
+                    let cure = cure_of(&self.user, &[verb.as_bytes(), channel.as_bytes()], &text);
+                    let sentence = format!("{} refused {verb} ({text}): {cure}", self.place);
+                    return Err(Failure::new(exit::NO_PERMISSION, sentence));
+                }
+                (answer, _) => return Err(self.unexpected(verb, "number", &answer)),
             }
-            answer => Err(self.unexpected("PUBLISH", "number", &answer)),
         }
     }
 
@@ -172,6 +204,19 @@ impl RedisConnection {
     fn eval(&mut self, append: &Append<'_>, sha: Option<&str>) -> Result<OwnedFrame, Failure> {
         let words = append.words(sha);
         self.ask(&words.each_ref().map(Vec::as_slice))
+    }
+
+    /// What a node of a cluster says of all of them.
+    ///
+    /// # Errors
+    /// As [`RedisConnection::ask`], and 1 where it is none, or 77 where this user may not ask.
+    pub fn topology(&mut self) -> Result<Topology, Failure> {
+        let asked = Server { host: self.place.clone(), port: 0 };
+        let text = match self.ask(&[b"CLUSTER", b"NODES"])? {
+            OwnedFrame::BulkString(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+            answer => return Err(self.unexpected("CLUSTER NODES", "text", &answer)),
+        };
+        Topology::parse(&text, &asked).map_err(|error| Failure::new(exit::FAILED, error))
     }
 
     /// One command and its answer, an error of Redis included.
@@ -288,11 +333,45 @@ impl RedisConnection {
     }
 }
 
-/// Where `target` listens, for people.
-pub fn place(target: &RedisTarget) -> String {
-    match &target.address {
+/// The first of a cluster's nodes that answers, or the last that doesn't.
+fn open_one_of(nodes: &[Server], target: &RedisTarget) -> (RedisAddress, io::Result<Stream>) {
+    let mut last = (target.address.clone(), Err(io::ErrorKind::NotFound.into()));
+    for Server { host, port } in nodes {
+        let address = RedisAddress::Tcp { host: host.clone(), port: *port };
+        let opened = open(&RedisTarget { address: address.clone(), ..target.clone() });
+        let is_open = opened.is_ok();
+        last = (address, opened);
+        if is_open {
+            break;
+        }
+    }
+    last
+}
+
+/// One server: the one that it is, or that its sentinels name.
+///
+/// # Errors
+/// Exit code 69 where no sentinel knows.
+pub fn located(address: &RedisAddress) -> Result<RedisAddress, Failure> {
+    match address {
+        RedisAddress::Sentinel(sentinels) => {
+            let open = |sentinel: &RedisAddress| open(&sentinel.clone().into());
+            locate(sentinels, Instant::now(), open).map_err(|said| Failure::new(exit::UNAVAILABLE, said))
+        }
+        other => Ok(other.clone()),
+    }
+}
+
+/// An address as people write it.
+pub fn place(address: &RedisAddress) -> String {
+    match address {
         RedisAddress::Tcp { host, port } => format!("{host}:{port}"),
         RedisAddress::Unix(path) => path.display().to_string(),
+        RedisAddress::Sentinel(sentinels) => format!("{}, by its sentinels", sentinels.primary),
+        RedisAddress::Cluster(nodes) => {
+            let nodes: Vec<String> = nodes.iter().map(ToString::to_string).collect();
+            format!("the cluster of {}", nodes.join(","))
+        }
     }
 }
 

@@ -183,7 +183,10 @@ fn the_manual_lists_every_check_and_no_other() {
         .collect();
     let redis = Redis::start();
     let diagnosis = diagnose(&["--listen", "127.0.0.1:0", "--redis", &redis.url()]);
-    let told: BTreeSet<String> = diagnosis.checks.keys().cloned().collect();
+    let mut told: BTreeSet<String> = diagnosis.checks.keys().cloned().collect();
+    for several in ["redis+sentinel://127.0.0.1:1/orders", "redis+cluster://127.0.0.1:1"] {
+        told.extend(diagnose(&["--listen", "127.0.0.1:0", "--redis", several]).checks.into_keys());
+    }
     assert_eq!(documented, told, "docs/OPERATIONS.md, section corecast doctor");
 }
 

@@ -17,6 +17,7 @@ on_both_drivers!(
     a_client_of_a_server_that_has_just_started_misses_nothing_after_its_101,
     a_client_misses_nothing_while_its_rooms_channel_is_left_and_taken_again,
     rooms_of_one_that_come_and_go_leave_no_subscription_behind,
+    thousands_of_rooms_that_come_and_go_in_storms_miss_nothing_and_leave_nothing_behind,
 );
 
 fn five_thousand_connections_that_join_at_once_all_get_in_and_all_hear_everything(driver: Driver) {
@@ -117,6 +118,49 @@ fn rooms_of_one_that_come_and_go_leave_no_subscription_behind(driver: Driver) {
     assert_eq!(page.closed("peer_closed"), ROOMS as f64);
 }
 
+fn thousands_of_rooms_that_come_and_go_in_storms_miss_nothing_and_leave_nothing_behind(driver: Driver) {
+    let _alone = heavy();
+    let redis = Redis::start();
+    let server = Server::builder().redis(&redis).driver(driver).shards(2).config(ON_DEMAND).start();
+    let before = redis.channels();
+    let publisher = Publisher::start(&redis, &channels(STORM_ROOMS), 'P', 64, 1);
+    let swarm = Swarm::with_clock(publisher.started_probe());
+    let mut memory_bytes = Vec::new();
+    for storm in 1..=STORMS {
+        let first = swarm.len();
+        for room in 0..STORM_ROOMS {
+            swarm.wait_some_joined();
+            swarm.add(server.address(), &format!("/ws?room=r{room}"));
+            // Each third room loses its member again while the others come, and gets another.
+            if room % 3 == 2 {
+                swarm.vanish(swarm.len() - 2);
+                swarm.add(server.address(), &format!("/ws?room=r{}", room - 1));
+            }
+        }
+        let here = first..swarm.len();
+        swarm.wait_each(here.clone(), "everybody is in and hears the room", |member| {
+            !member.is_open() || member.tally('P').received >= 2
+        });
+        here.for_each(|member| swarm.vanish(member));
+        // The next storm meets rooms before, during and after their UNSUBSCRIBE.
+        let most = before + STORM_ROOMS / 2;
+        eventually(LONG, "channels of rooms without members are left", || redis.channels() < most);
+        if storm == 1 || storm == STORMS {
+            eventually(LONG, "every channel is left", || redis.channels() == before);
+            server.wait_metrics("no room is left", |page| page.sum("corecast_rooms") == 0.0);
+            memory_bytes.push(server.user_memory_bytes());
+        }
+    }
+
+    publisher.stop();
+    (0..swarm.len()).for_each(|member| assert_owed_came(&swarm, member));
+    let page = server.metrics();
+    assert_eq!(page.sum("corecast_gaps_total"), 0.0, "{page:?}");
+    assert_eq!(redis.subscribers("room:r0"), 0);
+    let [first, last] = memory_bytes[..] else { panic!("two measurements: {memory_bytes:?}") };
+    assert!(last < first + (8 << 20), "memory grows with the storms: {memory_bytes:?}");
+}
+
 /// Everybody who is still there heard all that was published after its 101, once and in order.
 #[track_caller]
 fn assert_promise_kept(swarm: &Swarm, publisher: Publisher) {
@@ -131,18 +175,22 @@ fn assert_promise_kept(swarm: &Swarm, publisher: Publisher) {
     swarm.wait_each(open.clone(), "everybody heard the last", |member| {
         member.tally('P').last == last || member.joined_at >= last
     });
-    for index in open {
-        swarm.look(index, |member| {
-            let tally = member.tally('P');
-            let told = format!("member {index} joined at {} and got {tally:?}", member.joined_at);
-            assert!(
-                tally.received == 0 || tally.first <= member.joined_at + 1,
-                "publications are missing: {told}"
-            );
-            assert!(tally.holes.is_empty(), "publications are missing: {told}");
-            assert_eq!(tally.backwards, 0, "repeated or out of order: {told}");
-        });
-    }
+    open.into_iter().for_each(|index| assert_owed_came(swarm, index));
+}
+
+/// What a member heard began with what was published next after its 101, and has no hole.
+#[track_caller]
+fn assert_owed_came(swarm: &Swarm, index: usize) {
+    swarm.look(index, |member| {
+        let tally = member.tally('P');
+        let told = format!("member {index} joined at {} and got {tally:?}", member.joined_at);
+        assert!(
+            tally.received == 0 || tally.first <= member.joined_at + 1,
+            "publications are missing: {told}"
+        );
+        assert!(tally.holes.is_empty(), "publications are missing: {told}");
+        assert_eq!(tally.backwards, 0, "repeated or out of order: {told}");
+    });
 }
 
 fn channels(rooms: usize) -> Vec<String> {
@@ -150,6 +198,9 @@ fn channels(rooms: usize) -> Vec<String> {
 }
 
 const ROOMS: usize = 40;
+/// Rooms of one that come and go, and how often.
+const STORM_ROOMS: usize = 5_000;
+const STORMS: usize = 3;
 /// Between two stimuli of a race: long enough that they don't fall into one batch, short enough to meet each other.
 const STAGGER: Duration = Duration::from_millis(4);
 

@@ -31,6 +31,14 @@ fn entries(redis: &Redis, stream: &str) -> Vec<Vec<String>> {
 }
 
 #[test]
+fn a_cluster_takes_no_stream_and_the_sentence_says_what_does() {
+    let refused =
+        run(&["publish", "--durable", "--redis", "redis+cluster://h:1", "--stream", "orders", "{}"]);
+    assert_eq!(refused.code(), Some(2), "{refused:?}");
+    assert!(refused.stderr.contains("name the node that has the stream's slot"), "{refused:?}");
+}
+
+#[test]
 fn a_message_is_appended_byte_for_byte_with_its_type_and_the_answer_has_its_id() {
     let redis = Redis::start();
     let event = r#"{"type":"order.paid","cents":5}"#;

@@ -3,13 +3,14 @@
 //! Everything that comes is bounded in bytes by the frame scanner of `shards`, everything waited for in time.
 
 use std::io::{self, Read, Write};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redis_protocol::resp2::encode::extend_encode;
 use redis_protocol::resp2::types::OwnedFrame;
 use redis_protocol::resp2::{decode, types::BytesFrame};
 use shards::config::{RedisAddress, RedisTarget};
 use shards::redis::KIND;
+use shards::redis::sentinel::locate;
 use shards::resp::{Inbox, Received, excerpt};
 
 use crate::event::Event;
@@ -108,13 +109,11 @@ impl Connection {
     /// # Errors
     /// [`RedisError`].
     pub fn open(target: &RedisTarget) -> Result<Self, RedisError> {
-        let place = match &target.address {
-            RedisAddress::Tcp { host, port } => format!("{host}:{port}"),
-            RedisAddress::Unix(path) => path.display().to_string(),
-        };
+        let address = located(&target.address)?;
+        let place = place(&address);
         let user = target.username.clone().unwrap_or_else(|| "default".to_owned());
-        let opened =
-            Stream::open(target).and_then(|stream| stream.set_write_timeout(ANSWER_TIMEOUT).map(|()| stream));
+        let opened = Stream::open(&RedisTarget { address, ..target.clone() })
+            .and_then(|stream| stream.set_write_timeout(ANSWER_TIMEOUT).map(|()| stream));
         let stream = opened.map_err(|error| match is_tls(&error) {
             true => RedisError::Tls { place: place.clone(), error },
             false => RedisError::Absent { place: place.clone(), error },
@@ -131,7 +130,21 @@ impl Connection {
         if target.database != 0 {
             connection.ask(&[b"SELECT", target.database.to_string().as_bytes()])?;
         }
+        if matches!(target.address, RedisAddress::Sentinel(_)) {
+            connection.check_primary()?;
+        }
         Ok(connection)
+    }
+
+    /// What sentinels say may be older than what a server has become.
+    fn check_primary(&mut self) -> Result<(), RedisError> {
+        use redis_protocol::resp2::types::Resp2Frame;
+        match self.ask(&[b"ROLE"])? {
+            OwnedFrame::Array(parts) if parts.first().is_some_and(|role| role.as_str() == Some("master")) => {
+                Ok(())
+            }
+            _ => Err(self.unexpected("a replica".to_owned(), "a primary")),
+        }
     }
 
     /// Sends a command and waits for its answer.
@@ -289,7 +302,9 @@ pub fn cure_of(user: &str, command: &[&[u8]], text: &str) -> String {
     }
     let verb = word(0).to_lowercase();
     let rule = match verb.as_str() {
-        "subscribe" | "psubscribe" | "publish" => format!("+{verb} '&{}'", word(1)),
+        "subscribe" | "psubscribe" | "publish" | "ssubscribe" | "spublish" => {
+            format!("+{verb} '&{}'", word(1))
+        }
         "eval" => format!("+eval +xrange +xdel +publish '~{}' and '&CHANNEL' of its letters", word(3)),
         "ping" | "auth" | "select" | "info" | "" => format!("+{verb}"),
         _ => format!("+{verb} '~{}'", word(1)),
@@ -299,6 +314,42 @@ pub fn cure_of(user: &str, command: &[&[u8]], text: &str) -> String {
 
 fn is_tls(error: &io::Error) -> bool {
     error.get_ref().is_some_and(|inner| inner.is::<tls::TlsError>())
+}
+
+/// Where it is now; what sentinels say is asked for anew with each connection.
+fn located(address: &RedisAddress) -> Result<RedisAddress, RedisError> {
+    let absent =
+        |sentence: String| RedisError::Absent { place: place(address), error: io::Error::other(sentence) };
+    match address {
+        RedisAddress::Tcp { .. } | RedisAddress::Unix(_) => Ok(address.clone()),
+        RedisAddress::Sentinel(sentinels) => {
+            let open = |sentinel: &RedisAddress| {
+                let stream = Stream::open(&sentinel.clone().into())?;
+                stream.set_read_timeout(ANSWER_TIMEOUT)?;
+                stream.set_write_timeout(ANSWER_TIMEOUT)?;
+                Ok(stream)
+            };
+            locate(sentinels, Instant::now(), open).map_err(absent)
+        }
+        RedisAddress::Cluster(_) => Err(absent(
+            "handlers listen to one server: name one node of the cluster, redis://HOST:PORT, which hears what is \
+             published anywhere with PUBLISH"
+                .to_owned(),
+        )),
+    }
+}
+
+/// An address as people write it.
+fn place(address: &RedisAddress) -> String {
+    match address {
+        RedisAddress::Tcp { host, port } => format!("{host}:{port}"),
+        RedisAddress::Unix(path) => path.display().to_string(),
+        RedisAddress::Sentinel(sentinels) => format!("the sentinels of {}", sentinels.primary),
+        RedisAddress::Cluster(nodes) => {
+            let nodes: Vec<String> = nodes.iter().map(ToString::to_string).collect();
+            format!("the cluster of {}", nodes.join(","))
+        }
+    }
 }
 
 fn decoded(bytes: &[u8]) -> Result<OwnedFrame, String> {

@@ -35,6 +35,9 @@ impl Stream {
                 return UnixStream::connect(path).map(|stream| Self(Kind::Unix(stream)));
             }
             RedisAddress::Tcp { host, port } => (host.as_str(), *port),
+            RedisAddress::Sentinel(_) | RedisAddress::Cluster(_) => {
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, "several servers where one is due"));
+            }
         };
         let client = tls_client(target)?;
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");

@@ -93,6 +93,9 @@ fn hear_subscriber(
                 assert!(wanted.remove(&*channel), "refused, and nobody wanted it");
             }
             Ok(Some(SubscriberEvent::Message { .. } | SubscriberEvent::Probe(_)) | None) => {}
+            Ok(Some(event @ (SubscriberEvent::Moved { .. } | SubscriberEvent::ProbeMoved))) => {
+                panic!("{event:?} of a server that is no node of a cluster")
+            }
             Err(error) => {
                 check_sentence(&error.to_string());
                 return true;
@@ -236,6 +239,9 @@ impl Due {
                     assert_eq!(self.keys.pop_front(), Some(key), "an answer out of order");
                 }
                 Ok(None) => {}
+                Ok(Some(event @ CommanderEvent::ProbeRefused)) => {
+                    panic!("{event:?} of a server that is no node of a cluster")
+                }
                 Err(error) => {
                     check_sentence(&error.to_string());
                     return true;

@@ -227,6 +227,13 @@ pub enum Down {
         /// Its run now.
         run: u64,
     },
+    /// The channel of this room alone broke and is back: numbers go on in a new epoch.
+    RoomGap {
+        /// The shard's name of the room.
+        slot: RoomSlot,
+        /// Of the room from now on.
+        epoch: u64,
+    },
     /// Answer to a [`Publish`] that asked for one; comes after its publication.
     Published {
         /// Who asked.

@@ -11,6 +11,7 @@ mod input;
 mod layers;
 mod nearest;
 mod preset;
+mod redis_servers;
 mod redis_target;
 pub mod settings;
 mod show;
@@ -127,7 +128,9 @@ pub enum BrokerChoice {
 /// A Redis server, out of a URL, `HOST:PORT`, or variables.
 ///
 /// Forms: `redis://[user[:password]@]host[:port][/database]`, `rediss://...` with TLS, `unix:///path.sock[?db=N]`,
-/// `redis+unix://...`, `host:port`.
+/// `redis+unix://...`, `host:port`;
+/// `redis+sentinel://[user[:password]@]host[:port],.../NAME[/database][?sentinel_username=..&sentinel_password=..]`;
+/// `redis+cluster://[user[:password]@]host[:port],...`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RedisTarget {
     /// Where it listens.
@@ -164,6 +167,32 @@ pub enum RedisAddress {
     Tcp { host: String, port: u16 },
     /// Path of a unix socket.
     Unix(PathBuf),
+    /// Wherever these sentinels say.
+    Sentinel(Box<Sentinels>),
+    /// A cluster: these nodes are asked where the others are.
+    Cluster(Vec<Server>),
+}
+
+/// One server of several.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Server {
+    /// Name or address, without brackets.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+}
+
+/// Sentinels, and what they are asked for.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Sentinels {
+    /// At least one. All of them are listened to.
+    pub servers: Vec<Server>,
+    /// The name under which they watch it.
+    pub primary: String,
+    /// ACL user at the sentinels; `None` is `default`.
+    pub username: Option<String>,
+    /// Password at the sentinels. Never logged, never shown.
+    pub password: Option<String>,
 }
 
 /// See [`Config::shards`].

@@ -103,16 +103,22 @@ pub const DESCRIPTORS_RESERVED: usize = 24;
 /// The same for each shard: runtime, fan-out ring, doorbells, yields, listeners.
 pub const DESCRIPTORS_RESERVED_PER_SHARD: usize = 16;
 
+/// The same for each sentinel: its connection, which two descriptors name, and the thread that connects.
+pub const DESCRIPTORS_RESERVED_PER_SENTINEL: usize = 4;
+/// The same for a cluster: 6 for each of 32 primaries (two connections, and the thread that connects). More are served, at the
+/// expense of clients.
+pub const DESCRIPTORS_RESERVED_CLUSTER: usize = 6 * 32;
+
 /// Connections of the admin address, in a process; their descriptors are reserved beside the others where there is one. Over
 /// it the one that has been idle longest goes, and where none is idle newcomers wait; counter
 /// `corecast_accept_pauses_total`. Two scrapers, two probes and a few people are far from it.
 pub const ADMIN_CONNECTIONS_MAX: usize = 16;
 
-/// Descriptors of a process that clients don't get: [`DESCRIPTORS_RESERVED`], those of its shards, and those of its admin
-/// address where it has one.
-pub const fn descriptors_reserved(shards: usize, has_admin: bool) -> usize {
+/// Descriptors of a process that clients don't get: [`DESCRIPTORS_RESERVED`], those of its shards, those of its admin
+/// address where it has one, and `broker` more where its Redis is several servers.
+pub const fn descriptors_reserved(shards: usize, has_admin: bool, broker: usize) -> usize {
     let admin = if has_admin { ADMIN_CONNECTIONS_MAX } else { 0 };
-    DESCRIPTORS_RESERVED + admin + shards * DESCRIPTORS_RESERVED_PER_SHARD
+    DESCRIPTORS_RESERVED + admin + broker + shards * DESCRIPTORS_RESERVED_PER_SHARD
 }
 
 /// A process takes clients when its broker answers, so that nobody is let in before what he is promised can reach him; one
@@ -308,6 +314,10 @@ pub const SUBSCRIBE_INFLIGHT_MAX: usize = 1024;
 /// Bytes handed to the kernel in one write to Redis. What is behind them is known not to be sent when a connection
 /// breaks.
 pub const BROKER_WRITE_BYTES_MAX: usize = 256 * KIB;
+
+/// Servers that one URL of Sentinel or Cluster names. Sentinels are all listened to, a connection each; of a cluster the
+/// first that answers names the others.
+pub const REDIS_SERVERS_MAX: usize = 16;
 
 /// The probe is published this often, and Redis is given up when it hasn't come back for [`PROBE_TIMEOUT`].
 pub const PROBE_INTERVAL: Duration = Duration::from_secs(1);

@@ -10,12 +10,15 @@
 
 mod anchor;
 mod append;
+pub mod cluster;
 mod commander;
 mod entry;
 mod handshake;
 mod history;
+pub mod placement;
 mod reader;
 mod recorder;
+pub mod sentinel;
 mod streams;
 mod subscriber;
 
@@ -25,6 +28,7 @@ use bytes::BytesMut;
 use redis_protocol::resp2::encode::extend_encode_borrowed;
 use redis_protocol::resp2::types::BorrowedFrame;
 
+use crate::config::Server;
 use crate::limits::{BROKER_WRITE_BYTES_MAX, RECONNECT_WAIT_MAX, RECONNECT_WAIT_MIN};
 use crate::resp::{RespError, excerpt};
 
@@ -79,6 +83,18 @@ pub enum SessionError {
     /// The server can't serve now: it loads its data, has lost its master, or has no room for a connection.
     #[error("redis can't serve now ({0}): it is tried again")]
     NotNow(String),
+    /// The server is a node of a cluster, and another has the slot.
+    #[error(
+        "{what} belongs to another node of the cluster ({text}): name the cluster, redis+cluster://HOST:PORT,HOST:PORT"
+    )]
+    Moved {
+        /// The command.
+        what: String,
+        /// What Redis said.
+        text: String,
+        /// Who has it; `None` where the node doesn't know its address.
+        to: Option<Server>,
+    },
     /// The server refused a command for another reason.
     #[error("redis refused {what} ({text})")]
     Rejected {
@@ -119,6 +135,17 @@ pub enum SessionError {
         /// Age of the question, or of the last part of its answer.
         late: Duration,
     },
+    /// The server is no primary, and one is due.
+    #[error(
+        "found a {0} where a primary was due: the sentinels' word is older than its role, it is tried again"
+    )]
+    NoPrimary(String),
+    /// A sentinel doesn't answer.
+    #[error("a sentinel has not answered for {late:?}: it hangs, or the way to it is cut")]
+    SentinelLate {
+        /// Age of the oldest question.
+        late: Duration,
+    },
     /// Connecting, the handshake, subscribing and the first probe took too long together.
     #[error("redis did not finish the handshake in {0:?}: it hangs, or this is not a Redis server")]
     HandshakeTimeout(Duration),
@@ -135,6 +162,7 @@ impl SessionError {
                 Self::NotPermitted { what: what.into(), text: said, user: user.into(), rule: rule.into() }
             }
             b"LOADING" | b"MASTERDOWN" | b"BUSY" | b"TRYAGAIN" | b"CLUSTERDOWN" => Self::NotNow(said),
+            b"MOVED" => Self::Moved { what: what.into(), to: moved_to(&said), text: said },
             _ if said.contains("max number of clients") => Self::NotNow(said),
             _ => Self::Rejected { what: what.into(), text: said },
         }
@@ -147,6 +175,14 @@ fn channel_rule(verb: &str, channel: &str) -> String {
         true => format!("+{verb} '&{SERVICE_CHANNEL_PREFIX}*'"),
         false => format!("+{verb} '&{channel}'"),
     }
+}
+
+/// Who has the slot, out of an error reply that begins with MOVED: slot and address follow. Where the node doesn't know the
+/// address, `?` or nothing stands for the host.
+pub fn moved_to(said: &str) -> Option<Server> {
+    let (host, port) = said.split(' ').nth(2)?.rsplit_once(':')?;
+    let port = port.parse().ok().filter(|&port| port > 0)?;
+    (!matches!(host, "" | "?")).then(|| Server { host: host.to_owned(), port })
 }
 
 /// How long to wait before the next attempt.
@@ -335,5 +371,6 @@ mod tests {
         assert!(error("LOADING Redis is loading").contains("tried again"));
         assert!(error("ERR max number of clients reached").contains("tried again"));
         assert!(error("READONLY You can't write").contains("refused SUBSCRIBE a"));
+        assert!(error("MOVED 1 10.0.0.1:7000").contains("redis+cluster://"));
     }
 }

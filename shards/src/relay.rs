@@ -140,6 +140,8 @@ struct LogRoom {
     subscribed: bool,
     /// On-demand sources: Redis has confirmed it, in the present run.
     confirmed: bool,
+    /// It had lapsed since, which its members are told when it is confirmed again.
+    has_lapsed: bool,
 }
 
 #[derive(Debug, Default)]
@@ -431,6 +433,7 @@ impl Relay {
             source: source.map(|source| source as u8),
             subscribed: false,
             confirmed: false,
+            has_lapsed: false,
             name,
         };
         let hash = self.hasher.hash_one(&*room.name);
@@ -662,12 +665,13 @@ impl Relay {
         self.metrics().broker_up.set(0);
         for index in 0..self.rooms.span() {
             if let Some(room) = self.rooms.at_mut(index) {
-                room.confirmed = false;
+                // What had lapsed is part of this break.
+                (room.confirmed, room.has_lapsed) = (false, false);
             }
             self.admit_waiting(index, outlet);
         }
         self.forget_last_values();
-        self.deliver_unreturned(outlet);
+        self.deliver_unreturned(None, outlet);
     }
 
     /// Redis has confirmed an on-demand channel: every (UN)SUBSCRIBE of it is answered and the last was a SUBSCRIBE.
@@ -677,18 +681,36 @@ impl Relay {
             let Some(index) = self.find(&name) else { continue };
             let Some(room) = self.rooms.at_mut(index).filter(|room| room.subscribed) else { continue };
             room.confirmed = true;
+            if std::mem::take(&mut room.has_lapsed) {
+                self.begin_epoch(index, outlet);
+            }
             self.admit_waiting(index, outlet);
         }
     }
 
-    /// Redis ended the subscription of an on-demand channel unasked; it is subscribed again, and confirmed anew.
-    pub fn lapsed(&mut self, channel: &[u8]) {
+    /// Redis ended the subscription of an on-demand channel unasked, or the node of the cluster that has it is away; it is
+    /// subscribed again, and confirmed anew. Meanwhile the room is as if the broker were down, the others are not.
+    pub fn lapsed(&mut self, channel: &[u8], outlet: &mut impl Outlet) {
         let setup = Arc::clone(&self.setup);
         for (_, name) in setup.routes.rooms_of_channel(None, channel) {
             let Some(index) = self.find(&name) else { continue };
             let Some(room) = self.rooms.at_mut(index).filter(|room| room.subscribed) else { continue };
-            room.confirmed = false;
+            (room.confirmed, room.has_lapsed) = (false, true);
             self.metrics().gaps.add(GapReason::Broker, 1);
+            self.admit_waiting(index, outlet);
+        }
+        self.deliver_unreturned(Some(channel), outlet);
+    }
+
+    /// Publications of one room are missing: its numbers go on in a new epoch, which its members are told.
+    fn begin_epoch(&mut self, index: u32, outlet: &mut impl Outlet) {
+        let (base, run) = (self.epoch_base, self.run);
+        self.incarnations += 1;
+        let Some(room) = self.rooms.at_mut(index) else { return };
+        room.incarnation = self.incarnations;
+        let (epoch, interest) = (room.epoch(base, run), room.interest.clone());
+        for Interest { shard, slot } in interest {
+            self.offer(shard, Down::RoomGap { slot, epoch }, outlet);
         }
     }
 

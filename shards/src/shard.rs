@@ -386,6 +386,7 @@ impl Shard {
             Down::Reading(reading) => self.reading(*reading, wire, now),
             Down::Gap { slot, from, to } => self.gap(slot, from, to, now),
             Down::SourceGap { source, run } => self.source_gap(source, run as u16),
+            Down::RoomGap { slot, epoch } => self.room_gap(slot, epoch, now),
             Down::Published { to, outcome } => self.answer_publish(to, outcome, wire, now),
             Down::Ask { question } => {
                 let ledger = Box::new(self.ledger());
@@ -519,6 +520,20 @@ impl Shard {
         // Epochs of a room count the runs of its source.
         room.epoch = room.epoch.wrapping_add(u64::from(run)).wrapping_sub(u64::from(room.run));
         room.run = run;
+        self.tell_broken(index, now);
+    }
+
+    /// The channel of one room broke and is back.
+    fn room_gap(&mut self, slot: RoomSlot, epoch: u64, now: Micros) {
+        // The epoch counts the present run of its source.
+        self.settle(slot.index, now);
+        let Some(room) = self.room_of(slot).filter(|room| room.stage == Stage::Live) else { return };
+        room.epoch = epoch;
+        self.tell_broken(slot.index, now);
+    }
+
+    /// Tells the members of a room in a new epoch that the broker lost an unknown number.
+    fn tell_broken(&mut self, index: u32, now: Micros) {
         self.ask_again(index);
         let Some(room) = self.rooms.at(index) else { return };
         let lost = Lost::Unknown(room.last);

@@ -68,7 +68,8 @@ impl Need {
         let processes: Vec<Plan> =
             split(&cores, count).iter().map(|own| Plan::new(own, config.shards)).collect();
         let shards_most = processes.iter().map(|plan| plan.shards.len()).max().unwrap_or(1);
-        let reserved = descriptors_reserved(shards_most, config.admin.is_some()) as u64;
+        let broker = config.broker.descriptors();
+        let reserved = descriptors_reserved(shards_most, config.admin.is_some(), broker) as u64;
         let bound = config.bounds.connections_max as u64;
         let fit = descriptors.map(|limit| limit.saturating_sub(reserved).max(1));
         let (connections, wanted_by) = match (wanted, fit) {

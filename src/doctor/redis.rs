@@ -9,6 +9,7 @@ use shards::config::{BrokerChoice, Config, RedisAddress, RedisTarget, RedisTls};
 use shards::limits::PROBE_INTERVAL;
 
 use super::finding::{Bytes, Count, Finding};
+use super::{cluster, sentinels};
 use crate::exit::{self, Failure};
 use crate::redis::{NO_TLS, is_refusal, place};
 use asked::{Asked, OutputLimit, rule_of};
@@ -38,10 +39,14 @@ pub fn judge(config: &Config) -> Vec<Finding> {
                 "the broker is the local one: one process, and nobody publishes from outside but HTTP",
             )]
         }
-        BrokerChoice::Redis(target) => match Asked::of(target, config) {
-            Ok(asked) => judge_asked(&asked, target, config),
-            Err(failure) => vec![judge_failure(&failure, target)],
-        },
+        BrokerChoice::Redis(target) => {
+            let (target, sentinels) = sentinels::judge(target);
+            let findings = match Asked::of(&target, config) {
+                Ok(asked) => judge_asked(&asked, &target, config),
+                Err(failure) => vec![judge_failure(&failure, &target)],
+            };
+            sentinels.into_iter().chain(cluster::judge(&target)).chain(findings).collect()
+        }
     }
 }
 
@@ -70,6 +75,7 @@ fn judge_failure(failure: &Failure, target: &RedisTarget) -> Finding {
 fn is_here(target: &RedisTarget) -> bool {
     match &target.address {
         RedisAddress::Unix(_) => true,
+        RedisAddress::Sentinel(_) | RedisAddress::Cluster(_) => false,
         RedisAddress::Tcp { host, .. } => {
             host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
         }
@@ -81,9 +87,9 @@ fn judge_asked(asked: &Asked, target: &RedisTarget, config: &Config) -> Vec<Find
     let password = if target.password.is_some() { "with a password" } else { "without a password" };
     let cli = cli(target, target.password.is_some());
     vec![
-        Finding::ok(REACHABLE, format!("{} answers the user {user} {password}", place(target))),
+        Finding::ok(REACHABLE, format!("{} answers the user {user} {password}", place(&target.address))),
         judge_version(asked),
-        judge_role(asked),
+        judge_role(asked, matches!(target.address, RedisAddress::Cluster(_))),
         judge_rights(asked, user, target),
         judge_output(asked.output_limit, config.bounds.message_bytes_max as u64, &cli),
         judge_clients(asked.clients, config.processes as u64, &cli),
@@ -109,14 +115,18 @@ fn judge_version(asked: &Asked) -> Finding {
     }
 }
 
-fn judge_role(asked: &Asked) -> Finding {
+fn judge_role(asked: &Asked, is_cluster: bool) -> Finding {
     let (role, mode) = (asked.role.as_deref(), asked.mode.as_deref());
     match (role, mode) {
         (None, _) => Finding::untold(ROLE, "the role in INFO"),
         (Some("slave"), _) => Finding::warn(ROLE, "a replica: what is published here reaches none of its primary's subscribers")
             .due("the primary")
             .cure("corecast serve --redis redis://PRIMARY:6379  # redis-cli INFO replication names it (master_host)"),
-        (_, Some("cluster")) => Finding::info(ROLE, "a node of a cluster: every publication goes to all of its nodes"),
+        (_, Some("cluster")) if !is_cluster => Finding::info(
+            ROLE,
+            "a node of a cluster: what is published with PUBLISH goes to all of its nodes; for sharded Pub/Sub name the cluster, \
+             redis+cluster://HOST:PORT",
+        ),
         (Some(role), mode) => Finding::ok(ROLE, format!("{role}, {}", mode.unwrap_or("standalone"))),
     }
 }
@@ -261,6 +271,7 @@ fn cli(target: &RedisTarget, has_password: bool) -> String {
     let place = match &target.address {
         RedisAddress::Tcp { host, port } => format!("-h {host} -p {port}{}", tls_options(target)),
         RedisAddress::Unix(path) => format!("-s {}", path.display()),
+        RedisAddress::Sentinel(_) | RedisAddress::Cluster(_) => "-h HOST -p PORT".to_owned(),
     };
     if !has_password {
         return format!("redis-cli {place}");
@@ -336,7 +347,7 @@ mod tests {
     fn a_replica_is_no_place_to_publish() {
         let judged = |role: Option<&str>, mode: Option<&str>| {
             let text = |text: Option<&str>| text.map(str::to_owned);
-            judge_role(&Asked { role: text(role), mode: text(mode), ..Asked::default() }).level
+            judge_role(&Asked { role: text(role), mode: text(mode), ..Asked::default() }, false).level
         };
         assert_eq!(judged(Some("master"), Some("standalone")), Level::Ok);
         assert_eq!(judged(Some("slave"), Some("standalone")), Level::Warn);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::json;
-use shards::config::RedisTarget;
+use shards::config::{RedisAddress, RedisTarget};
 use shards::redis::{Append, Trim};
 use ureq::http::StatusCode;
 
@@ -83,6 +83,11 @@ impl Way {
         if is_lacking {
             let sentence =
                 "--also-publish needs to know the channel: add --channel NAME, or --preset and --room";
+            return Err(Failure::usage(sentence).into());
+        }
+        if args.durable && matches!(target.address, RedisAddress::Cluster(_)) {
+            let sentence = "--durable appends at one server, and a cluster has each stream at another: name the node that has \
+                            the stream's slot, --redis redis://HOST:PORT";
             return Err(Failure::usage(sentence).into());
         }
         let mut connection = RedisConnection::connect(target)?;

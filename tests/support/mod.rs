@@ -2,6 +2,7 @@
 
 pub mod authority;
 pub mod client;
+pub mod cluster;
 pub mod consumer;
 pub mod deadline;
 pub mod http;
@@ -17,6 +18,7 @@ pub mod publisher;
 pub mod redis;
 pub mod scratch;
 pub mod seccomp;
+pub mod sentinel;
 pub mod server;
 pub mod speaker;
 pub mod swarm;

@@ -134,13 +134,22 @@ impl Redis {
     /// Clients that are subscribed to `channel` by name, patterns not counted.
     #[track_caller]
     pub fn subscribers(&self, channel: &str) -> i64 {
-        match self.cli(&["PUBSUB", "NUMSUB", channel]) {
-            OwnedFrame::Array(parts) => match parts.last() {
-                Some(OwnedFrame::Integer(count)) => *count,
-                other => panic!("PUBSUB NUMSUB answered {other:?}"),
-            },
-            other => panic!("PUBSUB NUMSUB answered {other:?}"),
+        count_in(&self.cli(&["PUBSUB", "NUMSUB", channel]))
+    }
+
+    /// Channels that somebody is subscribed to by name.
+    #[track_caller]
+    pub fn channels(&self) -> usize {
+        match self.cli(&["PUBSUB", "CHANNELS"]) {
+            OwnedFrame::Array(names) => names.len(),
+            other => panic!("PUBSUB CHANNELS answered {other:?}"),
         }
+    }
+
+    /// The same at a node of a cluster, for sharded Pub/Sub.
+    #[track_caller]
+    pub fn shard_subscribers(&self, channel: &str) -> i64 {
+        count_in(&self.cli(&["PUBSUB", "SHARDNUMSUB", channel]))
     }
 
     /// A connection for many commands.
@@ -263,6 +272,33 @@ impl Connection {
             }
         }
     }
+}
+
+/// What Redis says in words.
+pub fn text(frame: &OwnedFrame) -> String {
+    match frame {
+        OwnedFrame::BulkString(bytes) | OwnedFrame::SimpleString(bytes) => {
+            String::from_utf8_lossy(bytes).into_owned()
+        }
+        other => panic!("{other:?} where a text was due"),
+    }
+}
+
+/// The number in the answer of PUBSUB for one channel.
+#[track_caller]
+fn count_in(answer: &OwnedFrame) -> i64 {
+    match answer {
+        OwnedFrame::Array(parts) => match parts.last() {
+            Some(OwnedFrame::Integer(count)) => *count,
+            other => panic!("PUBSUB answered {other:?}"),
+        },
+        other => panic!("PUBSUB answered {other:?}"),
+    }
+}
+
+/// The server that is installed, or the one that `CORECAST_TEST_REDIS_SERVER` names.
+pub fn program() -> String {
+    std::env::var("CORECAST_TEST_REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned())
 }
 
 #[track_caller]

@@ -333,9 +333,13 @@ fn choose_tls(
     };
     let Some(wanted) = &mut target.tls else {
         if let Some((key, _)) = said.into_iter().find(|(_, is_said)| *is_said) {
-            let message = format!(
-                "found it beside {target}, which has no TLS, due rediss://: correct the URL, or leave it out"
-            );
+            let cure = match target.address {
+                RedisAddress::Sentinel(_) | RedisAddress::Cluster(_) => {
+                    "and TLS is for one server, rediss://HOST:PORT: leave it out"
+                }
+                _ => "due rediss://: correct the URL, or leave it out",
+            };
+            let message = format!("found it beside {target}, which has no TLS, {cure}");
             fail(key, message);
         }
         return;

@@ -4,21 +4,30 @@ use std::fmt::{self, Write};
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use super::redis_servers::{from_cluster_url, from_sentinel_url, show_sentinels, show_servers};
 use super::{RedisAddress, RedisTarget, RedisTls};
+use crate::limits::REDIS_SERVERS_MAX;
 
 /// Redis' own port.
 const PORT_DEFAULT: u16 = 6379;
 /// What `config show` prints for a password.
-const PASSWORD_SHOWN: &str = "***";
+pub(super) const PASSWORD_SHOWN: &str = "***";
 
 /// Why a text names no Redis server. The text itself is never part of it: it may hold a password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RedisTargetError {
     /// Another scheme.
     #[error(
-        "found the scheme {0:?}, due redis://, rediss:// (TLS), unix:// or redis+unix://, or HOST:PORT without a scheme"
+        "found the scheme {0:?}, due redis://, rediss:// (TLS), unix://, redis+unix://, redis+sentinel:// or redis+cluster://, \
+         or HOST:PORT without a scheme"
     )]
     Scheme(String),
+    /// TLS to sentinels or to a cluster.
+    #[error(
+        "found the scheme {0:?}, but TLS is for one server, rediss://HOST:PORT: sentinels, what they watch, and a cluster's nodes \
+         are reached without it"
+    )]
+    TlsOfSeveral(String),
     /// Nothing at all.
     #[error("found nothing, due HOST:PORT or a URL, for example redis://localhost:6379")]
     Empty,
@@ -45,6 +54,24 @@ pub enum RedisTargetError {
     /// A bare `#`, or a bare `/` or `?` before the `@`.
     #[error("user or password hold a bare '#', '/' or '?': write them as %23, %2F, %3F")]
     Reserved,
+    /// Not a name that Sentinel takes.
+    #[error(
+        "found the name {0:?} of the primary, due letters, digits, '.', '-' and '_': \
+         redis+sentinel://HOST:PORT,HOST:PORT/NAME, as `sentinel monitor NAME` says it"
+    )]
+    PrimaryName(String),
+    /// A query parameter of a Sentinel URL.
+    #[error("found the parameter {0:?}, due db, sentinel_username or sentinel_password")]
+    SentinelParameter(String),
+    /// Two commas in a row, or none where a server is due.
+    #[error("found an empty place in the list of servers, due HOST:PORT between commas")]
+    Server,
+    /// Too many.
+    #[error("found {0} servers, due at most {REDIS_SERVERS_MAX}: name a few, they know the others")]
+    Servers(usize),
+    /// A database in a cluster.
+    #[error("a cluster has database 0 only and takes no parameters: leave out what follows its nodes")]
+    ClusterDatabase,
     /// The password is what `config show` prints instead of one.
     #[error(
         "the password is \"***\", which `corecast config show` prints instead of the real one: put that there"
@@ -66,9 +93,14 @@ impl FromStr for RedisTarget {
             Some(("redis", rest)) => from_url(rest),
             Some(("rediss", rest)) => Ok(RedisTarget { tls: Some(RedisTls::default()), ..from_url(rest)? }),
             Some(("unix" | "redis+unix", rest)) => from_unix_url(rest),
+            Some(("redis+sentinel", rest)) => from_sentinel_url(rest),
+            Some(("redis+cluster", rest)) => from_cluster_url(rest),
+            Some((scheme @ ("rediss+sentinel" | "rediss+cluster"), _)) => {
+                Err(RedisTargetError::TlsOfSeveral(scheme.to_owned()))
+            }
             Some((scheme, _)) => Err(RedisTargetError::Scheme(scheme.to_owned())),
             None => {
-                let (host, port) = host_and_port(text)?;
+                let (host, port) = host_and_port(text, PORT_DEFAULT)?;
                 Ok(bare(RedisAddress::Tcp { host, port }))
             }
         }
@@ -82,6 +114,8 @@ impl fmt::Display for RedisTarget {
             (RedisAddress::Tcp { .. }, None) => "redis://",
             (RedisAddress::Tcp { .. }, Some(_)) => "rediss://",
             (RedisAddress::Unix(_), _) => "unix://",
+            (RedisAddress::Sentinel(_), _) => "redis+sentinel://",
+            (RedisAddress::Cluster(_), _) => "redis+cluster://",
         })?;
         if self.username.is_some() || self.password.is_some() {
             encode(f, self.username.as_deref().unwrap_or_default())?;
@@ -94,11 +128,13 @@ impl fmt::Display for RedisTarget {
             RedisAddress::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}")?,
             RedisAddress::Tcp { host, port } => write!(f, "{host}:{port}")?,
             RedisAddress::Unix(path) => write!(f, "{}", path.display())?,
+            RedisAddress::Sentinel(sentinels) => return show_sentinels(f, sentinels, self.database),
+            RedisAddress::Cluster(nodes) => return show_servers(f, nodes),
         }
         match (&self.address, self.database) {
             (_, 0) => Ok(()),
-            (RedisAddress::Tcp { .. }, database) => write!(f, "/{database}"),
             (RedisAddress::Unix(_), database) => write!(f, "?db={database}"),
+            (_, database) => write!(f, "/{database}"),
         }
     }
 }
@@ -111,7 +147,7 @@ fn from_url(rest: &str) -> Result<RedisTarget, RedisTargetError> {
         return Err(RedisTargetError::Reserved);
     }
     let (credentials, address) = split_credentials(authority)?;
-    let (host, port) = host_and_port(address)?;
+    let (host, port) = host_and_port(address, PORT_DEFAULT)?;
     let mut target = bare(RedisAddress::Tcp { host, port });
     (target.username, target.password) = credentials;
     if !path.is_empty() {
@@ -137,8 +173,15 @@ fn from_unix_url(rest: &str) -> Result<RedisTarget, RedisTargetError> {
     Ok(target)
 }
 
-fn bare(address: RedisAddress) -> RedisTarget {
+pub(super) fn bare(address: RedisAddress) -> RedisTarget {
     RedisTarget { address, username: None, password: None, database: 0, tls: None }
+}
+
+impl From<RedisAddress> for RedisTarget {
+    /// Without user, password, database and TLS.
+    fn from(address: RedisAddress) -> Self {
+        bare(address)
+    }
 }
 
 impl RedisTarget {
@@ -171,7 +214,7 @@ fn split_query(text: &str) -> Result<(&str, Option<u32>), RedisTargetError> {
 type Credentials = (Option<String>, Option<String>);
 
 /// Takes `user:password@` off the front, up to the last `@`.
-fn split_credentials(authority: &str) -> Result<(Credentials, &str), RedisTargetError> {
+pub(super) fn split_credentials(authority: &str) -> Result<(Credentials, &str), RedisTargetError> {
     let Some((credentials, address)) = authority.rsplit_once('@') else {
         return Ok(((None, None), authority));
     };
@@ -188,7 +231,7 @@ fn split_credentials(authority: &str) -> Result<(Credentials, &str), RedisTarget
     Ok(((Some(user).filter(given), password.filter(given)), address))
 }
 
-fn host_and_port(text: &str) -> Result<(String, u16), RedisTargetError> {
+pub(super) fn host_and_port(text: &str, port_default: u16) -> Result<(String, u16), RedisTargetError> {
     let bad_host = |host: &str| RedisTargetError::Host(host.to_owned());
     let (host, port) = if let Some(rest) = text.strip_prefix('[') {
         let (host, after) = rest.split_once(']').ok_or_else(|| bad_host(text))?;
@@ -206,7 +249,7 @@ fn host_and_port(text: &str) -> Result<(String, u16), RedisTargetError> {
         (if host.is_empty() { "localhost" } else { host }, port)
     };
     if port.is_empty() {
-        return Ok((host.to_owned(), PORT_DEFAULT));
+        return Ok((host.to_owned(), port_default));
     }
     let number = port.parse().ok().filter(|port| *port > 0 && !text.contains(":+"));
     // Of `redis.example:pass@host` without a scheme only the end is safe to show.
@@ -214,12 +257,12 @@ fn host_and_port(text: &str) -> Result<(String, u16), RedisTargetError> {
     number.map(|number| (host.to_owned(), number)).ok_or_else(|| RedisTargetError::Port(shown.to_owned()))
 }
 
-fn database(text: &str) -> Result<u32, RedisTargetError> {
+pub(super) fn database(text: &str) -> Result<u32, RedisTargetError> {
     let digits = text.bytes().all(|byte| byte.is_ascii_digit());
     text.parse().ok().filter(|_| digits).ok_or_else(|| RedisTargetError::Database(text.to_owned()))
 }
 
-fn decode(text: &str) -> Result<String, RedisTargetError> {
+pub(super) fn decode(text: &str) -> Result<String, RedisTargetError> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
     let hex = |digit: Option<u8>| digit.and_then(|digit| char::from(digit).to_digit(16));
@@ -236,7 +279,7 @@ fn decode(text: &str) -> Result<String, RedisTargetError> {
     String::from_utf8(bytes).map_err(|_| RedisTargetError::Encoding)
 }
 
-fn encode(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
+pub(super) fn encode(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
             f.write_char(char::from(byte))?;
@@ -307,6 +350,9 @@ mod tests {
     #[test]
     fn each_fault_has_its_sentence() {
         assert!(refused("http://h").contains("found the scheme \"http\", due redis://"));
+        for scheme in ["rediss+sentinel://h/orders", "rediss+cluster://h"] {
+            assert!(refused(scheme).contains("but TLS is for one server, rediss://HOST:PORT"));
+        }
         assert!(refused("tcp://10.0.0.1:6379").contains("found the scheme \"tcp\""));
         assert!(refused("").contains("due HOST:PORT or a URL"));
         assert!(refused("redis://h:0").contains("found the port \"0\", due a number from 1 to 65535"));

@@ -3,7 +3,10 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::layers::{ConfigError, Origin, Provenance, Warning};
-use super::{BrokerChoice, Config, Deliver, Dialect, Publish, Route, ShardCount, Template, duration_text};
+use super::{
+    BrokerChoice, Config, Deliver, Dialect, Publish, RedisAddress, Route, ShardCount, Subscribe, Template,
+    duration_text,
+};
 use crate::limits::TABLES_MAX;
 
 /// 64 without the longest ending of a process's own: `-63-4194304`.
@@ -26,6 +29,7 @@ pub(super) fn validate(
     check.threads();
     check.routes();
     check.types();
+    check.cluster();
     check.tables();
     warn_of_meetings(config, warnings);
     warn_of_mute_lists(config, provenance, warnings);
@@ -184,6 +188,37 @@ impl Check<'_> {
                         "clients of {path} publish with a type, and the source {:?} has no place for it: give that source \
                          deliver = \"event\", or the route publish = \"none\"",
                         source.to_string()
+                    ),
+                ));
+            }
+        }
+    }
+
+    /// A cluster sends what is published with PUBLISH over the bus to each of its nodes, whoever listens there; what scales with it
+    /// is sharded Pub/Sub, which knows exact channels only.
+    fn cluster(&mut self) {
+        if !matches!(&self.config.broker, BrokerChoice::Redis(target) if matches!(target.address, RedisAddress::Cluster(_)))
+        {
+            return;
+        }
+        for (source, origin) in self.config.sources.iter().zip(&self.provenance.sources) {
+            let subscribe = &source.subscribe;
+            if !matches!(subscribe, Subscribe::OnDemand { .. }) {
+                self.errors.push(origin.error(
+                    "redis",
+                    format!(
+                        "found the source {:?}, but what is published with PUBLISH goes to every node of a cluster, and SPUBLISH \
+                         knows no patterns: write \"subscribe room:{{1}}\" for channels on demand by SSUBSCRIBE, or name one \
+                         node, redis://HOST:PORT, to take part in that flood",
+                        subscribe.to_string()
+                    ),
+                ));
+            } else if source.last_value.is_some() {
+                self.errors.push(origin.error(
+                    "last_value",
+                    format!(
+                        "the source {:?} keeps last values, which no cluster does yet: leave it out",
+                        subscribe.to_string()
                     ),
                 ));
             }

@@ -22,7 +22,7 @@ use bytes::BytesMut;
 use monoio::buf::{IoBufMut, SliceMut};
 use tls::TlsError;
 
-use crate::config::RedisTarget;
+use crate::config::{RedisAddress, RedisTarget, Server};
 use crate::limits::{BROKER_HANDSHAKE_TIMEOUT, RECEIVE_BUFFER_BYTES};
 use crate::redis::{
     Commander, CommanderEvent, PublishError, Reconnect, Refused, SessionError, Subscriber,
@@ -30,14 +30,22 @@ use crate::redis::{
 };
 use crate::resp::{Inbox, Received};
 
+mod blocking;
+mod cluster;
 mod connect;
 mod faults;
+mod fences;
 mod half;
+mod link;
+mod sentinel;
+
+pub use link::BrokerLink;
 
 pub use connect::tls_client;
 use connect::{Connection, Connections, End, connect, describe};
 use faults::LastValueFaults;
 use half::{ReadHalf, WriteHalf};
+use sentinel::Watch;
 
 /// What the relay hears of the broker. Every call is made from the link's own tasks, never from inside a
 /// [`BrokerLink`] method, and may itself call those.
@@ -60,6 +68,13 @@ pub trait BrokerEvents {
     fn lapsed(&mut self, channel: &[u8]);
     /// Redis doesn't permit this exact channel. It isn't wanted any more; the reason has been logged.
     fn refused(&mut self, channel: &[u8], reason: &str);
+    /// This node of a cluster has not the slot of the exact channel, which isn't wanted there any more; `to` has it. Told to who
+    /// drives the cluster, never to the relay.
+    fn moved(&mut self, _channel: &[u8], _to: Option<Server>) {}
+    /// This node of a cluster has not the slot of the probe's channel any more, and the probe takes another. As for `moved`.
+    fn probe_moved(&mut self) {}
+    /// This node of a cluster did not take the probe. As for `moved`.
+    fn probe_refused(&mut self) {}
     /// A publication; `pattern` is the one that let it in, `None` for an exact subscription. Copy what you keep.
     fn message(&mut self, pattern: Option<&[u8]>, channel: &[u8], payload: &[u8]);
     /// Redis answered a publication (number of its connections that received it), or never will.
@@ -78,9 +93,9 @@ pub trait BrokerEvents {
     fn batch_end(&mut self);
 }
 
-/// The relay's hold on the link to Redis. Clones are the same link; it ends with [`shutdown`](Self::shutdown).
+/// The link to one server. What its methods promise is said at [`BrokerLink`].
 #[derive(Clone)]
-pub struct BrokerLink {
+struct OneLink {
     link: Rc<Link>,
 }
 
@@ -103,26 +118,41 @@ pub struct BrokerCounters {
     pub subscriber: SubscriberCounters,
 }
 
-impl BrokerLink {
-    /// Wants an exact channel, for as long as the link lives. True if it is confirmed already; otherwise
-    /// [`BrokerEvents::confirmed`] or [`BrokerEvents::refused`] follows as soon as Redis answers.
-    pub fn subscribe(&self, channel: &[u8]) -> bool {
+impl BrokerCounters {
+    /// Of two links together.
+    fn plus(&self, other: &Self) -> Self {
+        let (a, b) = (&self.subscriber, &other.subscriber);
+        Self {
+            ups: self.ups + other.ups,
+            reconnects: self.reconnects + other.reconnects,
+            attempts_failed: self.attempts_failed + other.attempts_failed,
+            publishes_refused: self.publishes_refused + other.publishes_refused,
+            publishes_failed: self.publishes_failed + other.publishes_failed,
+            receive_buffer_bytes: self.receive_buffer_bytes + other.receive_buffer_bytes,
+            subscriber: SubscriberCounters {
+                messages: a.messages + b.messages,
+                pushes_unknown: a.pushes_unknown + b.pushes_unknown,
+                probes_foreign: a.probes_foreign + b.probes_foreign,
+                too_big: a.too_big + b.too_big,
+                lapses: a.lapses + b.lapses,
+            },
+        }
+    }
+}
+
+impl OneLink {
+    fn subscribe(&self, channel: &[u8]) -> bool {
         let is_confirmed = self.link.inner.borrow_mut().subscriber.subscribe(channel);
         self.link.subscriber_wake.notify();
         is_confirmed
     }
 
-    /// Doesn't want an exact channel any more.
-    pub fn unsubscribe(&self, channel: &[u8]) {
+    fn unsubscribe(&self, channel: &[u8]) {
         self.link.inner.borrow_mut().subscriber.unsubscribe(channel);
         self.link.subscriber_wake.notify();
     }
 
-    /// Publishes. Many publications of one turn leave in one write. `token` is answered by [`BrokerEvents::published`].
-    ///
-    /// # Errors
-    /// [`Refused`]; then there is no answer.
-    pub fn publish(&self, channel: &[u8], payload: &[u8], token: u64) -> Result<(), Refused> {
+    fn publish(&self, channel: &[u8], payload: &[u8], token: u64) -> Result<(), Refused> {
         let mut inner = self.link.inner.borrow_mut();
         let result =
             if inner.is_up { inner.commander.publish(channel, payload, token) } else { Err(Refused::Down) };
@@ -134,19 +164,11 @@ impl BrokerLink {
         result
     }
 
-    /// Writes a value that lives for `ttl_millis`; [`BrokerEvents::kept`] answers.
-    ///
-    /// # Errors
-    /// [`Refused::Down`]; then there is no answer.
-    pub fn keep(&self, key: &str, value: &[u8], ttl_millis: u64) -> Result<(), Refused> {
+    fn keep(&self, key: &str, value: &[u8], ttl_millis: u64) -> Result<(), Refused> {
         self.command(|commander| commander.keep(key, value, ttl_millis))
     }
 
-    /// Asks for a value; [`BrokerEvents::fetched`] answers.
-    ///
-    /// # Errors
-    /// [`Refused::Down`]; then there is no answer.
-    pub fn fetch(&self, key: &str) -> Result<(), Refused> {
+    fn fetch(&self, key: &str) -> Result<(), Refused> {
         self.command(|commander| commander.fetch(key))
     }
 
@@ -160,23 +182,19 @@ impl BrokerLink {
         result
     }
 
-    /// Whether fixed sources are subscribed and publishing is possible.
-    pub fn is_up(&self) -> bool {
+    fn is_up(&self) -> bool {
         self.link.inner.borrow().is_up
     }
 
-    /// Why the link was last down, in a sentence for the operator; empty before the first failure.
-    pub fn last_reason(&self) -> String {
+    fn last_reason(&self) -> String {
         self.link.inner.borrow().last_reason.clone()
     }
 
-    /// Publications whose answer is due. A drain waits until there are none.
-    pub fn publishes_inflight(&self) -> usize {
+    fn publishes_inflight(&self) -> usize {
         self.link.inner.borrow().commander.publishes_inflight()
     }
 
-    /// What was counted so far.
-    pub fn counters(&self) -> BrokerCounters {
+    fn counters(&self) -> BrokerCounters {
         let inner = self.link.inner.borrow();
         BrokerCounters {
             subscriber: inner.subscriber.counters(),
@@ -185,19 +203,26 @@ impl BrokerLink {
         }
     }
 
-    /// Ends the link; [`stopped`](Self::stopped) tells when it has. What is under way is answered, not awaited.
-    pub fn shutdown(&self) {
+    fn shutdown(&self) {
         self.link.inner.borrow_mut().is_stopping = true;
         self.link.supervisor_wake.notify();
     }
 
-    /// Completes when the link has ended: nothing is told to [`BrokerEvents`] any more, all tasks are gone.
-    pub async fn stopped(&self) {
+    async fn stopped(&self) {
         while !self.link.inner.borrow().is_stopped {
             self.link.stopped_wake.wait().await;
         }
         // Another clone may wait as well.
         self.link.stopped_wake.notify();
+    }
+
+    /// Takes another channel for the probe, at a node of a cluster.
+    fn set_probe(&self, channel: &str) {
+        let mut inner = self.link.inner.borrow_mut();
+        inner.subscriber.set_probe(channel);
+        inner.commander.set_probe(channel);
+        drop(inner);
+        self.link.subscriber_wake.notify();
     }
 }
 
@@ -211,11 +236,39 @@ pub fn start<E: BrokerEvents + 'static>(
     channels: &[String],
     events: Rc<RefCell<E>>,
 ) -> BrokerLink {
+    if let RedisAddress::Cluster(_) = &target.address {
+        // The configuration refuses sources of other kinds there.
+        assert!(patterns.is_empty() && channels.is_empty(), "a cluster has channels on demand only");
+        return BrokerLink::cluster(cluster::start(target, node_id, events));
+    }
     let run = random();
+    let subscriber = Subscriber::new(&target, node_id, run, patterns, channels);
+    let commander = Commander::new(&target, node_id, run);
+    BrokerLink::one(start_one(target, subscriber, commander, events))
+}
+
+/// The same for a node of a cluster, whose probe has its own channel.
+fn start_node<E: BrokerEvents + 'static>(
+    target: RedisTarget,
+    probe_channel: &str,
+    events: Rc<RefCell<E>>,
+) -> OneLink {
+    let run = random();
+    let subscriber = Subscriber::sharded(&target, probe_channel, run);
+    let commander = Commander::sharded(&target, probe_channel, run);
+    start_one(target, subscriber, commander, events)
+}
+
+fn start_one<E: BrokerEvents + 'static>(
+    target: RedisTarget,
+    subscriber: Subscriber,
+    commander: Commander,
+    events: Rc<RefCell<E>>,
+) -> OneLink {
     let link = Rc::new(Link {
         inner: RefCell::new(Inner {
-            subscriber: Subscriber::new(&target, node_id, run, patterns, channels),
-            commander: Commander::new(&target, node_id, run),
+            subscriber,
+            commander,
             is_up: false,
             is_stopping: false,
             is_stopped: false,
@@ -231,7 +284,7 @@ pub fn start<E: BrokerEvents + 'static>(
         stopped_wake: Wake::default(),
     });
     monoio::spawn(supervise(link.clone(), events, target));
-    BrokerLink { link }
+    OneLink { link }
 }
 
 struct Link {
@@ -278,10 +331,24 @@ impl Link {
 
 /// Keeps the link up: one attempt after the other, with a wait between them.
 async fn supervise<E: BrokerEvents + 'static>(link: Rc<Link>, events: Rc<RefCell<E>>, target: RedisTarget) {
-    let address = describe(&target.address);
+    let watch = match &target.address {
+        RedisAddress::Sentinel(sentinels) => Some(Watch::start(sentinels, &link)),
+        _ => None,
+    };
+    let is_over = || link.is_stopping() || watch.as_ref().is_some_and(|watch| watch.has_moved());
     let mut reconnect = Reconnect::new();
     while !link.is_stopping() {
-        let (up_since, reason) = match connect(&target, || link.is_stopping()).await {
+        let place = match &watch {
+            Some(watch) => watch.locate(&link).await,
+            None => Ok(target.address.clone()),
+        };
+        let address = describe(place.as_ref().unwrap_or(&target.address));
+        let connections = match place {
+            Ok(address) => connect(&RedisTarget { address, ..target.clone() }, is_over).await,
+            Err(reason) => Err(reason),
+        };
+        let (up_since, reason) = match connections {
+            _ if is_over() => (None, "its sentinels named another primary meanwhile".into()),
             Ok(Connections::Tcp(subscriber, commander)) => {
                 converse(&link, &events, subscriber, commander, &address).await
             }
@@ -307,9 +374,12 @@ async fn supervise<E: BrokerEvents + 'static>(link: Rc<Link>, events: Rc<RefCell
         }
         link.inner.borrow_mut().last_reason = reason;
         let until = Instant::now() + reconnect.next_wait(random());
-        while !link.is_stopping() && Instant::now() < until {
+        while !is_over() && Instant::now() < until {
             link.supervisor_wake.wait_until(until).await;
         }
+    }
+    if let Some(watch) = watch {
+        watch.stopped().await;
     }
     link.inner.borrow_mut().is_stopped = true;
     link.stopped_wake.notify();
@@ -556,6 +626,8 @@ impl<E: BrokerEvents> SubscriberReader<E> {
                 self.events.borrow_mut().confirmed(channel);
             }
             Some(SubscriberEvent::Lapsed { channel }) => self.events.borrow_mut().lapsed(channel),
+            Some(SubscriberEvent::Moved { channel, to }) => self.events.borrow_mut().moved(&channel, to),
+            Some(SubscriberEvent::ProbeMoved) => self.events.borrow_mut().probe_moved(),
             Some(SubscriberEvent::Refused { channel, reason }) => {
                 tracing::warn!(%reason, "a channel is not permitted");
                 self.events.borrow_mut().refused(&channel, &reason.to_string());
@@ -639,6 +711,11 @@ impl<E: BrokerEvents> Reader for CommanderReader<E> {
                 inner.last_value_faults.note("GET", &key, result.as_ref().err(), now);
                 drop(inner);
                 self.events.borrow_mut().fetched(&key, result.ok().flatten().as_deref());
+                return Ok(());
+            }
+            Some(CommanderEvent::ProbeRefused) => {
+                drop(inner);
+                self.events.borrow_mut().probe_refused();
                 return Ok(());
             }
             None => drop(inner),

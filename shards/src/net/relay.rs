@@ -12,7 +12,7 @@ use super::connection::Clock;
 use super::ring::RelayEnd;
 use super::stages::{Sample, Stages};
 use crate::command::Down;
-use crate::config::{BrokerChoice, Config, Subscribe};
+use crate::config::{BrokerChoice, Config, RedisAddress, RedisTarget, Subscribe};
 use crate::limits::TURN_COMMANDS_MAX;
 use crate::metrics::Stage;
 use crate::redis::{PublishError, Refused, SessionError};
@@ -33,8 +33,8 @@ const SWEEP_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Publications that Redis refuses: told once, until none has been refused for a while.
 struct Refusals {
-    /// Where clients' publications go, as ACL rules: the refusal itself names none.
-    channels: String,
+    /// What clients' publications take, as ACL rules: the refusal itself names no channel.
+    rules: String,
     last_at: Option<Instant>,
 }
 
@@ -47,7 +47,7 @@ impl Refusals {
         }
         match error {
             SessionError::NotPermitted { text, user, .. } => {
-                let cure = format!("ACL SETUSER {user} +publish {}", self.channels);
+                let cure = format!("ACL SETUSER {user} {}", self.rules);
                 tracing::warn!(reason = %text, %cure, "{REFUSED}");
             }
             other => {
@@ -57,8 +57,12 @@ impl Refusals {
     }
 }
 
-/// The channels of all sources, as ACL rules.
-fn publish_channels(config: &Config) -> String {
+/// Publishing to the channels of all sources, as ACL rules.
+fn publish_rules(config: &Config) -> String {
+    let verb = match &config.broker {
+        BrokerChoice::Redis(RedisTarget { address: RedisAddress::Cluster(_), .. }) => "+spublish",
+        _ => "+publish",
+    };
     let channels = config.sources.iter().map(|source| match &source.subscribe {
         Subscribe::Channel(channel) => format!("'&{channel}'"),
         Subscribe::Pattern { prefix, suffix }
@@ -67,7 +71,7 @@ fn publish_channels(config: &Config) -> String {
             format!("'&{prefix}*{suffix}'")
         }
     });
-    channels.collect::<Vec<_>>().join(" ")
+    std::iter::once(verb.to_owned()).chain(channels).collect::<Vec<_>>().join(" ")
 }
 
 /// The rings to all shards.
@@ -215,7 +219,7 @@ impl BrokerEvents for Driver {
     }
 
     fn lapsed(&mut self, channel: &[u8]) {
-        self.relay.lapsed(channel);
+        self.relay.lapsed(channel, &mut self.rings);
     }
 
     fn refused(&mut self, channel: &[u8], _reason: &str) {
@@ -309,7 +313,7 @@ pub fn start<F: Fn() -> bool>(
         link: None,
         stages,
         batch_arrived: clock.now(),
-        refusals: Refusals { channels: publish_channels(config), last_at: None },
+        refusals: Refusals { rules: publish_rules(config), last_at: None },
     }));
     if let BrokerChoice::Redis(target) = &config.broker {
         let (patterns, channels) = fixed_subscriptions(config);

@@ -131,9 +131,9 @@ pub struct Server {
 }
 
 /// Connections that the descriptor limit leaves space for.
-fn connections_that_fit(shards: usize, has_admin: bool) -> usize {
+fn connections_that_fit(shards: usize, has_admin: bool, broker: usize) -> usize {
     let limit = getrlimit(Resource::Nofile).current.map_or(usize::MAX, |limit| limit as usize);
-    limit.saturating_sub(descriptors_reserved(shards, has_admin)).max(1)
+    limit.saturating_sub(descriptors_reserved(shards, has_admin, broker)).max(1)
 }
 
 impl Server {
@@ -160,7 +160,8 @@ impl Server {
         let admin_on_loopback = admin.is_some_and(|address| address.ip().is_loopback());
         let gate = Gate::new(key, loopback_only).with_admin(admin_on_loopback);
         let mut setup = Setup::new(config, gate, metrics);
-        let connections_that_fit = connections_that_fit(cores.len(), admin.is_some());
+        let connections_that_fit =
+            connections_that_fit(cores.len(), admin.is_some(), config.broker.descriptors());
         setup.bounds.connections_max = setup.bounds.connections_max.min(connections_that_fit);
         setup.domains = domains;
         setup.noticed = noticed(config);

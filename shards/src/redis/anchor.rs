@@ -129,9 +129,9 @@ impl Anchor {
             let error =
                 SessionError::from_reply(&format!("the anchor of the stream {name}"), text, user, &rule);
             return match error {
-                SessionError::NotPermitted { .. } | SessionError::Rejected { .. } => {
-                    Ok(Err(AnchorError::Refused(error)))
-                }
+                SessionError::NotPermitted { .. }
+                | SessionError::Rejected { .. }
+                | SessionError::Moved { .. } => Ok(Err(AnchorError::Refused(error))),
                 error => Err(error),
             };
         }

@@ -23,6 +23,8 @@ pub struct Commander {
     user: String,
     probe_channel: String,
     run: u64,
+    /// The server is a node of a cluster.
+    is_sharded: bool,
     /// Commands whose answer is due, oldest first.
     inflight: VecDeque<Command>,
     publishes: usize,
@@ -54,6 +56,8 @@ pub enum CommanderEvent {
         /// The value, or that there is none.
         result: Result<Option<bytes::Bytes>, SessionError>,
     },
+    /// A node of a cluster did not take the probe: its slot has moved, or the cluster is down.
+    ProbeRefused,
 }
 
 /// Why a publication has no answer from Redis, or a bad one.
@@ -117,12 +121,22 @@ struct Probe {
 impl Commander {
     /// A session that isn't connected yet. `node_id` and `run` as for the subscriber.
     pub fn new(target: &RedisTarget, node_id: &str, run: u64) -> Self {
+        Self::bare(target, format!("{SERVICE_CHANNEL_PREFIX}{node_id}"), run)
+    }
+
+    /// A session with a node of a cluster that isn't connected yet. The slot of `probe_channel` is that node's.
+    pub fn sharded(target: &RedisTarget, probe_channel: &str, run: u64) -> Self {
+        Self { is_sharded: true, ..Self::bare(target, probe_channel.to_owned(), run) }
+    }
+
+    fn bare(target: &RedisTarget, probe_channel: String, run: u64) -> Self {
         Self {
             handshake: Handshake::new(target, target.database),
             out: Outbox::default(),
             user: target.username.clone().unwrap_or_else(|| "default".into()),
-            probe_channel: format!("{SERVICE_CHANNEL_PREFIX}{node_id}"),
+            probe_channel,
             run,
+            is_sharded: false,
             inflight: VecDeque::new(),
             publishes: 0,
             publish_bytes: 0,
@@ -192,7 +206,7 @@ impl Commander {
         self.publishes += 1;
         self.publish_bytes += bytes;
         self.inflight.push_back(Command::Publish { token, bytes, at: self.out.queued_bytes });
-        self.out.push(&[b"PUBLISH", channel, payload]);
+        self.out.push(&[self.verb().as_bytes(), channel, payload]);
         Ok(())
     }
 
@@ -223,6 +237,14 @@ impl Commander {
         self.inflight.push_back(Command::Fetch { key: key.into() });
         self.out.push(&[b"GET", key.as_bytes()]);
         Ok(())
+    }
+
+    /// Takes another channel for the probe, whose slot has moved. What was out there is forgotten;
+    /// [`start_probing`](Self::start_probing) begins again.
+    pub fn set_probe(&mut self, channel: &str) {
+        channel.clone_into(&mut self.probe_channel);
+        self.probe.out.clear();
+        self.probe.next_at = None;
     }
 
     /// Begins to probe, now that the subscriber is ready to receive probes.
@@ -257,7 +279,7 @@ impl Commander {
         self.probe.out.push_back((self.probe.sent, now));
         self.inflight.push_back(Command::Probe);
         let payload = probe_payload(self.run, self.probe.sent);
-        self.out.push(&[b"PUBLISH", self.probe_channel.as_bytes(), payload.as_bytes()]);
+        self.out.push(&[self.verb().as_bytes(), self.probe_channel.as_bytes(), payload.as_bytes()]);
         Ok(Some(self.probe.sent))
     }
 
@@ -295,7 +317,7 @@ impl Commander {
             Some(Command::Publish { token, bytes, .. }) => {
                 self.publishes -= 1;
                 self.publish_bytes -= bytes;
-                let result = self.judge("PUBLISH", "CHANNEL", reply);
+                let result = self.judge(self.verb(), "the room's channel", reply);
                 match result {
                     Ok(receivers) => Ok(Some(CommanderEvent::Published { token, result: Ok(receivers) })),
                     Err(error @ SessionError::WrongReply { .. }) => {
@@ -310,9 +332,17 @@ impl Commander {
                 }
             }
             Some(Command::Probe) => {
-                // Without the probe a dead subscription would look healthy: its refusal ends the session.
-                self.judge(&format!("PUBLISH {}", self.probe_channel), &self.probe_channel, reply)
-                    .map(|_| None)
+                let what = format!("{} {}", self.verb(), self.probe_channel);
+                match self.judge(&what, &self.probe_channel, reply) {
+                    Ok(_) => Ok(None),
+                    Err(SessionError::Moved { .. } | SessionError::NotNow(_)) if self.is_sharded => {
+                        // The node lives, and has not this slot now, or the cluster has none: whoever knows the others decides.
+                        self.probe.out.clear();
+                        Ok(Some(CommanderEvent::ProbeRefused))
+                    }
+                    // Without the probe a dead subscription would look healthy: its refusal ends the session.
+                    Err(error) => Err(error),
+                }
             }
             Some(Command::Keep { key }) => {
                 let result = match reply {
@@ -346,6 +376,10 @@ impl Commander {
         }
     }
 
+    fn verb(&self) -> &'static str {
+        if self.is_sharded { "SPUBLISH" } else { "PUBLISH" }
+    }
+
     fn refusal(&self, command: &str, key: &str, text: &[u8]) -> SessionError {
         let rule = format!("+{} '~{key}'", command.to_ascii_lowercase());
         SessionError::from_reply(command, text, &self.user, &rule)
@@ -361,7 +395,7 @@ impl Commander {
         match reply {
             Value::Integer(receivers) if receivers >= 0 => Ok(receivers as u64),
             Value::Error(text) => {
-                let rule = channel_rule("publish", channel);
+                let rule = channel_rule(&self.verb().to_ascii_lowercase(), channel);
                 Err(SessionError::from_reply(what, text, &self.user, &rule))
             }
             other => Err(SessionError::WrongReply {

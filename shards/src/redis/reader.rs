@@ -352,7 +352,10 @@ impl Reader {
             None => "+xread".to_owned(),
         };
         let reason = SessionError::from_reply(&what, text, &self.user, &rule);
-        if !matches!(reason, SessionError::NotPermitted { .. } | SessionError::Rejected { .. }) {
+        if !matches!(
+            reason,
+            SessionError::NotPermitted { .. } | SessionError::Rejected { .. } | SessionError::Moved { .. }
+        ) {
             return Err(reason);
         }
         let refused = match suspect {

@@ -358,7 +358,12 @@ impl Recorder {
     ) -> Result<Option<RecorderEvent>, SessionError> {
         if let Value::Error(text) = frame.value() {
             let error = SessionError::from_reply("XREVRANGE", text, &self.user, "+xrevrange");
-            if !matches!(error, SessionError::NotPermitted { .. } | SessionError::Rejected { .. }) {
+            if !matches!(
+                error,
+                SessionError::NotPermitted { .. }
+                    | SessionError::Rejected { .. }
+                    | SessionError::Moved { .. }
+            ) {
                 return Err(error);
             }
             let result = Err(HistoryError::Refused);

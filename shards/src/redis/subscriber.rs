@@ -4,7 +4,11 @@
 //! (UN)SUBSCRIBE outstanding; what is wanted meanwhile is settled when its answer comes. So *confirmed* means by
 //! construction what the relay's rule asks: every (UN)SUBSCRIBE of the channel is answered and the last was a SUBSCRIBE.
 //!
-//! Commands name one channel each, because an error reply names none: it belongs to the oldest request.
+//! Commands name one channel each, because an error reply names none: it belongs to the oldest request. (So no command crosses
+//! slots either, where the server is a node of a cluster.)
+//!
+//! At a node of a cluster all of it is sharded Pub/Sub: a channel lives where its slot does. One that has moved ends unasked, is
+//! subscribed again and refused with MOVED, and is then not wanted here any more: somebody else wants it elsewhere.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -13,7 +17,7 @@ use foldhash::{HashMap, HashMapExt};
 
 use super::handshake::Handshake;
 use super::{Outbox, SERVICE_CHANNEL_PREFIX, SessionError, channel_rule};
-use crate::config::RedisTarget;
+use crate::config::{RedisTarget, Server};
 use crate::limits::SUBSCRIBE_INFLIGHT_MAX;
 use crate::resp::{Frame, Inbox, Protocol, Publication, Value, excerpt};
 
@@ -27,6 +31,8 @@ pub struct Subscriber {
     probe_channel: Rc<[u8]>,
     /// Distinguishes this run from another process that was given the same node id.
     run: u64,
+    /// The server is a node of a cluster.
+    is_sharded: bool,
     channels: HashMap<Rc<[u8]>, Subscription>,
     patterns: HashMap<Rc<[u8]>, Subscription>,
     /// Topics whose request must be written, each once; some may need none any more.
@@ -35,6 +41,8 @@ pub struct Subscriber {
     due_max: usize,
     /// Requests that have been written, oldest first; at most [`SUBSCRIBE_INFLIGHT_MAX`].
     asked: VecDeque<Topic>,
+    /// Channels whose end a node of a cluster could not take while the cluster was down; asked for again when a probe is back.
+    unended: Vec<Topic>,
     /// Fixed topics that are not confirmed.
     fixed_missing: usize,
     /// Whether [`take_ready`](Self::take_ready) has said so on this connection.
@@ -88,6 +96,15 @@ pub enum SubscriberEvent<'f> {
     },
     /// Our probe of this number has come back.
     Probe(u64),
+    /// The exact channel can't be subscribed at this node of the cluster. It isn't wanted here any more.
+    Moved {
+        /// Its name.
+        channel: Rc<[u8]>,
+        /// Who has its slot; `None` where the node doesn't know, or the cluster is down.
+        to: Option<Server>,
+    },
+    /// The slot of the probe's channel is not this node's any more: [`Subscriber::set_probe`] is due.
+    ProbeMoved,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,6 +126,10 @@ struct Subscription {
     is_due: bool,
 }
 
+/// What is subscribed for as long as the session lives, before it is.
+const FIXED: Subscription =
+    Subscription { is_wanted: true, is_fixed: true, is_subscribed: false, asked: None, is_due: false };
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ask {
     Subscribe,
@@ -126,34 +147,56 @@ impl Subscriber {
         patterns: &[String],
         channels: &[String],
     ) -> Self {
-        let probe_channel: Rc<[u8]> = format!("{SERVICE_CHANNEL_PREFIX}{node_id}").into_bytes().into();
-        let mut subscriber = Self {
+        let probe_channel = format!("{SERVICE_CHANNEL_PREFIX}{node_id}");
+        let mut subscriber = Self::bare(target, &probe_channel, run);
+        subscriber.channels.extend(channels.iter().map(|name| (name.as_bytes().into(), FIXED)));
+        subscriber.patterns.extend(patterns.iter().map(|name| (name.as_bytes().into(), FIXED)));
+        subscriber
+    }
+
+    /// A session with a node of a cluster that isn't connected yet. The slot of `probe_channel` is that node's.
+    pub fn sharded(target: &RedisTarget, probe_channel: &str, run: u64) -> Self {
+        Self { is_sharded: true, ..Self::bare(target, probe_channel, run) }
+    }
+
+    fn bare(target: &RedisTarget, probe_channel: &str, run: u64) -> Self {
+        let probe_channel: Rc<[u8]> = probe_channel.as_bytes().into();
+        Self {
             // Pub/Sub doesn't know databases.
             handshake: Handshake::new(target, 0),
             out: Outbox::default(),
             user: target.username.clone().unwrap_or_else(|| "default".into()),
             probe_channel: probe_channel.clone(),
             run,
-            channels: HashMap::new(),
+            is_sharded: false,
+            channels: HashMap::from_iter([(probe_channel, FIXED)]),
             patterns: HashMap::new(),
             due: VecDeque::new(),
             due_max: SUBSCRIBE_INFLIGHT_MAX,
             asked: VecDeque::new(),
+            unended: Vec::new(),
             fixed_missing: 0,
             said_ready: false,
             counters: SubscriberCounters::default(),
-        };
-        let fixed = Subscription {
-            is_wanted: true,
-            is_fixed: true,
-            is_subscribed: false,
-            asked: None,
-            is_due: false,
-        };
-        subscriber.channels.insert(probe_channel, fixed);
-        subscriber.channels.extend(channels.iter().map(|name| (name.as_bytes().into(), fixed)));
-        subscriber.patterns.extend(patterns.iter().map(|name| (name.as_bytes().into(), fixed)));
-        subscriber
+        }
+    }
+
+    /// Takes another channel for the probe. The session is ready again when that is confirmed.
+    pub fn set_probe(&mut self, channel: &str) {
+        let channel: Rc<[u8]> = channel.as_bytes().into();
+        let old = std::mem::replace(&mut self.probe_channel, channel.clone());
+        self.said_ready = false;
+        if old != channel {
+            if let Some(subscription) = self.channels.get_mut(&old) {
+                (subscription.is_wanted, subscription.is_fixed) = (false, false);
+                self.fixed_missing -= usize::from(!subscription.is_subscribed && self.fixed_missing > 0);
+            }
+            self.channels.insert(channel.clone(), FIXED);
+            self.fixed_missing += 1;
+            self.set_due(Topic { is_pattern: false, name: old });
+        }
+        self.set_due(Topic { is_pattern: false, name: channel });
+        self.write_due();
     }
 
     /// Begins on a fresh connection: the handshake, then all that is wanted, fixed topics first.
@@ -181,6 +224,7 @@ impl Subscriber {
         self.out.clear();
         self.due.clear();
         self.asked.clear();
+        self.unended.clear();
         self.said_ready = false;
         self.channels.retain(|_, subscription| subscription.is_wanted);
         for subscription in self.channels.values_mut().chain(self.patterns.values_mut()) {
@@ -204,16 +248,7 @@ impl Subscriber {
             }
             None => {
                 let name: Rc<[u8]> = channel.into();
-                self.channels.insert(
-                    name.clone(),
-                    Subscription {
-                        is_wanted: true,
-                        is_fixed: false,
-                        is_subscribed: false,
-                        asked: None,
-                        is_due: false,
-                    },
-                );
+                self.channels.insert(name.clone(), Subscription { is_fixed: false, ..FIXED });
                 name
             }
         };
@@ -313,7 +348,7 @@ impl Subscriber {
         frame: &Frame<'f>,
     ) -> Result<Option<SubscriberEvent<'f>>, SessionError> {
         match frame.item(0) {
-            Some(Value::Text(b"message")) => {
+            Some(Value::Text(b"message" | b"smessage")) => {
                 let (channel, payload) = (text(frame, 1)?, text(frame, 2)?);
                 Ok(self.receive(None, channel, payload))
             }
@@ -321,7 +356,7 @@ impl Subscriber {
                 let (pattern, channel, payload) = (text(frame, 1)?, text(frame, 2)?, text(frame, 3)?);
                 Ok(self.receive(Some(pattern), channel, payload))
             }
-            Some(Value::Text(b"subscribe")) => self.confirm(false, text(frame, 1)?),
+            Some(Value::Text(b"subscribe" | b"ssubscribe")) => self.confirm(false, text(frame, 1)?),
             Some(Value::Text(b"psubscribe")) => self.confirm(true, text(frame, 1)?),
             Some(Value::Text(b"unsubscribe" | b"sunsubscribe")) => self.handle_end(frame, false),
             Some(Value::Text(b"punsubscribe")) => self.handle_end(frame, true),
@@ -344,6 +379,10 @@ impl Subscriber {
             let is_ours = pattern.is_none() && *channel == *self.probe_channel;
             let probe = if is_ours { parse_probe(payload, self.run) } else { None };
             self.counters.probes_foreign += u64::from(is_ours && probe.is_none());
+            if probe.is_some() && !self.unended.is_empty() {
+                std::mem::take(&mut self.unended).into_iter().for_each(|topic| self.set_due(topic));
+                self.write_due();
+            }
             return probe.map(SubscriberEvent::Probe);
         }
         self.counters.messages += 1;
@@ -397,6 +436,10 @@ impl Subscriber {
             return Ok(None);
         }
         self.counters.lapses += 1;
+        if is_fixed && self.is_sharded {
+            self.fixed_missing += 1;
+            return Ok(Some(SubscriberEvent::ProbeMoved));
+        }
         if is_fixed {
             return Err(SessionError::SubscriptionEnded(excerpt(name)));
         }
@@ -414,13 +457,18 @@ impl Subscriber {
             .expect("a topic that was asked for has an entry");
         let asked = subscription.asked.take();
         let name = excerpt(&topic.name);
-        let verb = match (asked, topic.is_pattern) {
-            (Some(Ask::Subscribe), false) => "SUBSCRIBE",
-            (Some(Ask::Subscribe), true) => "PSUBSCRIBE",
+        let verb = match (asked, topic.is_pattern, self.is_sharded) {
+            (Some(Ask::Subscribe), false, false) => "SUBSCRIBE",
+            (Some(Ask::Subscribe), false, true) => "SSUBSCRIBE",
+            (Some(Ask::Subscribe), true, _) => "PSUBSCRIBE",
+            (_, _, true) => "SUNSUBSCRIBE",
             _ => "UNSUBSCRIBE",
         };
         let rule = channel_rule(&verb.to_ascii_lowercase(), &name);
         let reason = SessionError::from_reply(&format!("{verb} {name}"), text, &self.user, &rule);
+        if self.is_sharded && matches!(reason, SessionError::Moved { .. } | SessionError::NotNow(_)) {
+            return Ok(self.handle_moved(topic, asked, reason));
+        }
         let is_tolerable = matches!(reason, SessionError::NotPermitted { .. })
             && !subscription.is_fixed
             && asked == Some(Ask::Subscribe);
@@ -433,6 +481,38 @@ impl Subscriber {
         self.set_due(topic);
         self.write_due();
         Ok(was_wanted.then_some(SubscriberEvent::Refused { channel, reason }))
+    }
+
+    /// A node of a cluster has not the slot of a channel, or nobody has.
+    fn handle_moved(
+        &mut self,
+        topic: Topic,
+        asked: Option<Ask>,
+        reason: SessionError,
+    ) -> Option<SubscriberEvent<'static>> {
+        let subscription =
+            self.channels.get_mut(&topic.name).expect("a topic that was asked for has an entry");
+        if asked == Some(Ask::Unsubscribe) && matches!(reason, SessionError::NotNow(_)) {
+            self.unended.push(topic);
+            self.write_due();
+            return None;
+        }
+        // The end of a subscription that is refused so has come by the slot's moving, or its word is on the way.
+        subscription.is_subscribed = false;
+        let is_probe = subscription.is_fixed;
+        let was_wanted = std::mem::replace(&mut subscription.is_wanted, is_probe);
+        let channel = topic.name.clone();
+        if !is_probe {
+            self.set_due(topic);
+        }
+        self.write_due();
+        if is_probe {
+            return Some(SubscriberEvent::ProbeMoved);
+        }
+        let SessionError::Moved { to, .. } = reason else {
+            return was_wanted.then_some(SubscriberEvent::Moved { channel, to: None });
+        };
+        (was_wanted && asked == Some(Ask::Subscribe)).then_some(SubscriberEvent::Moved { channel, to })
     }
 
     /// The oldest request, if this is its answer.
@@ -498,7 +578,9 @@ impl Subscriber {
             subscription.is_due = false;
             let (ask, verb): (Ask, &[u8]) = match (subscription.is_wanted, subscription.is_subscribed) {
                 (true, false) if topic.is_pattern => (Ask::Subscribe, b"PSUBSCRIBE"),
+                (true, false) if self.is_sharded => (Ask::Subscribe, b"SSUBSCRIBE"),
                 (true, false) => (Ask::Subscribe, b"SUBSCRIBE"),
+                (false, true) if self.is_sharded => (Ask::Unsubscribe, b"SUNSUBSCRIBE"),
                 (false, true) => (Ask::Unsubscribe, b"UNSUBSCRIBE"),
                 // Wanted and left, or left and wanted again, while it stood in the queue.
                 (true, true) => continue,
@@ -793,6 +875,98 @@ mod tests {
         let mut scripted = Scripted::ready(&["room:*"], &[]);
         let error = scripted.take(&push("punsubscribe", "room:*")).expect_err("a source has ended");
         assert_eq!(error, SessionError::SubscriptionEnded("room:*".into()));
+    }
+
+    /// A session with a node of a cluster, its probe's channel confirmed.
+    fn sharded() -> Scripted {
+        let mut scripted = Scripted { session: Subscriber::sharded(&target(None, None, 0), PROBE, 7) };
+        scripted.session.begin();
+        scripted.sent();
+        scripted.take("%1\r\n+proto\r\n:3\r\n").expect("HELLO is answered");
+        assert_eq!(scripted.sent(), ["SSUBSCRIBE corecast:probe:{1}:node"]);
+        assert_eq!(scripted.take(&push("ssubscribe", PROBE)), Ok(None));
+        assert!(scripted.session.take_ready());
+        scripted
+    }
+
+    const PROBE: &str = "corecast:probe:{1}:node";
+
+    fn moved_to(port: u16) -> Option<Server> {
+        Some(Server { host: "10.0.0.1".to_owned(), port })
+    }
+
+    #[test]
+    fn at_a_node_of_a_cluster_a_channel_that_has_moved_is_told_and_not_wanted_there() {
+        let mut scripted = sharded();
+        assert!(!scripted.session.subscribe(b"a"));
+        assert_eq!(scripted.sent(), ["SSUBSCRIBE a"]);
+        assert_eq!(scripted.take(&push("ssubscribe", "a")), Ok(Some(confirmed("a"))));
+        let smessage = ">3\r\n$8\r\nsmessage\r\n$1\r\na\r\n$2\r\nhi\r\n";
+        let expected = SubscriberEvent::Message { pattern: None, channel: b"a", payload: b"hi" };
+        assert_eq!(scripted.take(smessage), Ok(Some(expected)));
+
+        let lapsed = SubscriberEvent::Lapsed { channel: b"a" };
+        assert_eq!(scripted.take(&push("sunsubscribe", "a")), Ok(Some(lapsed)));
+        assert_eq!(scripted.sent(), ["SSUBSCRIBE a"]);
+        let event = scripted.take("-MOVED 15495 10.0.0.1:7001\r\n");
+        assert_eq!(event, Ok(Some(SubscriberEvent::Moved { channel: b"a"[..].into(), to: moved_to(7001) })));
+        assert_eq!(scripted.session.topics(), 1, "only the probe's channel is left");
+
+        for (reply, to) in [
+            ("-MOVED 15495 :7001\r\n", None),
+            ("-MOVED 15495 ?:7001\r\n", None),
+            ("-MOVED 15495 10.0.0.1:0\r\n", None),
+            ("-MOVED\r\n", None),
+            ("-CLUSTERDOWN Hash slot not served\r\n", None),
+            ("-MOVED 15495 10.0.0.1:7002\r\n", moved_to(7002)),
+        ] {
+            scripted.session.subscribe(b"b");
+            assert_eq!(scripted.sent(), ["SSUBSCRIBE b"]);
+            let event = Ok(Some(SubscriberEvent::Moved { channel: b"b"[..].into(), to }));
+            assert_eq!(scripted.take(reply), event, "{reply}");
+        }
+    }
+
+    #[test]
+    fn an_end_that_a_node_of_a_cluster_refuses_has_come_by_the_move_or_is_asked_for_again() {
+        let mut scripted = sharded();
+        for channel in ["a", "b"] {
+            scripted.session.subscribe(channel.as_bytes());
+        }
+        scripted.answer_all();
+        for channel in ["a", "b"] {
+            scripted.session.unsubscribe(channel.as_bytes());
+        }
+        assert_eq!(scripted.sent(), ["SUNSUBSCRIBE a", "SUNSUBSCRIBE b"]);
+        assert_eq!(scripted.take("-MOVED 15495 10.0.0.1:7001\r\n"), Ok(None));
+        assert_eq!(scripted.take("-CLUSTERDOWN The cluster is down\r\n"), Ok(None));
+        assert_eq!(scripted.session.topics(), 2, "b and the probe's");
+        assert_eq!(scripted.sent(), [""; 0], "not at once");
+        let probe = format!(">3\r\n$8\r\nsmessage\r\n${}\r\n{PROBE}\r\n$18\r\n{:016x}:1\r\n", PROBE.len(), 7);
+        assert_eq!(scripted.take(&probe), Ok(Some(SubscriberEvent::Probe(1))));
+        assert_eq!(scripted.sent(), ["SUNSUBSCRIBE b"]);
+        assert_eq!(scripted.take(&push("sunsubscribe", "b")), Ok(None));
+        assert_eq!(scripted.session.topics(), 1);
+    }
+
+    #[test]
+    fn a_probe_whose_slot_has_moved_takes_another_channel_and_breaks_nothing() {
+        let mut scripted = sharded();
+        scripted.session.subscribe(b"a");
+        scripted.answer_all();
+        assert_eq!(scripted.take(&push("sunsubscribe", PROBE)), Ok(Some(SubscriberEvent::ProbeMoved)));
+        assert_eq!(scripted.sent(), [""; 0]);
+        scripted.session.set_probe("corecast:probe:{2}:node");
+        assert_eq!(scripted.sent(), ["SSUBSCRIBE corecast:probe:{2}:node"]);
+        assert!(!scripted.session.take_ready());
+        let refused = scripted.take("-MOVED 1 10.0.0.1:7001\r\n");
+        assert_eq!(refused, Ok(Some(SubscriberEvent::ProbeMoved)));
+        scripted.session.set_probe("corecast:probe:{2}:node");
+        assert_eq!(scripted.sent(), ["SSUBSCRIBE corecast:probe:{2}:node"], "its slot has come back");
+        assert_eq!(scripted.take(&push("ssubscribe", "corecast:probe:{2}:node")), Ok(None));
+        assert!(scripted.session.take_ready());
+        assert!(scripted.session.subscribe(b"a"), "still confirmed");
+        assert_eq!(scripted.session.topics(), 2);
     }
 
     #[test]

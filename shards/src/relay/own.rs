@@ -338,10 +338,13 @@ impl Relay {
         self.forget_settled();
     }
 
-    /// The subscription is broken: own publications that have not returned are delivered here. Their echoes, should they
-    /// come after all, are swallowed until a fence.
-    pub(super) fn deliver_unreturned(&mut self, outlet: &mut impl Outlet) {
+    /// The subscription is broken, or that of `channel` alone: own publications that have not returned are delivered here. Their
+    /// echoes, should they come after all, are swallowed until a fence.
+    pub(super) fn deliver_unreturned(&mut self, channel: Option<&[u8]>, outlet: &mut impl Outlet) {
         for index in 0..self.own.entries.len() {
+            if channel.is_some_and(|channel| *self.own.entries[index].channel != *channel) {
+                continue;
+            }
             self.deliver_here(index, outlet);
             self.answer_entry(index, outlet);
         }
@@ -410,7 +413,7 @@ mod tests {
     use crate::auth::Gate;
     use crate::command::{RoomSlot, Up};
     use crate::config::{Config, Deliver, Own, RoomClass, Source, Subscribe, Template, TemplatePart};
-    use crate::metrics::{Identity, Metrics};
+    use crate::metrics::{GapReason, Identity, Metrics};
     use crate::setup::Setup;
 
     /// A ring without end.
@@ -505,6 +508,48 @@ mod tests {
             );
             assert_eq!(relay.metrics().refused.value(reason), 1, "{failure:?}");
         }
+    }
+
+    #[test]
+    fn what_broke_off_on_a_channel_that_lapsed_is_delivered_here_and_other_rooms_wait_for_theirs() {
+        let (mut relay, mut ring) = relay();
+        let slot = RoomSlot { index: 1, generation: 0 };
+        relay.handle(0, Up::Join { slot, name: "s".into() }, &mut ring, NOW);
+        relay.confirmed(b"room:s", &mut ring);
+        let token = publish(&mut relay, &mut ring, "r");
+        publish(&mut relay, &mut ring, "s");
+        relay.lapsed(b"room:r", &mut ring);
+        relay.published(token, Err(PublishFailure::Unknown), &mut ring);
+        assert_eq!((deliveries(&ring), answers(&ring)), (1, 1));
+        relay.message(None, b"room:s", b"x", &mut ring, NOW);
+        assert_eq!(deliveries(&ring), 2, "the other came by Redis");
+    }
+
+    #[test]
+    fn who_waits_for_a_channel_that_lapses_is_admitted() {
+        let (mut relay, mut ring) = relay();
+        let slot = RoomSlot { index: 1, generation: 0 };
+        relay.handle(0, Up::Join { slot, name: "s".into() }, &mut ring, NOW);
+        let joined = |ring: &Ring| ring.0.iter().filter(|down| matches!(down, Down::Joined { .. })).count();
+        assert_eq!(joined(&ring), 1);
+        relay.lapsed(b"room:s", &mut ring);
+        assert_eq!((joined(&ring), relay.metrics().gaps.value(GapReason::Broker)), (2, 1));
+        let gaps = |ring: &Ring| ring.0.iter().filter(|down| matches!(down, Down::RoomGap { .. })).count();
+        assert_eq!(gaps(&ring), 0, "it is still lost");
+        relay.confirmed(b"room:s", &mut ring);
+        relay.confirmed(b"room:s", &mut ring);
+        assert_eq!((joined(&ring), gaps(&ring)), (2, 1), "told when it is back, and once");
+        let epochs = |ring: &Ring| {
+            let epoch = |down: &Down| match down {
+                Down::Joined { slot, epoch, .. } | Down::RoomGap { slot, epoch } if slot.index == 1 => {
+                    Some(*epoch)
+                }
+                _ => None,
+            };
+            ring.0.iter().filter_map(epoch).collect::<Vec<u64>>()
+        };
+        let [before, after] = epochs(&ring)[..] else { panic!("a join and a gap") };
+        assert_ne!(before, after, "in a new epoch");
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use crate::limits::{RESP_BULK_BYTES_MAX, RESP_FRAME_BYTES_MAX};
 
-/// A `message` or `pmessage`, borrowed from the inbox.
+/// A `message`, `smessage` or `pmessage`, borrowed from the inbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Publication<'a> {
     /// The pattern that let it in, `None` for an exact subscription.
@@ -22,7 +22,7 @@ impl<'a> Publication<'a> {
     pub fn at_front(held: &'a [u8]) -> Option<(Self, usize)> {
         // RESP2 has no pushes; there a publication is an array.
         let (b'>' | b'*', rest) = held.split_first()? else { return None };
-        let (pattern, rest) = match rest.strip_prefix(MESSAGE) {
+        let (pattern, rest) = match rest.strip_prefix(MESSAGE).or_else(|| rest.strip_prefix(SHARD_MESSAGE)) {
             Some(rest) => (None, rest),
             None => {
                 let (pattern, rest) = bulk(rest.strip_prefix(PATTERN_MESSAGE)?)?;
@@ -38,6 +38,8 @@ impl<'a> Publication<'a> {
 
 /// What follows the type, up to the channel.
 const MESSAGE: &[u8] = b"3\r\n$7\r\nmessage\r\n";
+/// The same where it came by sharded Pub/Sub.
+const SHARD_MESSAGE: &[u8] = b"3\r\n$8\r\nsmessage\r\n";
 /// What follows the type, up to the pattern.
 const PATTERN_MESSAGE: &[u8] = b"4\r\n$8\r\npmessage\r\n";
 /// Digits of a length: [`RESP_BULK_BYTES_MAX`] has fewer.

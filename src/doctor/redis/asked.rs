@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use redis_protocol::resp2::types::OwnedFrame;
-use shards::config::{Config, RedisTarget, Subscribe};
+use shards::config::{BrokerChoice, Config, RedisAddress, RedisTarget, Subscribe};
 
 use crate::exit::Failure;
 use crate::redis::RedisConnection;
@@ -123,8 +123,15 @@ fn pings(connection: &mut RedisConnection) -> Result<Vec<Duration>, Failure> {
 /// Tries what the server will do, each on a connection of its own: after SUBSCRIBE only messages come on it.
 fn rights(target: &RedisTarget, config: &Config) -> Result<Vec<(String, Option<String>)>, Failure> {
     let probe = format!("corecast:probe:{}", config.node_id);
-    let mut tried: Vec<Vec<String>> =
-        vec![vec!["SUBSCRIBE".to_owned(), probe.clone()], vec!["PUBLISH".to_owned(), probe, String::new()]];
+    let is_cluster = matches!(target.address, RedisAddress::Cluster(_));
+    let [subscribe, publish] = match is_cluster {
+        true => ["SSUBSCRIBE", "SPUBLISH"].map(str::to_owned),
+        false => ["SUBSCRIBE", "PUBLISH"].map(str::to_owned),
+    };
+    let mut tried = vec![vec![subscribe.clone(), probe.clone()], vec![publish, probe, String::new()]];
+    if let BrokerChoice::Redis(RedisTarget { address: RedisAddress::Sentinel(_), .. }) = &config.broker {
+        tried.push(vec!["ROLE".to_owned()]);
+    }
     for source in &config.sources {
         tried.push(match &source.subscribe {
             Subscribe::Channel(channel) => vec!["SUBSCRIBE".to_owned(), channel.clone()],
@@ -132,7 +139,7 @@ fn rights(target: &RedisTarget, config: &Config) -> Result<Vec<(String, Option<S
                 vec!["PSUBSCRIBE".to_owned(), format!("{prefix}*{suffix}")]
             }
             Subscribe::OnDemand { prefix, suffix } => {
-                vec!["SUBSCRIBE".to_owned(), format!("{prefix}{NOBODYS}{suffix}")]
+                vec![subscribe.clone(), format!("{prefix}{NOBODYS}{suffix}")]
             }
             Subscribe::Stream { prefix, suffix } => {
                 let key = format!("{prefix}{NOBODYS}{suffix}");
@@ -147,6 +154,8 @@ fn rights(target: &RedisTarget, config: &Config) -> Result<Vec<(String, Option<S
     for words in tried {
         let bytes: Vec<&[u8]> = words.iter().map(|word| word.as_bytes()).collect();
         let refusal = match RedisConnection::connect(target)?.ask(&bytes)? {
+            // Allowed, and another node's.
+            OwnedFrame::Error(text) if is_cluster && text.starts_with("MOVED") => None,
             OwnedFrame::Error(text) => Some(text),
             _ => None,
         };
@@ -176,6 +185,7 @@ pub fn rule_of(command: &str) -> String {
     let (verb, rest) = command.split_once(' ').unwrap_or((command, ""));
     let verb = verb.to_lowercase();
     match verb.as_str() {
+        _ if rest.is_empty() => format!("+{verb}"),
         "get" => format!("+get +set ~{}*", rest.trim_end_matches(NOBODYS)),
         _ if rest.contains(NOBODYS) => format!("+{verb} '&{}'", rest.replace(NOBODYS, "*")),
         _ if rest.starts_with("corecast:probe:") => format!("+{verb} '&corecast:probe:*'"),
@@ -208,6 +218,7 @@ mod tests {
             ("PSUBSCRIBE room:*", "+psubscribe '&room:*'"),
             ("SUBSCRIBE events.critical", "+subscribe '&events.critical'"),
             ("GET last:corecast-doctor", "+get +set ~last:*"),
+            ("ROLE", "+role"),
         ] {
             assert_eq!(rule_of(command), rule);
         }

@@ -6,7 +6,6 @@
 use std::net::{TcpStream as StdTcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::rc::Rc;
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use monoio::io::{AsyncWriteRent, OwnedReadHalf, OwnedWriteHalf, Splitable};
@@ -14,8 +13,9 @@ use monoio::net::{TcpStream, UnixStream};
 use socket2::{Domain, SockAddr, Socket, TcpKeepalive, Type};
 use tls::{Client, Options, Session, TlsError};
 
+use super::blocking::blocking;
 use super::half::{Plain, Seal, SealedRead, SealedWrite};
-use crate::config::{RedisAddress, RedisTarget, RedisTls};
+use crate::config::{RedisAddress, RedisTarget, RedisTls, Server};
 use crate::limits::BROKER_HANDSHAKE_TIMEOUT;
 
 /// The subscriber's and the commander's connection, in this order.
@@ -32,7 +32,7 @@ pub(super) struct Connection<R, W> {
     pub(super) end: End,
 }
 
-type PlainConnection<S> = Connection<Plain<OwnedReadHalf<S>>, Plain<OwnedWriteHalf<S>>>;
+pub(super) type PlainConnection<S> = Connection<Plain<OwnedReadHalf<S>>, Plain<OwnedWriteHalf<S>>>;
 type SealedConnection =
     Connection<SealedRead<OwnedReadHalf<TcpStream>>, SealedWrite<OwnedWriteHalf<TcpStream>>>;
 
@@ -59,8 +59,7 @@ struct Connected {
     session: Option<Session>,
 }
 
-/// Connects twice, on a plain thread. It is awaited however long it takes, so that a name server which doesn't answer
-/// holds one thread, not one per attempt.
+/// Connects twice, on a plain thread.
 ///
 /// # Errors
 /// A sentence for the operator; also when `is_stopping` says so.
@@ -71,60 +70,57 @@ pub(super) async fn connect(
     let address = describe(&target.address);
     let cannot = |error: std::io::Error| format!("can't connect to redis at {address}: {error}");
     let is_nonblocking = monoio::utils::is_legacy();
-    let (done, thread_end) = StdUnixStream::pair().map_err(cannot)?;
-    done.set_nonblocking(is_nonblocking).map_err(cannot)?;
-    let done = monoio::net::UnixStream::from_std(done).map_err(cannot)?;
-    let (sender, receiver) = mpsc::sync_channel(1);
     let thread_target = target.clone();
-    std::thread::Builder::new()
-        .name("redis-connect".into())
-        .spawn(move || {
-            // Nobody receives if the link has been shut down meanwhile.
-            let _ = sender.send(connect_twice(&thread_target, is_nonblocking));
-            // Its end becomes readable when this one is closed; also when the thread panics.
-            drop(thread_end);
-        })
-        .map_err(cannot)?;
-    let mut slow_at = Some(Instant::now() + 2 * BROKER_HANDSHAKE_TIMEOUT);
-    let sockets = loop {
-        match receiver.try_recv() {
-            Ok(sockets) => break sockets.map_err(cannot)?,
-            Err(mpsc::TryRecvError::Disconnected) => return Err("the connecting thread has died".into()),
-            Err(mpsc::TryRecvError::Empty) => {}
-        }
-        if is_stopping() {
-            return Err("the server is shutting down".into());
-        }
-        if slow_at.is_some_and(|at| Instant::now() >= at) {
-            slow_at = None;
-            tracing::warn!(%address, "connecting to redis takes long: does its name resolve, is its address reachable?");
-        }
-        // Dropping readable() loses nothing; a short wait lets a shutdown through.
-        let _ = monoio::time::timeout(CONNECT_POLL, done.readable(false)).await;
-    };
-    attach(&target.address, sockets).map_err(cannot)
+    let work = move || connect_all::<2>(&thread_target, is_nonblocking);
+    let connected = blocking(work, is_stopping, || note_slow(&address)).await?;
+    attach(&target.address, connected.map_err(cannot)?).map_err(cannot)
+}
+
+/// Connects once to a server of several, without TLS, on a plain thread.
+///
+/// # Errors
+/// As [`connect`].
+pub(super) async fn connect_to(
+    server: &Server,
+    is_stopping: impl Fn() -> bool,
+) -> Result<PlainConnection<TcpStream>, String> {
+    let cannot = |error: std::io::Error| format!("can't connect to {server}: {error}");
+    let is_nonblocking = monoio::utils::is_legacy();
+    let target = RedisTarget::from(RedisAddress::Tcp { host: server.host.clone(), port: server.port });
+    let work = move || connect_all::<1>(&target, is_nonblocking);
+    let connected = blocking(work, is_stopping, || note_slow(&server.to_string())).await?;
+    let [Connected { socket, .. }] = connected.map_err(cannot)?;
+    Ok(plain(attach_tcp(&socket).map_err(cannot)?, socket))
+}
+
+fn note_slow(address: &str) {
+    tracing::warn!(%address, "connecting to redis takes long: does its name resolve, is its address reachable?");
+}
+
+fn attach_tcp(socket: &Socket) -> std::io::Result<TcpStream> {
+    TcpStream::from_std(StdTcpStream::from(socket.try_clone()?))
 }
 
 fn attach(address: &RedisAddress, [subscriber, commander]: [Connected; 2]) -> std::io::Result<Connections> {
-    let tcp = |socket: &Socket| TcpStream::from_std(StdTcpStream::from(socket.try_clone()?));
     let unix = |socket: &Socket| UnixStream::from_std(StdUnixStream::from(socket.try_clone()?));
     Ok(match (address, subscriber.session, commander.session) {
         (RedisAddress::Tcp { .. }, Some(subscriber_session), Some(commander_session)) => {
-            let subscriber_stream = tcp(&subscriber.socket)?;
-            let commander_stream = tcp(&commander.socket)?;
+            let subscriber_stream = attach_tcp(&subscriber.socket)?;
+            let commander_stream = attach_tcp(&commander.socket)?;
             Connections::Tls(
                 sealed(subscriber_stream, subscriber.socket, subscriber_session),
                 sealed(commander_stream, commander.socket, commander_session),
             )
         }
         (RedisAddress::Tcp { .. }, ..) => Connections::Tcp(
-            plain(tcp(&subscriber.socket)?, subscriber.socket),
-            plain(tcp(&commander.socket)?, commander.socket),
+            plain(attach_tcp(&subscriber.socket)?, subscriber.socket),
+            plain(attach_tcp(&commander.socket)?, commander.socket),
         ),
         (RedisAddress::Unix(_), ..) => Connections::Unix(
             plain(unix(&subscriber.socket)?, subscriber.socket),
             plain(unix(&commander.socket)?, commander.socket),
         ),
+        (RedisAddress::Sentinel(_) | RedisAddress::Cluster(_), ..) => return Err(not_one()),
     })
 }
 
@@ -157,8 +153,11 @@ pub fn tls_client(target: &RedisTarget) -> Result<Option<Client>, TlsError> {
     Client::load(&Options { ca_file: ca_file.as_deref(), identity, server_name }).map(Some)
 }
 
-/// Blocks. Both connections go to the same address of the name: the one that answers first in its order.
-fn connect_twice(target: &RedisTarget, is_nonblocking: bool) -> std::io::Result<[Connected; 2]> {
+/// Blocks. All connections go to the same address of the name: the one that answers first in its order.
+fn connect_all<const N: usize>(
+    target: &RedisTarget,
+    is_nonblocking: bool,
+) -> std::io::Result<[Connected; N]> {
     // Anew for each attempt, so that files which were replaced are taken.
     let client = tls_client(target)?;
     let (domain, addresses): (_, Vec<SockAddr>) = match &target.address {
@@ -166,13 +165,17 @@ fn connect_twice(target: &RedisTarget, is_nonblocking: bool) -> std::io::Result<
             (None, (host.as_str(), *port).to_socket_addrs()?.map(SockAddr::from).collect())
         }
         RedisAddress::Unix(path) => (Some(Domain::UNIX), vec![SockAddr::unix(path)?]),
+        RedisAddress::Sentinel(_) | RedisAddress::Cluster(_) => return Err(not_one()),
     };
     let mut last_error = std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address");
     for address in addresses.into_iter().take(ADDRESSES_MAX) {
         let domain = domain.unwrap_or_else(|| address.domain());
         let connect = || connect_one(domain, &address, client.as_ref(), is_nonblocking);
-        match connect().and_then(|subscriber| Ok([subscriber, connect()?])) {
-            Ok(pair) => return Ok(pair),
+        match (0..N).map(|_| connect()).collect::<std::io::Result<Vec<_>>>() {
+            Ok(connected) => {
+                let all = <[Connected; N]>::try_from(connected).ok();
+                return Ok(all.expect("as many connections as were made"));
+            }
             Err(error) => last_error = error,
         }
     }
@@ -204,12 +207,19 @@ fn connect_one(
     Ok(Connected { socket, session })
 }
 
+/// Who the servers are is asked before anybody connects.
+fn not_one() -> std::io::Error {
+    std::io::Error::new(std::io::ErrorKind::InvalidInput, "several servers where one was due")
+}
+
 /// The address as an operator writes it.
 pub(super) fn describe(address: &RedisAddress) -> String {
     match address {
         RedisAddress::Tcp { host, port } if host.contains(':') => format!("[{host}]:{port}"),
         RedisAddress::Tcp { host, port } => format!("{host}:{port}"),
         RedisAddress::Unix(path) => path.display().to_string(),
+        RedisAddress::Sentinel(sentinels) => format!("{}, by its sentinels", sentinels.primary),
+        RedisAddress::Cluster(nodes) => nodes.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
     }
 }
 
@@ -217,7 +227,5 @@ pub(super) fn describe(address: &RedisAddress) -> String {
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Addresses of a name that are tried in one attempt.
 const ADDRESSES_MAX: usize = 8;
-/// How long a shutdown may wait for a connecting thread to be let go.
-const CONNECT_POLL: Duration = Duration::from_millis(100);
 /// See `connect_one`.
 const KEEPALIVE: Duration = Duration::from_secs(15);

@@ -219,7 +219,11 @@ fn many_streams_share_the_bound_of_an_answer() {
 fn a_stream_that_is_refused_is_found_among_the_others() {
     let refusals = [
         ("-WRONGTYPE Operation against a key holding the wrong kind of value\r\n", "XREAD bad"),
-        ("-NOPERM this user has no permissions to access one of the keys\r\n", "~bad and +xread"),
+        ("-MOVED 866 10.0.0.2:6379\r\n", "XREAD bad"),
+        (
+            "-NOPERM this user has no permissions to access one of the keys\r\n",
+            "ACL SETUSER default '~bad' +xread",
+        ),
     ];
     for (refusal, part) in refusals {
         let mut redis = Redis::with(Protocol::Resp3, &["good", "bad", "fine"]);

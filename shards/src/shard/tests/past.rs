@@ -237,6 +237,32 @@ fn a_break_is_told_in_a_room_where_nothing_else_happens() {
 }
 
 #[test]
+fn a_break_of_one_rooms_channel_is_told_there_alone_after_one_of_its_source() {
+    let mut bench = Bench::new();
+    let id = bench.speaker(1, "/json");
+    bench.say(1, id, r#"{"type":"join","room":"a"}"#);
+    bench.answer_joins_but_questions();
+    bench.wire.taken.clear();
+    bench.publish("a", "1");
+    bench.pass();
+    let slot = bench.room("a");
+    bench.handle(Down::SourceGap { source: 0, run: 1 });
+    bench.handle(Down::RoomGap { slot, epoch: 7 });
+    bench.publish("a", "2");
+    bench.pass();
+    bench.shard.settle_some(bench.now);
+    bench.pass();
+    let due = [
+        r#"{"type":"message","room":"a","data":"1","offset":1}"#,
+        r#"{"type":"gap","room":"a","data":{"epoch":"2","offset":1,"reason":"broker"}}"#,
+        r#"{"type":"gap","room":"a","data":{"epoch":"7","offset":1,"reason":"broker"}}"#,
+        r#"{"type":"message","room":"a","data":"2","offset":2}"#,
+    ];
+    assert_eq!(bench.numbered(1), due);
+    bench.balance();
+}
+
+#[test]
 fn a_ping_is_answered_with_its_data() {
     let mut bench = Bench::new();
     let id = bench.speaker(1, "/json");
