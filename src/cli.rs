@@ -52,7 +52,7 @@ pub enum Command {
     #[command(after_help = SERVE_EXAMPLES)]
     Serve(ConfigArgs),
     /// Publish messages, over HTTP or straight to Redis
-    Publish(PublishArgs),
+    Publish(Box<PublishArgs>),
     /// Join rooms and print what arrives
     Subscribe(SubscribeArgs),
     /// Connect many clients and measure every delivery

@@ -57,7 +57,7 @@ pub fn run() -> ExitCode {
         Command::CheckConfig(args) => configuration::check(&args.in_place()),
         Command::Config { command: ConfigCommand::Show(args) } => configuration::show(&args),
         Command::Doctor(args) => doctor::run(&args),
-        Command::Publish(args) => publish::run(args),
+        Command::Publish(args) => publish::run(*args),
         Command::Consume(args) => consume::run(&args),
         Command::DeadLetters { command } => dead_letters::run(&command),
         Command::Subscribe(args) => subscribe::run(args),
