@@ -1,6 +1,6 @@
 # `make help` says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help run build test test-browser fuzz conformance deploy-check bench bench-peers image
+.PHONY: help run build test test-browser soak fuzz conformance deploy-check bench bench-peers image
 
 PRESET ?=
 ARGS ?=
@@ -30,6 +30,10 @@ test-browser: ## The JavaScript client in a real Chromium: Debian's, installed w
 
 fuzz: ## New inputs for every parser by libFuzzer (TARGET="session resp" FOR=10m); cargo test replays fuzz/corpus
 	@FOR=$(or $(FOR),60s) scripts/fuzz.sh $(TARGET)
+
+soak: ## The seeded model of relay, shards and Redis for as long as you like (FOR=10m); a failing seed replays
+	@CORECAST_MODEL_FOR=$$(( $$(printf %s '$(or $(FOR),10m)' | sed 's/h$$/*3600/; s/m$$/*60/; s/s$$//') )) \
+	  cargo test --locked --release -p shards --test model -- --nocapture
 
 conformance: build ## The Autobahn suite on each driver, two minutes, into docs/CONFORMANCE.md (ARGS="7.*" for some cases)
 	@scripts/conformance.sh $(ARGS)

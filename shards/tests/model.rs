@@ -5,7 +5,8 @@
 //! whoever has its 101 gets everything that is accepted afterwards, unless it is declared lost; the ledger balances;
 //! nobody is left paused, unanswered, or in memory.
 //!
-//! A failure prints its seed; `CORECAST_MODEL_SEED=N` runs that one alone, `CORECAST_MODEL_SEEDS=N` runs that many.
+//! A failure prints its seed; `CORECAST_MODEL_SEED=N` runs that one alone. It runs a million steps, `CORECAST_MODEL_STEPS=N` as
+//! many, `CORECAST_MODEL_FOR=600` for so many seconds, from a seed of its own (`make soak`).
 
 #[path = "model/broker.rs"]
 mod broker;
@@ -18,7 +19,7 @@ mod wire;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use broker::{Broker, Feed};
 use client::{Client, Kind};
@@ -866,12 +867,15 @@ impl World {
 /// How often the rare things happened: a model that doesn't reach them proves nothing.
 type Reached = BTreeMap<&'static str, u64>;
 
-fn run(seed: u64, reached: &mut Reached) {
+/// Returns the steps that it took.
+fn run(seed: u64, reached: &mut Reached) -> u64 {
     let mut world = World::new(seed);
+    let mut steps = 0;
     for _ in 0..3 {
         world.sockets.generous = false;
         for _ in 0..world.random.below(700) + 50 {
             world.act();
+            steps += 1;
         }
         if world.random.chance(70) {
             world.broker.connect(&mut world.relay, &mut world.random);
@@ -916,24 +920,37 @@ fn run(seed: u64, reached: &mut Reached) {
     ] {
         *reached.entry(name).or_default() += count;
     }
+    steps
 }
 
 #[test]
 fn whatever_happens_nothing_is_lost_in_silence_doubled_or_torn() {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     if let Some(seed) = number("CORECAST_MODEL_SEED") {
-        return run(seed, &mut Reached::new());
+        run(seed, &mut Reached::new());
+        return;
     }
-    let seeds = number("CORECAST_MODEL_SEEDS").unwrap_or(300);
+    let limit = number("CORECAST_MODEL_FOR").map(Duration::from_secs);
+    let steps_due = number("CORECAST_MODEL_STEPS").unwrap_or(1_000_000);
+    let began = Instant::now();
+    // A run by the clock goes where no other has been.
+    let first = limit
+        .map_or(0, |_| SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs()) << 20);
+    let (mut seeds, mut steps) = (0, 0);
     let mut failures = Vec::new();
     let mut reached = Reached::new();
-    for seed in 0..seeds {
+    for seed in first.. {
+        if limit.map_or(steps >= steps_due, |limit| began.elapsed() >= limit) {
+            break;
+        }
+        seeds += 1;
         let result = std::panic::catch_unwind(|| {
             let mut reached = Reached::new();
-            run(seed, &mut reached);
-            reached
+            let steps = run(seed, &mut reached);
+            (reached, steps)
         });
-        if let Ok(counts) = &result {
+        if let Ok((counts, taken)) = &result {
+            steps += taken;
             for (name, count) in counts {
                 *reached.entry(name).or_default() += count;
             }
@@ -946,7 +963,7 @@ fn whatever_happens_nothing_is_lost_in_silence_doubled_or_torn() {
         }
     }
     assert!(failures.is_empty(), "seeds that failed: {failures:?}");
-    eprintln!("{seeds} seeds reached {reached:#?}");
+    eprintln!("{steps} steps of {seeds} seeds from {first} reached {reached:#?}");
     let never: Vec<_> = reached.iter().filter(|(_, count)| **count == 0).collect();
     assert!(never.is_empty() || seeds < 200, "the model never reached {never:?}");
 }
