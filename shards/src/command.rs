@@ -101,6 +101,8 @@ pub struct Recover {
     pub room: Arc<str>,
     /// What it wants.
     pub since: Since,
+    /// Number of the question on its shard: who left and joined again gets no answer to its first question.
+    pub ticket: u64,
 }
 
 /// See [`Up::Read`]; comes back in [`Down::Reading`].

@@ -81,13 +81,13 @@ impl Relay {
             since => since,
         };
         let (first, is_whole) = room.past(since, epoch);
-        let (newest, mut records) = (room.next - 1, room.records_from(first));
+        let (newest, mut records) = (room.next - 1, room.records_of(first, read.limit));
         let mut bytes = 0;
         let mut within = |record: &Recorded| {
             bytes += record.frame.len();
             bytes <= READ_BYTES_MAX
         };
-        let fits = records.iter().take(read.limit).take_while(|record| within(record)).count().max(1);
+        let fits = records.iter().take_while(|record| within(record)).count().max(1);
         records.truncate(fits);
         let offset = records.first().map_or(newest, |record| record.offset - 1);
         let reading = Reading { read, epoch, offset, newest, is_whole, records };
@@ -130,6 +130,11 @@ impl LogRoom {
     }
 
     fn records_from(&self, first: u64) -> Vec<Recorded> {
+        self.records_of(first, usize::MAX)
+    }
+
+    /// At most `limit` of them, the oldest.
+    fn records_of(&self, first: u64, limit: usize) -> Vec<Recorded> {
         let Some(log) = &self.log else { return Vec::new() };
         let recorded = |offset| {
             let record = log.at(offset)?;
@@ -141,7 +146,7 @@ impl LogRoom {
                 label: record.label.clone(),
             })
         };
-        (first..self.next).filter_map(recorded).collect()
+        (first..self.next).filter_map(recorded).take(limit).collect()
     }
 }
 
@@ -209,7 +214,7 @@ mod tests {
 
     /// Numbers of the publications, where they begin, whether nothing is missing.
     fn recover(relay: &mut Relay, ring: &mut Ring, since: Since, seconds: u64) -> (Vec<u64>, u64, bool) {
-        let recover = Recover { to: TO, slot: SLOT, room: "r".into(), since };
+        let recover = Recover { to: TO, slot: SLOT, room: "r".into(), since, ticket: 1 };
         relay.handle(0, Up::Recover(Box::new(recover)), ring, Micros(seconds * SECOND));
         let Some(Down::Recovered(recovered)) = ring.down.pop() else { panic!("an answer is due") };
         let offsets = recovered.records.iter().map(|record| record.offset).collect();
@@ -247,7 +252,7 @@ mod tests {
         relay.broker_up(&mut ring);
         place(&mut relay, &mut ring, "2", 2);
         assert_eq!(recover(&mut relay, &mut ring, after(Some(epoch), 1), 3), (vec![], 2, false));
-        let ask = Recover { to: TO, slot: SLOT, room: "r".into(), since: Since::Oldest };
+        let ask = Recover { to: TO, slot: SLOT, room: "r".into(), since: Since::Oldest, ticket: 1 };
         relay.handle(0, Up::Recover(Box::new(ask)), &mut ring, Micros(3 * SECOND));
         let Some(Down::Recovered(recovered)) = ring.down.pop() else { panic!("an answer is due") };
         let breaks: Vec<_> = recovered.records.iter().map(|r| (r.offset, r.after_break)).collect();
@@ -269,7 +274,7 @@ mod tests {
         place(&mut relay, &mut ring, "1", 1);
         ring.is_full = true;
         place(&mut relay, &mut ring, "2", 1);
-        let ask = Recover { to: TO, slot: SLOT, room: "r".into(), since: after(Some(epoch), 0) };
+        let ask = Recover { to: TO, slot: SLOT, room: "r".into(), since: after(Some(epoch), 0), ticket: 1 };
         relay.handle(0, Up::Recover(Box::new(ask)), &mut ring, Micros(SECOND));
         assert!(relay.has_backlog());
         ring.is_full = false;

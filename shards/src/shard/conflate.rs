@@ -15,6 +15,8 @@ pub(crate) struct Parked {
     newest: HashMap<(u32, u64), u64, foldhash::fast::FixedState>,
     next: u64,
     bytes: u64,
+    /// Of the items: notices of gaps.
+    gaps: u64,
 }
 
 /// One publication, in the dialect of its connection.
@@ -27,6 +29,15 @@ pub(crate) struct Item {
     pub wire: Bytes,
     /// A notice in the place of a publication that is too long.
     pub is_replaced: bool,
+    /// The notice of a gap, which stays where it is.
+    pub is_gap: bool,
+}
+
+impl Item {
+    /// Whether a publication goes out with it.
+    pub(crate) fn is_delivery(&self) -> bool {
+        !self.is_replaced && !self.is_gap
+    }
 }
 
 impl Parked {
@@ -44,6 +55,14 @@ impl Parked {
         before.is_some()
     }
 
+    /// Adds the notice of a gap, where the dialect has words for it.
+    pub(crate) fn push_notice(&mut self, room: u32, wire: Bytes) {
+        if !wire.is_empty() {
+            self.gaps += 1;
+            self.push(Item { room, key: 0, wire, is_replaced: false, is_gap: true });
+        }
+    }
+
     /// The oldest.
     pub(crate) fn first(&self) -> Option<&Item> {
         self.items.values().next()
@@ -56,6 +75,7 @@ impl Parked {
             self.newest.remove(&(item.room, item.key));
         }
         self.bytes -= item.wire.len() as u64;
+        self.gaps -= u64::from(item.is_gap);
         Some(item)
     }
 
@@ -66,7 +86,7 @@ impl Parked {
 
     /// Publications.
     pub(crate) fn len(&self) -> u64 {
-        self.items.len() as u64
+        self.items.len() as u64 - self.gaps
     }
 
     /// Bytes of them.
@@ -77,7 +97,9 @@ impl Parked {
     /// Publications and bytes of one room.
     pub(crate) fn of_room(&self, room: u32) -> (u64, u64) {
         let of = self.items.values().filter(|item| item.room == room);
-        of.fold((0, 0), |(count, bytes), item| (count + 1, bytes + item.wire.len() as u64))
+        of.fold((0, 0), |(count, bytes), item| {
+            (count + u64::from(!item.is_gap), bytes + item.wire.len() as u64)
+        })
     }
 
     /// Forgets those of one room, or all.
@@ -86,6 +108,7 @@ impl Parked {
         self.items.retain(|_, item| stays(item.room));
         self.newest.retain(|(other, _), _| stays(*other));
         self.bytes = self.items.values().map(|item| item.wire.len() as u64).sum();
+        self.gaps = self.items.values().filter(|item| item.is_gap).count() as u64;
     }
 }
 
@@ -94,7 +117,7 @@ mod tests {
     use super::*;
 
     fn item(room: u32, key: u64, wire: &'static str) -> Item {
-        Item { room, key, wire: Bytes::from_static(wire.as_bytes()), is_replaced: false }
+        Item { room, key, wire: Bytes::from_static(wire.as_bytes()), is_replaced: false, is_gap: false }
     }
 
     fn drained(parked: &mut Parked) -> Vec<String> {

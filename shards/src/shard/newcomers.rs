@@ -15,7 +15,17 @@ use crate::room::Stage;
 /// Connections that wait to enter, by room.
 #[derive(Debug, Default)]
 pub(crate) struct Wishers {
-    by_room: HashMap<u32, Vec<(ConnectionId, Since)>, foldhash::fast::FixedState>,
+    by_room: HashMap<u32, Vec<Wisher>, foldhash::fast::FixedState>,
+    tickets: u64,
+}
+
+/// Waits to enter a room.
+#[derive(Debug, Clone, Copy)]
+struct Wisher {
+    id: ConnectionId,
+    since: Since,
+    /// See [`Recover::ticket`].
+    ticket: u64,
 }
 
 impl Wishers {
@@ -24,14 +34,22 @@ impl Wishers {
         !self.by_room.is_empty() && self.by_room.contains_key(&room)
     }
 
-    fn push(&mut self, room: u32, id: ConnectionId, since: Since) {
-        self.by_room.entry(room).or_default().push((id, since));
+    fn push(&mut self, room: u32, id: ConnectionId, since: Since) -> Wisher {
+        self.tickets += 1;
+        let wisher = Wisher { id, since, ticket: self.tickets };
+        self.by_room.entry(room).or_default().push(wisher);
+        wisher
+    }
+
+    /// Whether that question is still open.
+    fn awaits(&self, room: u32, id: ConnectionId, ticket: u64) -> bool {
+        self.of(room).iter().any(|wisher| wisher.id == id && wisher.ticket == ticket)
     }
 
     /// Returns whether it waited.
     fn remove(&mut self, room: u32, id: ConnectionId) -> bool {
         let Some(wishers) = self.by_room.get_mut(&room) else { return false };
-        let Some(at) = wishers.iter().position(|(other, _)| *other == id) else { return false };
+        let Some(at) = wishers.iter().position(|wisher| wisher.id == id) else { return false };
         wishers.swap_remove(at);
         if wishers.is_empty() {
             self.by_room.remove(&room);
@@ -39,7 +57,7 @@ impl Wishers {
         true
     }
 
-    fn of(&self, room: u32) -> &[(ConnectionId, Since)] {
+    fn of(&self, room: u32) -> &[Wisher] {
         self.by_room.get(&room).map_or(&[], |wishers| wishers.as_slice())
     }
 }
@@ -58,35 +76,39 @@ impl Shard {
         let Some(connection) = self.connection(id) else { return };
         connection.joining += 1;
         connection.pending.get_or_insert_default().wishes.push(index);
-        self.wishers.push(index, id, since);
+        let wisher = self.wishers.push(index, id, since);
         if self.rooms.at(index).is_some_and(|room| room.stage == Stage::Live) {
-            self.ask_for_past(index, id, since);
+            self.ask_for_past(index, wisher);
         }
     }
 
-    fn ask_for_past(&mut self, index: u32, to: ConnectionId, since: Since) {
+    fn ask_for_past(&mut self, index: u32, wisher: Wisher) {
         let (Some(room), Some(generation)) = (self.rooms.at(index), self.rooms.generation(index)) else {
             return;
         };
         let slot = RoomSlot { index, generation: u32::from(generation) };
-        let recover = Recover { to, slot, room: Arc::clone(&room.name), since };
+        let Wisher { id: to, since, ticket } = wisher;
+        let recover = Recover { to, slot, room: Arc::clone(&room.name), since, ticket };
         self.up.push_back(Up::Recover(Box::new(recover)));
     }
 
     /// A room has become live: who waits for its past asks for it now.
     pub(crate) fn ask_for_pasts(&mut self, index: u32) {
-        for (id, since) in self.wishers.of(index).to_vec() {
-            self.ask_for_past(index, id, since);
+        for wisher in self.wishers.of(index).to_vec() {
+            self.ask_for_past(index, wisher);
         }
     }
 
     /// The relay has answered: the connection is a member from here on.
     pub(crate) fn recovered(&mut self, recovered: Recovered, wire: &mut impl Wire, now: Micros) {
         let Recovered { recover, epoch, offset, is_whole, records } = recovered;
-        let Recover { to: id, slot, since, .. } = recover;
-        if !self.rooms.holds(slot.index, slot.generation as u16) || !self.forget_wish(id, slot.index) {
+        let Recover { to: id, slot, since, ticket, .. } = recover;
+        let is_awaited = self.rooms.holds(slot.index, slot.generation as u16)
+            && self.wishers.awaits(slot.index, id, ticket);
+        if !is_awaited {
             return;
         }
+        self.forget_wish(id, slot.index);
         let Self { rooms, connections, .. } = self;
         let (Some(room), Some(connection)) = (rooms.at_mut(slot.index), connections.at_mut(id.slot)) else {
             return;

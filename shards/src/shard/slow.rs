@@ -7,13 +7,13 @@ use bytes::Bytes;
 
 use super::conflate::Item;
 use super::stall::Sent;
-use super::{Micros, Shard, Wire, owed_from, ticks_in};
+use super::{Micros, Phase, Shard, Wire, owed_from, ticks_in};
 use crate::close::CloseReason;
 use crate::command::ConnectionId;
 use crate::config::{Dialect, SlowPolicy};
 use crate::dialect::{self, Gap, Lost};
 use crate::limits::{SLOW_BURST_FACTOR, SLOW_GRACE};
-use crate::metrics::DropReason;
+use crate::metrics::{DropReason, GapReason, Label as _};
 
 /// Publications of a room that a connection won't get, and hasn't been told of.
 #[derive(Debug, Clone, Copy)]
@@ -30,7 +30,15 @@ impl Shard {
     pub(crate) fn sweep_stalled(&mut self, wire: &mut impl Wire, now: Micros) {
         let ids: Vec<ConnectionId> = self.stalled.iter().filter_map(|slot| self.id_of(*slot)).collect();
         for id in ids {
+            let pong_timeout = ticks_in(self.setup.bounds.pong_timeout);
             let Some(connection) = self.connection(id) else { continue };
+            // A stream has no pong to miss: a socket that takes nothing for so long has nobody behind it.
+            let moved = connection.stalled.as_ref().map_or(now.ticks(), |stalled| stalled.moved());
+            let is_dead = now.ticks().saturating_sub(moved) >= pong_timeout;
+            if connection.dialect == Dialect::Sse && connection.phase == Phase::Open && is_dead {
+                self.close(id, CloseReason::PongTimeout, wire, now);
+                continue;
+            }
             let subscriptions = connection.subscriptions.clone();
             for subscription in subscriptions {
                 if !self.enforce_limits(id, subscription.room, subscription.member, wire, now) {
@@ -76,10 +84,10 @@ impl Shard {
         now: Micros,
     ) -> bool {
         let Some(connection) = self.connection(id) else { return true };
-        let (Some(since), dialect) = (connection.stalled.as_ref().map(|s| s.since()), connection.dialect)
-        else {
-            return true;
-        };
+        let dialect = connection.dialect;
+        let Some(stalled) = connection.stalled.as_ref() else { return true };
+        // What is live waits behind the past that it asked for, however steadily it reads.
+        let (since, has_past) = (stalled.since(), stalled.has_past());
         let in_grace = now.ticks().saturating_sub(since) < ticks_in(SLOW_GRACE);
         let factor = if in_grace { SLOW_BURST_FACTOR } else { 1 };
         let Some(room) = self.rooms.at(room_index) else { return false };
@@ -91,7 +99,9 @@ impl Shard {
                 Some(CloseReason::SlowFrames)
             } else if room.bytes_from(cursor, dialect) > slow.bytes as u64 * factor {
                 Some(CloseReason::SlowBytes)
-            } else if now.0.saturating_sub(oldest.arrived_micros) > slow.age.as_micros() as u64 * factor {
+            } else if !has_past
+                && now.0.saturating_sub(oldest.arrived_micros) > slow.age.as_micros() as u64 * factor
+            {
                 Some(CloseReason::SlowAge)
             } else {
                 None
@@ -164,7 +174,12 @@ impl Shard {
         let mut notices = Vec::new();
         for Untold { room, lost } in &untold {
             let Some(room) = self.rooms.at(*room) else { continue };
-            let gap = Gap { epoch: room.epoch, lost: *lost, reason: SLOW };
+            // Among what it skipped was the notice of a break, which says less than a range, and more.
+            let reason = match lost {
+                Lost::Range(..) => SLOW,
+                Lost::Unknown(_) => GapReason::Broker.label(),
+            };
+            let gap = Gap { epoch: room.epoch, lost: *lost, reason };
             notices.extend_from_slice(&dialect::gap(dialect, room.plain_name(), &gap));
         }
         self.metrics().gap_notices.add(untold.len() as u64);
@@ -211,28 +226,25 @@ impl Shard {
             return;
         }
         let before = stalled.parked.as_ref().map_or(0, |parked| parked.bytes());
-        let mut untold = None;
         let parked = stalled.parked.get_or_insert_default();
         for entry in room.entries_from(cursor) {
+            let wire = entry.wire_for(dialect).clone();
             if entry.forms.is_gap {
-                untold = Some(joined(untold, Lost::Unknown(entry.offset)));
+                // It stays in its place among the publications.
+                parked.push_notice(room_index, wire);
             } else if entry.except == Some(id) {
                 metrics.filtered.add(1);
             } else {
-                let wire = entry.wire_for(dialect).clone();
                 let is_replaced = entry.forms.is_replaced_for(dialect);
-                let item = Item { room: room_index, key: entry.key, wire, is_replaced };
+                let item = Item { room: room_index, key: entry.key, wire, is_replaced, is_gap: false };
                 metrics.conflated.add(u64::from(parked.push(item)));
             }
         }
         *past_bytes = *past_bytes + parked.bytes() - before;
-        let (head, is_empty) = (room.head, parked.len() == 0);
+        let (head, is_empty) = (room.head, parked.first().is_none());
         room.members[member as usize].cursor = head;
         if is_empty {
             stalled.parked = None;
-        }
-        if let Some(lost) = untold {
-            stalled.note_untold(Untold { room: room_index, lost });
         }
     }
 
@@ -296,11 +308,12 @@ impl Shard {
                 freed += item.wire.len() as u64;
                 replaced += u64::from(item.is_replaced);
                 if left < item.wire.len() {
-                    half = Some((item.wire, left, !item.is_replaced));
+                    let is_delivery = item.is_delivery();
+                    half = Some((item.wire, left, is_delivery));
                     break;
                 }
                 left -= item.wire.len();
-                delivered += u64::from(!item.is_replaced);
+                delivered += u64::from(item.is_delivery());
             }
             if let Some((wire, sent, is_delivery)) = half {
                 stalled.hold_rest(wire, sent, is_delivery);

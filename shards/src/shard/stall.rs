@@ -40,6 +40,8 @@ pub struct Stalled {
     untold: Vec<Untold>,
     /// Tick since which it has not been at the head of all its rooms.
     since: u32,
+    /// Tick at which its socket last took bytes, or had none to take.
+    moved: u32,
     /// Index in the shard's list of stalled connections.
     position: u32,
     /// Drops without a delivery between them.
@@ -97,6 +99,16 @@ impl Stalled {
     /// Tick since which it has not been at the head of all its rooms.
     pub(super) fn since(&self) -> u32 {
         self.since
+    }
+
+    /// Tick at which its socket last took bytes.
+    pub(super) fn moved(&self) -> u32 {
+        self.moved
+    }
+
+    /// Whether publications of the past wait before the live ones.
+    pub(super) fn has_past(&self) -> bool {
+        !self.past.is_empty()
     }
 
     /// Drops without a delivery between them, with these.
@@ -181,7 +193,12 @@ impl Shard {
         if connection.stalled.is_some() {
             return false;
         }
-        connection.stalled = Some(Box::new(Stalled { since: now.ticks(), position, ..Stalled::default() }));
+        connection.stalled = Some(Box::new(Stalled {
+            since: now.ticks(),
+            moved: now.ticks(),
+            position,
+            ..Stalled::default()
+        }));
         self.stalled.push(id.slot);
         self.metrics().stalled.add(1);
         true
@@ -210,7 +227,9 @@ impl Shard {
 
     /// The socket of a stalled connection takes bytes again.
     pub fn writable(&mut self, id: ConnectionId, wire: &mut impl Wire, now: Micros) {
-        if self.connection(id).is_some_and(|c| c.stalled.is_some()) {
+        let stalled = self.connection(id).and_then(|connection| connection.stalled.as_mut());
+        if let Some(stalled) = stalled {
+            stalled.moved = now.ticks();
             self.go_on(id, wire, now);
         }
         self.debug_check();

@@ -43,17 +43,20 @@ pub(super) fn in_request(head: &Head<'_>) -> Result<Option<Since>, HttpError> {
     let value = |name: &str| -> Result<Option<Cow<'_, str>>, HttpError> {
         Ok(head.query_value(name)?.filter(|value| !value.is_empty()))
     };
-    if let Some(first) = value("first")? {
-        return self::first(&first)
-            .ok_or_else(|| HttpError::new(400, format!("first: found {first:?}, due {FIRST_DUE}")));
-    }
     let field = head.last_event_id().map(Cow::Borrowed);
     if let Some(id) = value("last_event_id")?.or(field) {
         // What is none of ours is another server's: it can't be recovered, and the client is told so.
         let (epoch, offset) = id.rsplit_once(':').unwrap_or(("0", "0"));
         return Ok(Some(Since::After { epoch: epoch_of(epoch), offset: offset.parse().unwrap_or(u64::MAX) }));
     }
-    let Some(offset) = value("offset")? else { return Ok(None) };
+    let Some(offset) = value("offset")? else {
+        // Whoever was here before comes back to its place: EventSource repeats its URL, `first` and all.
+        return match value("first")? {
+            Some(first) => self::first(&first)
+                .ok_or_else(|| HttpError::new(400, format!("first: found {first:?}, due {FIRST_DUE}"))),
+            None => Ok(None),
+        };
+    };
     let Ok(offset) = offset.parse() else {
         let sentence = format!("offset: found {offset:?}, due the number of the last publication that came");
         return Err(HttpError::new(400, sentence));
@@ -127,6 +130,9 @@ mod tests {
         assert_eq!(requested("/ws?room=a&last_event_id=1f:7", ""), after(Some(0x1f), 7));
         assert_eq!(requested("/sse?room=a", "Last-Event-ID: 1f:7\r\n"), after(Some(0x1f), 7));
         assert_eq!(requested("/sse?room=a", "Last-Event-ID: 17\r\n"), after(Some(0), 0));
+        let repeated = requested("/sse?room=a&first=2", "Last-Event-ID: 1f:7\r\n");
+        assert_eq!(repeated, after(Some(0x1f), 7), "EventSource repeats its URL");
+        assert_eq!(requested("/ws?room=a&first=2&offset=1", ""), after(None, 1));
         assert_eq!(requested("/ws?room=a&first=oldest", ""), Ok(Some(Since::Oldest)));
         assert_eq!(requested("/ws?room=a&first=newest", ""), Ok(None));
         assert_eq!(requested("/ws?room=a&offset=seven", ""), Err(400));

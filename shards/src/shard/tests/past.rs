@@ -318,3 +318,49 @@ fn event_streams_number_their_events_and_tell_gaps() {
     assert!(bench.wire.text(1).ends_with(":\n\n"), "a stream just ends");
     bench.balance();
 }
+
+#[test]
+fn a_join_is_not_answered_with_the_answer_to_one_before_it() {
+    let mut bench = Bench::new();
+    bench.member(9, &["a"]);
+    let (id, first) = bench.wisher(1, "a", r#""resume":{"epoch":"1","offset":8}"#);
+    bench.say(1, id, r#"{"type":"leave","room":"a"}"#);
+    bench.say(1, id, r#"{"type":"join","room":"a","resume":{"offset":0}}"#);
+    let second = bench.asked();
+    bench.answer(first, 8, true, &[(9, "nine")]);
+    assert_eq!(bench.numbered(1).len(), 1, "its leave was answered, and nothing else");
+    bench.answer(second, 0, true, &[(1, "one")]);
+    assert!(bench.numbered(1)[1].contains(r#""offset":0,"recovered":true"#), "{:?}", bench.numbered(1));
+}
+
+#[test]
+fn a_stream_whose_socket_takes_nothing_ends_though_it_has_no_pongs_to_miss() {
+    let mut bench = Bench::new();
+    let id = bench.accept(1);
+    bench.receive(id, b"GET /sse?room=a&first=oldest HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    bench.answer_joins_but_questions();
+    let asked = bench.asked();
+    bench.wire.space.insert(1, 10);
+    bench.answer(asked, 0, true, &[(1, "one")]);
+    let reason = |bench: &mut Bench| bench.shard.connection(id).and_then(|connection| connection.reason);
+    bench.sweep_after(Duration::from_secs(59));
+    assert_eq!(reason(&mut bench), None);
+    bench.sweep_after(Duration::from_secs(2));
+    assert_eq!(reason(&mut bench), Some(CloseReason::PongTimeout));
+    assert_eq!(bench.shard.past_bytes, 0);
+}
+
+#[test]
+fn what_is_live_is_not_old_while_it_waits_behind_the_past() {
+    let mut bench = Bench::new();
+    bench.member(9, &["a"]);
+    let (id, asked) = bench.wisher(1, "a", r#""first":"oldest""#);
+    bench.wire.space.insert(1, 0);
+    bench.answer(asked, 0, true, &[(1, "one")]);
+    bench.publish("a", "live");
+    bench.pass();
+    bench.sweep_after(Duration::from_secs(15));
+    assert_eq!(bench.shard.connection(id).and_then(|connection| connection.reason), None);
+    bench.writable(id, usize::MAX);
+    assert_eq!(bench.shard.ledger().pending, 0);
+}

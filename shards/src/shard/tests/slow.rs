@@ -149,3 +149,28 @@ fn a_slow_reader_that_takes_its_close_frame_late_has_the_whole_of_its_patience_t
     bench.sweep_after(Duration::from_secs(2));
     assert_eq!(bench.shard.actions, [Action::Shutdown(id)]);
 }
+
+#[test]
+fn a_break_stays_between_what_a_slow_reader_of_a_conflating_room_is_owed_before_and_after_it() {
+    let mut bench = Bench::with(class(SlowPolicy::Conflate, 2, Some("symbol")), EngineBounds::default());
+    let id = bench.speaker(1, "/json");
+    bench.say(1, id, r#"{"type":"join","room":"a"}"#);
+    for command in std::mem::take(&mut bench.shard.up) {
+        if let Up::Join { slot, .. } = command {
+            bench.handle(Down::Joined { slot, epoch: 1, head: 1, source: Some((0, 0)) });
+        }
+    }
+    bench.wire.taken.clear();
+    bench.wire.space.insert(1, 0);
+    bench.publish_prices(&[("BTC", 1), ("ETH", 1)]);
+    bench.handle(Down::SourceGap { source: 0, run: 1 });
+    bench.publish_prices(&[("BTC", 2)]);
+    bench.sweep_after(Duration::from_secs(2));
+    bench.settled();
+    bench.writable(id, usize::MAX);
+    let heard: Vec<String> = bench.numbered(1).into_iter().filter(|text| !text.is_empty()).collect();
+    let due = [r#""price":1},"offset":2}"#, r#""offset":2,"reason":"broker"}}"#, r#""price":2},"offset":3}"#];
+    assert_eq!(heard.len(), 3, "{heard:?}");
+    assert!(heard.iter().zip(due).all(|(text, due)| text.ends_with(due)), "{heard:?}");
+    bench.settled();
+}
