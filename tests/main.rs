@@ -20,6 +20,7 @@ mod docs;
 mod doctor;
 mod drain;
 mod drivers;
+mod durable;
 mod event_fanout;
 mod experiment;
 mod expert;

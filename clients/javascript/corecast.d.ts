@@ -31,9 +31,9 @@ export interface Gap {
   room: string;
   /**
    * `slow`, `shard_overload`: thrown away on the server. `too_long`: a publication too long for the dialect. `broker`: the
-   * source broke. `not_recovered`: after a reconnect the server no longer had everything.
+   * source broke. `trimmed`, `too_big`: the room's stream didn't hold them any more, or an entry was too long. `not_recovered`: after a reconnect the server no longer had everything.
    */
-  reason: 'slow' | 'shard_overload' | 'too_long' | 'broker' | 'not_recovered' | (string & {});
+  reason: 'slow' | 'shard_overload' | 'too_long' | 'trimmed' | 'too_big' | 'broker' | 'not_recovered' | (string & {});
   /** The epoch from now on. */
   epoch: string | null;
   /** First and last offset that are missing; null where nobody knows. */

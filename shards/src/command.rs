@@ -8,6 +8,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::frame::Frame;
+use crate::metrics::GapReason;
+use crate::redis::EntryId;
 use crate::survey::{Kind, Part, Place, Survey, Wanted};
 
 /// A connection of this process. The generation tells the tenants of a slot apart.
@@ -221,6 +223,8 @@ pub enum Down {
         from: u64,
         /// First offset not lost.
         to: u64,
+        /// Why.
+        reason: GapReason,
     },
     /// The source of rooms broke and is back: numbers go on in a new run.
     SourceGap {
@@ -235,6 +239,8 @@ pub enum Down {
         slot: RoomSlot,
         /// Of the room from now on.
         epoch: u64,
+        /// The number that its next publication's comes after.
+        last: u64,
     },
     /// Answer to a [`Publish`] that asked for one; comes after its publication.
     Published {
@@ -376,6 +382,12 @@ pub enum Outcome {
     TooBig,
     /// Redis answered with an error.
     Refused,
+    /// It is in its room's stream.
+    Appended(EntryId),
+    /// Redis is away, and its room has nothing that isn't in the stream.
+    Away,
+    /// The connection to Redis broke before the answer: it may be in the stream.
+    Unknown,
 }
 
 /// Deliveries owed and what became of them: `owed = delivered + filtered + conflated + dropped + pending` at any quiet

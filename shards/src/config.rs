@@ -543,6 +543,10 @@ pub struct Source {
     pub own: Own,
     /// The newest event of each room that a domain marks so, kept in Redis for newcomers.
     pub last_value: Option<LastValue>,
+    /// Entries that a stream keeps, about, when this server appends to it; `None`: all.
+    pub maxlen: Option<u64>,
+    /// How long it keeps them.
+    pub maxage: Option<Duration>,
 }
 
 impl Default for Source {
@@ -556,6 +560,8 @@ impl Default for Source {
             deliver: Deliver::Raw,
             own: Own::Echo,
             last_value: None,
+            maxlen: None,
+            maxage: None,
         }
     }
 }

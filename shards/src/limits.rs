@@ -333,6 +333,8 @@ pub const RECORDER_TIMEOUT: Duration = Duration::from_secs(3);
 /// Numbers of a stream that has had entries are compared with Redis' own after this time: one script a second for each busy
 /// stream, and as long an entry may be missing that was deleted before it was read.
 pub const PROVE_INTERVAL: Duration = Duration::from_secs(1);
+/// The same for a stream that nothing was ever appended to, so that its epoch stays: Redis keeps that for three times as long.
+pub const EMPTY_PROVE_INTERVAL: Duration = Duration::from_secs(100);
 /// Streams whose numbers are compared in one turn; the others follow in the next.
 pub const PROVE_BATCH_MAX: usize = 256;
 /// CLIENT UNBLOCK is said again when it came before the block: about ten round trips in one host.
@@ -341,12 +343,27 @@ pub const UNBLOCK_INTERVAL: Duration = Duration::from_millis(5);
 pub const READ_ENTRIES_MAX: usize = 1024;
 /// Entries of one stream in one answer: what a busy stream may hold up the others.
 pub const READ_STREAM_ENTRIES_MAX: usize = 128;
+/// The most that `maxlen` of a stream may be: 32 bits, whatever the machine.
+pub const STREAM_MAXLEN_MAX: usize = u32::MAX as usize;
 /// Entries of one answer to XREVRANGE.
 pub const HISTORY_PAGE_ENTRIES_MAX: u64 = 64;
 /// Entries that one client is given out of a stream. Over it: not recovered.
 pub const STREAM_HISTORY_ENTRIES_MAX: u64 = 10_000;
 /// Bytes of them. Over it: not recovered.
 pub const STREAM_HISTORY_BYTES_MAX: usize = 16 * MIB;
+/// Bytes of the frames of a room's log that holds what was read back, and what has come since.
+pub const RECALLED_BYTES_MAX: usize = 2 * STREAM_HISTORY_BYTES_MAX;
+/// What was read back is kept so long for those who ask next: after a restart all clients of a room ask within seconds.
+pub const RECALLED_KEPT: Duration = Duration::from_secs(10);
+/// Rooms whose streams are read back at the same time; the others wait their turn. They share one connection to Redis.
+pub const RECALLS_MAX: usize = 8;
+/// Who joins or asks for the past of a room whose stream can't be reached waits so long for it: Redis and its clients come
+/// back at the same time.
+pub const STREAM_PATIENCE: Duration = Duration::from_secs(5);
+/// A stream that Redis refused is tried again after this time.
+pub const STREAM_RETRY: Duration = Duration::from_secs(5);
+/// An own publication that Redis has is expected among its stream's entries for so long; afterwards nobody is left out of it.
+pub const APPEND_RETURN_MAX: Duration = Duration::from_secs(10);
 
 /// From connect to the last confirmed subscription.
 pub const BROKER_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);

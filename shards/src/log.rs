@@ -63,6 +63,13 @@ impl Log {
         self.next - 1
     }
 
+    /// Puts a record in front of the oldest; its offset is one less than that one's.
+    pub fn push_front(&mut self, record: Record) {
+        debug_assert!(self.first() > 1, "a record before the first of its room");
+        self.bytes += record.frame.len();
+        self.records.push_front(record);
+    }
+
     /// The record at `offset`.
     pub fn at(&self, offset: u64) -> Option<&Record> {
         let index = offset.checked_sub(self.first())?;

@@ -234,6 +234,10 @@ label! {
         ShardOverload = "shard_overload",
         /// The subscription to the broker was broken; how many were missed is unknown, so each room touched counts one.
         Broker = "broker",
+        /// The room's stream did not hold them any more when they were to be read.
+        Trimmed = "trimmed",
+        /// The entry of the room's stream was longer than a publication may be.
+        TooBig = "too_big",
     }
 }
 
@@ -250,6 +254,30 @@ label! {
 }
 
 label! {
+    /// What became of a publication that was to be appended to a stream.
+    AppendFate as "outcome" {
+        /// Redis has it.
+        Appended = "appended",
+        /// It is in no stream.
+        Refused = "refused",
+        /// The connection broke before the answer.
+        Unknown = "unknown",
+    }
+}
+
+label! {
+    /// What became of a reading of a stream's past.
+    RecallFate as "outcome" {
+        /// It brought all that was wanted.
+        Whole = "whole",
+        /// It brought what there was, or as much as one client is given.
+        Part = "part",
+        /// Nothing certain.
+        Nothing = "nothing",
+    }
+}
+
+label! {
     /// Why a publication was refused before it had a place in a room.
     RefuseReason as "reason" {
         /// Larger than `PAYLOAD_BYTES_MAX`, by itself or in its envelope.
@@ -258,8 +286,11 @@ label! {
         BrokerBacklog = "broker_backlog",
         /// Redis answered with an error.
         BrokerError = "broker_error",
-        /// The channel belongs to no room (its name is empty, too long or holds control characters).
+        /// The channel belongs to no room (its name is empty, too long or holds control characters), or to one that has only
+        /// the entries of a stream.
         BadRoom = "bad_room",
+        /// Redis is away, and the room has only what its stream has.
+        BrokerAway = "broker_away",
     }
 }
 
@@ -442,6 +473,10 @@ table! {
         gaps: By<GapReason>, "counter", "corecast_gaps_total", "Publications (broker: rooms touched by a break) that members missed, by reason.";
         recoveries: By<Recovery>, "counter", "corecast_recoveries_total", "Newcomers that asked for a room's past, by what became of it.";
         recovered_publications: Number, "counter", "corecast_recovered_publications_total", "Publications that newcomers were given out of logs.";
+        streams_up: Number, "gauge", "corecast_streams_up", "1 while the connections that read streams are up; 0 too where no source is a stream.";
+        stream_breaks: Number, "counter", "corecast_stream_breaks_total", "Times the connections that read streams broke.";
+        appends: By<AppendFate>, "counter", "corecast_appends_total", "Own publications that were to be appended to a stream, by what became of them.";
+        recalls: By<RecallFate>, "counter", "corecast_recalls_total", "Readings of a stream's past for those who ask, by what they brought; one serves all who ask the room at the time.";
         log_rooms: Number, "gauge", "corecast_log_rooms", "Rooms with a log of record.";
         log_bytes: Number, "gauge", "corecast_log_bytes", "Bytes in logs of record.";
         ring_depth: Number, "gauge", "corecast_ring_depth", "Commands on the rings to the shards, looked at each tenth of a second.";

@@ -36,7 +36,7 @@ pub use anchor::{ANCHOR_SCRIPT, Anchor, AnchorError, Judgement, Position, anchor
 pub use append::{Append, DATA, KIND, SCRIPT, Trim};
 pub use commander::{Commander, CommanderEvent, PublishError, Refused};
 pub use entry::EntryId;
-pub use history::{History, HistoryError, HistoryStep};
+pub use history::{History, HistoryError, HistoryStep, Past};
 pub use reader::{Reader, ReaderCounters, ReaderEvent};
 pub use recorder::{Recorder, RecorderEvent};
 pub use streams::{Streams, StreamsEvent};

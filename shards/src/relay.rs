@@ -22,17 +22,21 @@ use crate::command::{ConnectionId, Down, Label, Ledger, Outcome, Recover, RoomSl
 use crate::config::Deliver;
 use crate::envelope;
 use crate::frame::Frame;
-use crate::limits::{EngineBounds, NODE_LOG_BYTES_MAX, PAYLOAD_BYTES_MAX, ROOM_LINGER};
+use crate::limits::{EngineBounds, NODE_LOG_BYTES_MAX, PAYLOAD_BYTES_MAX, RECALLED_BYTES_MAX, ROOM_LINGER};
 use crate::log::{Log, Record};
 use crate::metrics::{GapReason, RefuseReason, RelayMetrics, Via};
+use crate::redis::Trim;
 use crate::route::plain_name;
 use crate::setup::Setup;
 use crate::shard::{Micros, ticks_in};
 
+mod appends;
 mod arrival;
 mod last_value;
 mod own;
+mod recalls;
 mod recovery;
+mod streamed;
 mod surveys;
 #[cfg(test)]
 mod tests;
@@ -41,6 +45,7 @@ use arrival::Arrival;
 use last_value::LastValues;
 use own::Own;
 pub use own::PublishFailure;
+use streamed::{Feed, Streamed};
 
 /// The rings to the shards.
 pub trait Outlet {
@@ -101,6 +106,30 @@ pub enum BrokerCommand {
         /// Key in Redis.
         key: Box<str>,
     },
+    /// Follow a stream; [`Relay::stream_anchored`] or [`Relay::stream_refused`] follows.
+    Follow(Box<[u8]>),
+    /// Follow it no more.
+    Unfollow(Box<[u8]>),
+    /// Read a stream back; [`Relay::recalled`] follows.
+    Recall {
+        /// Number of the question.
+        token: u64,
+        /// Key of the stream.
+        stream: Box<[u8]>,
+        /// Everything behind the entry of this number.
+        after: u64,
+    },
+    /// Append to a stream; [`Relay::appended`] follows.
+    Append {
+        /// Number of the publication.
+        token: u64,
+        /// Key of the stream.
+        stream: Box<[u8]>,
+        /// What, in the form of its source.
+        payload: Bytes,
+        /// What the stream keeps afterwards.
+        trim: Trim,
+    },
 }
 
 /// A shard that has joined a room, and its name for it.
@@ -142,6 +171,8 @@ struct LogRoom {
     confirmed: bool,
     /// It had lapsed since, which its members are told when it is confirmed again.
     has_lapsed: bool,
+    /// Where a stream feeds it, which gives it its numbers.
+    feed: Option<Box<Feed>>,
 }
 
 #[derive(Debug, Default)]
@@ -206,6 +237,7 @@ pub struct Relay {
     labels: Vec<Arc<Label>>,
     last_values: LastValues,
     own: Own,
+    streamed: Streamed,
     /// Rooms that had no readers, each once, by the tick at which to look whether they still have none.
     idle: BinaryHeap<Reverse<(u32, u32, u16)>>,
     log_bytes: usize,
@@ -236,6 +268,7 @@ impl Relay {
             labels: Vec::new(),
             last_values: LastValues::default(),
             own: Own::default(),
+            streamed: Streamed::default(),
             idle: BinaryHeap::new(),
             log_bytes: 0,
             question: None,
@@ -275,6 +308,9 @@ impl Relay {
         let index = self.room_named(name);
         let broker_state = self.broker_state;
         let Some(room) = self.rooms.at_mut(index) else { return };
+        if room.feed.is_some() {
+            return self.join_stream(index, interest, outlet);
+        }
         let on_demand = room.on_demand;
         let mut command = None;
         if on_demand && broker_state != BrokerState::Local && !room.subscribed {
@@ -298,7 +334,8 @@ impl Relay {
         let (base, run) = (self.epoch_base, self.run);
         let Some(room) = self.rooms.at_mut(index) else { return };
         room.interest.push(interest);
-        let source = room.source.map(|source| (source, run as u16));
+        // What a break means for a stream, it says itself.
+        let source = room.source.filter(|_| room.feed.is_none()).map(|source| (source, run as u16));
         let joined =
             Down::Joined { slot: interest.slot, epoch: room.epoch(base, run), head: room.next, source };
         self.offer(interest.shard, joined, outlet);
@@ -355,6 +392,7 @@ impl Relay {
     /// Forgets rooms that nobody reads and whose time is up. Call it every tick or so.
     pub fn sweep(&mut self, outlet: &mut impl Outlet, now: Micros) {
         self.expire_last_values(now);
+        self.sweep_streamed(outlet, now);
         let tick = now.ticks();
         while let Some(Reverse((_, index, generation))) =
             self.idle.peek().copied().filter(|Reverse((due, ..))| *due <= tick)
@@ -389,7 +427,9 @@ impl Relay {
         if let Ok(found) = self.names.find_entry(hash, |other| *other == index) {
             found.remove();
         }
-        if room.subscribed
+        if let Some(feed) = &room.feed {
+            self.unfollow(feed, room.subscribed);
+        } else if room.subscribed
             && let Some((_, channel)) = self.setup.routes.channel_of_room(&room.name)
         {
             self.broker.push_back(BrokerCommand::Unsubscribe(channel.as_bytes().into()));
@@ -419,7 +459,11 @@ impl Relay {
             return index;
         }
         self.incarnations += 1;
-        let source = self.setup.routes.channel_of_room(&name).map(|(source, _)| source);
+        let routes = &self.setup.routes;
+        let channel = routes.channel_of_room(&name);
+        let source = channel.as_ref().map(|(source, _)| *source);
+        let feed = channel.filter(|(source, _)| routes.is_stream(*source));
+        let feed = feed.map(|(_, stream)| Box::new(Feed::new(stream.as_bytes())));
         let room = LogRoom {
             next: FIRST_OFFSET,
             interest: SmallVec::new(),
@@ -434,6 +478,7 @@ impl Relay {
             subscribed: false,
             confirmed: false,
             has_lapsed: false,
+            feed,
             name,
         };
         let hash = self.hasher.hash_one(&*room.name);
@@ -462,12 +507,6 @@ impl Relay {
         outlet: &mut impl Outlet,
         now: Micros,
     ) -> Outcome {
-        let Particulars { via, label, except } = particulars;
-        outlet.parsed();
-        if payload.len() > PAYLOAD_BYTES_MAX {
-            self.metrics().refused.add(RefuseReason::TooBig, 1);
-            return Outcome::TooBig;
-        }
         let index = match self.find(room) {
             Some(index) => index,
             None if self.keeps_history_of(room) => {
@@ -476,10 +515,33 @@ impl Relay {
                 index
             }
             None => {
+                outlet.parsed();
                 self.metrics().publications_unrouted.add(1);
                 return Outcome::Nobody;
             }
         };
+        if self.rooms.at(index).is_some_and(|room| room.feed.is_some()) {
+            // Its numbers are those of its stream's entries: nothing else can have one.
+            self.metrics().refused.add(RefuseReason::BadRoom, 1);
+            return Outcome::Refused;
+        }
+        self.place_in(index, payload, particulars, outlet, now)
+    }
+
+    fn place_in(
+        &mut self,
+        index: u32,
+        payload: &[u8],
+        particulars: Particulars,
+        outlet: &mut impl Outlet,
+        now: Micros,
+    ) -> Outcome {
+        let Particulars { via, label, except } = particulars;
+        outlet.parsed();
+        if payload.len() > PAYLOAD_BYTES_MAX {
+            self.metrics().refused.add(RefuseReason::TooBig, 1);
+            return Outcome::TooBig;
+        }
         let Ok(frame) = Frame::data(payload) else {
             self.metrics().refused.add(RefuseReason::TooBig, 1);
             return Outcome::TooBig;
@@ -497,7 +559,9 @@ impl Relay {
         if room.is_idle() && !room.subscribed && history_frames > 0 {
             room.idle_since = now.ticks();
         }
-        let (epoch, run) = (room.epoch(*epoch_base, *run), *run as u16);
+        // A break of the broker is none in the numbers of a stream.
+        let record_run = if room.feed.is_some() { 0 } else { *run as u16 };
+        let (epoch, is_kept) = (room.epoch(*epoch_base, *run), room.is_kept(history_frames));
         metrics.publications_broadcast.add(u64::from(!room.interest.is_empty()));
         for at in 0..room.interest.len() {
             let Interest { shard, slot } = room.interest[at];
@@ -511,7 +575,7 @@ impl Relay {
                 continue;
             }
             let is_last = at + 1 == room.interest.len();
-            if is_last && history_frames == 0 && !room.is_behind() {
+            if is_last && !is_kept && !room.is_behind() {
                 // Nobody else wants the frame, and the first clone of one allocates.
                 let command = Down::Publication { slot, offset, arrived_micros: now.0, frame, except, label };
                 backlog.offer(shard, command, outlet, metrics);
@@ -521,7 +585,8 @@ impl Relay {
             let command = Down::Publication { slot, offset, arrived_micros: now.0, frame, except, label };
             backlog.offer(shard, command, outlet, metrics);
         }
-        self.record(index, offset, Record { frame, arrived_micros: now.0, except, label, run });
+        let record = Record { frame, arrived_micros: now.0, except, label, run: record_run };
+        self.record(index, offset, record);
         Outcome::Placed { offset, epoch }
     }
 
@@ -531,17 +596,19 @@ impl Relay {
         let Some(room) = rooms.at_mut(index) else { return };
         let history = setup.routes.class(room.class).history;
         let is_behind = room.is_behind();
-        if history.frames == 0 && !is_behind {
+        if !room.is_kept(history.frames) && !is_behind {
             return;
         }
+        let is_recalled = room.keeps_recalled();
         let log = room.log.get_or_insert_with(|| Box::new(Log::starting_at(offset)));
         let oldest_kept = record.arrived_micros.saturating_sub(history.age.as_micros() as u64);
         *log_bytes += record.frame.len();
         log.push(record);
+        let bytes_max = if is_recalled { history.bytes.max(RECALLED_BYTES_MAX) } else { history.bytes };
         while log.len() > 1
-            && (log.bytes() > history.bytes
-                || (!is_behind && log.len() > history.frames)
-                || log.oldest().is_some_and(|oldest| oldest.arrived_micros < oldest_kept))
+            && (log.bytes() > bytes_max
+                || (!is_behind && !is_recalled && log.len() > history.frames)
+                || (!is_recalled && log.oldest().is_some_and(|oldest| oldest.arrived_micros < oldest_kept)))
         {
             *log_bytes -= log.pop();
         }
@@ -606,7 +673,7 @@ impl Relay {
         let Self { rooms, setup, log_bytes, .. } = self;
         if let Some(room) = rooms.at_mut(index)
             && !room.is_behind()
-            && setup.routes.class(room.class).history.frames == 0
+            && !room.is_kept(setup.routes.class(room.class).history.frames)
         {
             *log_bytes -= room.log.take().map_or(0, |log| log.bytes());
         }
@@ -645,11 +712,15 @@ impl Relay {
         }
         self.run += 1;
         self.metrics().broker_reconnects.add(1);
+        let is_touched = |room: &LogRoom| room.source.is_some() && room.feed.is_none();
         let touched =
-            self.rooms.iter().filter(|(_, room)| room.source.is_some() && !room.interest.is_empty()).count();
+            self.rooms.iter().filter(|(_, room)| is_touched(room) && !room.interest.is_empty()).count();
         self.metrics().gaps.add(GapReason::Broker, touched as u64);
         for shard in 0..self.shards {
             for source in 0..self.setup.routes.sources_len() {
+                if self.setup.routes.is_stream(source) {
+                    continue;
+                }
                 self.offer(shard, Down::SourceGap { source: source as u8, run: self.run }, outlet);
             }
         }
@@ -665,6 +736,9 @@ impl Relay {
         self.metrics().broker_up.set(0);
         for index in 0..self.rooms.span() {
             if let Some(room) = self.rooms.at_mut(index) {
+                if room.feed.is_some() {
+                    continue;
+                }
                 // What had lapsed is part of this break.
                 (room.confirmed, room.has_lapsed) = (false, false);
             }
@@ -708,9 +782,9 @@ impl Relay {
         self.incarnations += 1;
         let Some(room) = self.rooms.at_mut(index) else { return };
         room.incarnation = self.incarnations;
-        let (epoch, interest) = (room.epoch(base, run), room.interest.clone());
+        let (epoch, last, interest) = (room.epoch(base, run), room.next - 1, room.interest.clone());
         for Interest { shard, slot } in interest {
-            self.offer(shard, Down::RoomGap { slot, epoch }, outlet);
+            self.offer(shard, Down::RoomGap { slot, epoch, last }, outlet);
         }
     }
 
@@ -837,11 +911,24 @@ impl LogRoom {
     /// The run of the room's offsets: process, incarnation of the room, run of its source. Two processes count from random
     /// numbers of 64 bits, so that the epoch of one is none of the other's.
     fn epoch(&self, base: u64, run: u64) -> u64 {
+        if let Some(epoch) = self.feed.as_ref().and_then(|feed| feed.epoch) {
+            return epoch;
+        }
         base.wrapping_add(u64::from(self.incarnation) << 16).wrapping_add(run & 0xffff)
     }
 
     fn is_idle(&self) -> bool {
-        self.readers_len() == 0
+        self.readers_len() == 0 && self.feed.as_ref().is_none_or(|feed| feed.asked.is_empty())
+    }
+
+    /// Whether its log is kept although no shard is behind.
+    fn is_kept(&self, history_frames: usize) -> bool {
+        history_frames > 0 || self.keeps_recalled()
+    }
+
+    /// Whether its log holds what was read back out of a stream, for those who ask next.
+    fn keeps_recalled(&self) -> bool {
+        self.feed.as_ref().is_some_and(|feed| feed.keeps_recalled())
     }
 
     /// Shards that are in the room or wait to be.
@@ -888,8 +975,9 @@ impl LogRoom {
         let behind = &mut exceptional.behind[at];
         let first = self.log.as_ref().map_or(self.next, |log| log.first());
         if first > behind.from {
-            metrics.gaps.add(GapReason::ShardOverload, first - behind.from);
-            backlog.offer(shard, Down::Gap { slot, from: behind.from, to: first }, outlet, metrics);
+            let (from, reason) = (behind.from, GapReason::ShardOverload);
+            metrics.gaps.add(reason, first - from);
+            backlog.offer(shard, Down::Gap { slot, from, to: first, reason }, outlet, metrics);
             behind.from = first;
         }
         while behind.from < self.next {

@@ -16,6 +16,7 @@ use crate::config::{
     TemplatePart,
 };
 use crate::limits::{ROOM_NAME_BYTES_MAX, TABLES_MAX, USER_NAME_BYTES_MAX};
+use crate::redis::Trim;
 
 mod target;
 
@@ -135,6 +136,7 @@ struct CompiledSource {
     deliver: Deliver,
     own: Own,
     last_value: Option<LastValue>,
+    trim: Trim,
 }
 
 #[derive(Debug, Clone)]
@@ -395,6 +397,11 @@ impl Routes {
         matches!(self.sources[source_index].subscribe, Subscribe::Stream { .. })
     }
 
+    /// What a stream of source `source_index` keeps when this node appends to it.
+    pub fn trim(&self, source_index: usize) -> Trim {
+        self.sources[source_index].trim
+    }
+
     /// The channel (or the stream's key) through which `room` (a full name) is published, and the index of its source in
     /// [`Config::sources`]: the first whose room leads back to one.
     pub fn channel_of_room<'a>(&'a self, room: &'a str) -> Option<(usize, Cow<'a, str>)> {
@@ -490,6 +497,10 @@ impl CompiledSource {
             deliver: source.deliver.clone(),
             own: source.own,
             last_value: source.last_value.clone(),
+            trim: Trim {
+                entries: source.maxlen,
+                millis: source.maxage.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
+            },
         }
     }
 

@@ -384,9 +384,9 @@ impl Shard {
             }
             Down::Recovered(recovered) => self.recovered(*recovered, wire, now),
             Down::Reading(reading) => self.reading(*reading, wire, now),
-            Down::Gap { slot, from, to } => self.gap(slot, from, to, now),
+            Down::Gap { slot, from, to, reason } => self.gap(slot, from, to, reason, now),
             Down::SourceGap { source, run } => self.source_gap(source, run as u16),
-            Down::RoomGap { slot, epoch } => self.room_gap(slot, epoch, now),
+            Down::RoomGap { slot, epoch, last } => self.room_gap(slot, epoch, last, now),
             Down::Published { to, outcome } => self.answer_publish(to, outcome, wire, now),
             Down::Ask { question } => {
                 let ledger = Box::new(self.ledger());
@@ -474,11 +474,11 @@ impl Shard {
     }
 
     /// Publications of a room never reached this shard.
-    fn gap(&mut self, slot: RoomSlot, from: u64, to: u64, now: Micros) {
+    fn gap(&mut self, slot: RoomSlot, from: u64, to: u64, reason: GapReason, now: Micros) {
         let Some(room) = self.room_of(slot).filter(|room| room.stage == Stage::Live) else { return };
         room.last = to - 1;
         let lost = Lost::Range(from, to - 1);
-        let gap = Gap { epoch: room.epoch, lost, reason: GapReason::ShardOverload.label() };
+        let gap = Gap { epoch: room.epoch, lost, reason: reason.label() };
         self.append_gap(slot.index, &gap, now);
     }
 
@@ -524,11 +524,11 @@ impl Shard {
     }
 
     /// The channel of one room broke and is back.
-    fn room_gap(&mut self, slot: RoomSlot, epoch: u64, now: Micros) {
+    fn room_gap(&mut self, slot: RoomSlot, epoch: u64, last: u64, now: Micros) {
         // The epoch counts the present run of its source.
         self.settle(slot.index, now);
         let Some(room) = self.room_of(slot).filter(|room| room.stage == Stage::Live) else { return };
-        room.epoch = epoch;
+        (room.epoch, room.last) = (epoch, last);
         self.tell_broken(slot.index, now);
     }
 

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use shards::config::{RedisAddress, RedisTarget};
 use shards::limits::{MIB, PAYLOAD_BYTES_MAX, PROBE_TIMEOUT, RESP_BULK_BYTES_MAX};
-use shards::net::broker::{BrokerEvents, BrokerLink, start};
+use shards::net::broker::{BrokerEvents, BrokerLink, Wants, start};
 use shards::redis::{PublishError, Refused};
 use support::Redis;
 
@@ -133,7 +133,8 @@ impl Fixture {
     fn start(target: RedisTarget, patterns: &[&str], channels: &[&str]) -> Self {
         let owned = |names: &[&str]| names.iter().map(|name| name.to_string()).collect::<Vec<_>>();
         let recorder = Rc::new(RefCell::new(Recorder::default()));
-        let link = start(target, "node-1", &owned(patterns), &owned(channels), recorder.clone());
+        let wants = Wants { patterns: owned(patterns), channels: owned(channels), streams: false };
+        let link = start(target, "node-1", &wants, recorder.clone());
         Self { link, recorder }
     }
 
@@ -699,7 +700,8 @@ fn the_link_may_be_used_from_inside_every_callback() {
     on_both_drivers(async || {
         let redis = Redis::start(&[]);
         let events = Rc::new(RefCell::new(Reentrant { link: None, confirmed: 0 }));
-        let link = start(tcp(redis.port), "node-1", &["room:*".into()], &[], events.clone());
+        let wants = Wants { patterns: vec!["room:*".into()], ..Wants::default() };
+        let link = start(tcp(redis.port), "node-1", &wants, events.clone());
         events.borrow_mut().link = Some(link.clone());
         let deadline = Instant::now() + Duration::from_secs(30);
         let mut was_killed = false;

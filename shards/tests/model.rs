@@ -78,7 +78,7 @@ impl Outlet for Rings {
                     );
                 }
             }
-            Down::Gap { slot, from, to } => {
+            Down::Gap { slot, from, to, .. } => {
                 let room = self.names[&(shard, *slot)];
                 *self.gaps.entry((shard, room)).or_default() += to - from;
             }

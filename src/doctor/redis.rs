@@ -5,7 +5,7 @@ pub mod asked;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use shards::config::{BrokerChoice, Config, RedisAddress, RedisTarget, RedisTls};
+use shards::config::{BrokerChoice, Config, RedisAddress, RedisTarget, RedisTls, Subscribe};
 use shards::limits::PROBE_INTERVAL;
 
 use super::finding::{Bytes, Count, Finding};
@@ -25,8 +25,8 @@ const BACKLOG: &str = "redis.backlog";
 const LATENCY: &str = "redis.latency";
 /// Redis' own defaults for subscribers: 32 MiB, or 8 MiB for a minute.
 const OUTPUT_DEFAULT: OutputLimit = OutputLimit { hard: 32 << 20, soft: 8 << 20, seconds: 60 };
-/// Of a process: one that subscribes, one that publishes.
-const CONNECTIONS: u64 = 2;
+/// The first that counts the entries of a stream.
+const STREAMS_MAJOR: u32 = 7;
 /// A round trip above this is no neighbour's: every publication of a client makes one before anybody hears it.
 const LATENCY_MILLIS_MAX: f64 = 5.0;
 
@@ -88,11 +88,11 @@ fn judge_asked(asked: &Asked, target: &RedisTarget, config: &Config) -> Vec<Find
     let cli = cli(target, target.password.is_some());
     vec![
         Finding::ok(REACHABLE, format!("{} answers the user {user} {password}", place(&target.address))),
-        judge_version(asked),
+        judge_version(asked, config),
         judge_role(asked, matches!(target.address, RedisAddress::Cluster(_))),
         judge_rights(asked, user, target),
         judge_output(asked.output_limit, config.bounds.message_bytes_max as u64, &cli),
-        judge_clients(asked.clients, config.processes as u64, &cli),
+        judge_clients(asked.clients, connections(config), config.processes as u64, &cli),
         judge_timeout(asked.timeout, &cli),
         match asked.backlog {
             Some(backlog) => Finding::info(
@@ -105,8 +105,14 @@ fn judge_asked(asked: &Asked, target: &RedisTarget, config: &Config) -> Vec<Find
     ]
 }
 
-fn judge_version(asked: &Asked) -> Finding {
+fn judge_version(asked: &Asked, config: &Config) -> Finding {
     let version = asked.version.as_deref().unwrap_or("unknown");
+    let major: Option<u32> = version.split('.').next().and_then(|major| major.parse().ok());
+    if has_streams(config) && major.is_some_and(|major| major < STREAMS_MAJOR) {
+        return Finding::bad(VERSION, format!("Redis {version} doesn't count the entries of a stream"))
+            .due("Redis 7.0 or later for sources that are streams")
+            .cure("corecast serve --redis redis://HOST:PORT  # of a newer one");
+    }
     match asked.has_resp3 {
         true => Finding::ok(VERSION, format!("Redis {version} speaks RESP3 (HELLO 3)")),
         false => {
@@ -214,16 +220,25 @@ fn stands(limit: OutputLimit) -> String {
     }
 }
 
-fn judge_clients(clients: Option<(u64, u64)>, processes: u64, cli: &str) -> Finding {
+/// Of a process: one that subscribes, one that publishes; where streams are read, one that waits and one that asks.
+fn connections(config: &Config) -> u64 {
+    if has_streams(config) { 4 } else { 2 }
+}
+
+fn has_streams(config: &Config) -> bool {
+    config.sources.iter().any(|source| matches!(source.subscribe, Subscribe::Stream { .. }))
+}
+
+fn judge_clients(clients: Option<(u64, u64)>, connections: u64, processes: u64, cli: &str) -> Finding {
     let Some((clients, max)) = clients else {
         return Finding::untold(CLIENTS, "connected_clients and maxclients");
     };
     let found = format!(
-        "{} clients beside this one, maxclients {}; a process takes {CONNECTIONS}",
+        "{} clients beside this one, maxclients {}; a process takes {connections}",
         Count(clients),
         Count(max)
     );
-    let due = clients.saturating_add(CONNECTIONS * processes);
+    let due = clients.saturating_add(connections * processes);
     let cure = format!("{cli} CONFIG SET maxclients {}", max.saturating_mul(2).max(1000));
     if due > max {
         return Finding::bad(CLIENTS, found).due(Count(due).to_string()).cure(cure);
@@ -297,6 +312,8 @@ fn tls_options(target: &RedisTarget) -> String {
 
 #[cfg(test)]
 mod tests {
+    use shards::config::Source;
+
     use std::time::Duration;
 
     use super::super::finding::Level;
@@ -326,7 +343,7 @@ mod tests {
 
     #[test]
     fn clients_time_out_and_round_trips_have_room() {
-        let clients = |clients, max| judge_clients(Some((clients, max)), 1, "redis-cli").level;
+        let clients = |clients, max| judge_clients(Some((clients, max)), 2, 1, "redis-cli").level;
         assert_eq!(
             (clients(0, 10_000), clients(8, 10), clients(9, 10)),
             (Level::Ok, Level::Warn, Level::Bad)
@@ -341,6 +358,18 @@ mod tests {
             (latency(&[0, 1, 90]), latency(&[1, 6, 7]), latency(&[])),
             (Level::Ok, Level::Warn, Level::Ok)
         );
+    }
+
+    #[test]
+    fn an_old_redis_is_bad_for_streams_alone() {
+        let stream = Source { subscribe: Subscribe::parse("stream s:*").unwrap(), ..Source::default() };
+        let level = |version: &str, sources: Vec<Source>| {
+            let asked = Asked { version: Some(version.to_owned()), has_resp3: true, ..Asked::default() };
+            judge_version(&asked, &Config { sources, ..Config::default() }).level
+        };
+        assert_eq!(level("6.2.14", vec![stream.clone()]), Level::Bad);
+        assert_eq!(level("6.2.14", vec![Source::default()]), Level::Ok);
+        assert_eq!(level("8.0.1", vec![stream]), Level::Ok);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::limits::{
     CHANNEL_BYTES_MAX, MISSING_BYTES_MAX, NODE_LOG_BYTES_MAX, ROOM_NAME_BYTES_MAX, SHARD_WINDOW_BYTES_MAX,
-    SPACE_BYTES_MAX,
+    SPACE_BYTES_MAX, STREAM_MAXLEN_MAX,
 };
 use crate::route::is_name;
 
@@ -42,7 +42,8 @@ const ROUTE_KEYS: &[&str] = &[
     "preset",
 ];
 const ROOM_KEYS: &[&str] = &["name", "space", "history", "slow"];
-const SOURCE_KEYS: &[&str] = &["redis", "variable", "room", "space", "deliver", "own", "last_value"];
+const SOURCE_KEYS: &[&str] =
+    &["redis", "variable", "room", "space", "deliver", "own", "last_value", "maxlen", "maxage"];
 const LAST_VALUE_KEYS: &[&str] = &["prefix", "ttl", "timeout"];
 const PUBLISHES: &[(&str, Publish)] = &[
     ("none", Publish::None),
@@ -317,14 +318,8 @@ impl Reader<'_> {
     fn source(&mut self, fields: &mut Fields<'_>) -> Option<Source> {
         self.known(fields, SOURCE_KEYS);
         let subscribe =
-            self.required(fields, "redis", |input| match Subscribe::parse(input.text("a subscription")?)? {
-                Subscribe::Stream { .. } => Err(Wrong::Sentence(
-                    "the server doesn't read streams yet: publish to a channel too, with `corecast publish --durable \
-                     --also-publish`, and subscribe to that"
-                        .to_owned(),
-                )),
-                subscribe => Ok(subscribe),
-            });
+            self.required(fields, "redis", |input| Subscribe::parse(input.text("a subscription")?));
+        let is_stream = matches!(subscribe, Some(Subscribe::Stream { .. }) | None);
         let room = self.required(fields, "room", |input| {
             let room = room_template(input, Places::Channel)?;
             match &subscribe {
@@ -357,7 +352,20 @@ impl Reader<'_> {
                                 own out";
                 return Err(Wrong::Sentence(sentence.to_owned()));
             }
+            if own == Own::Origin && is_stream {
+                let sentence = "the rooms of a stream have nothing before it is in the stream: leave own out";
+                return Err(Wrong::Sentence(sentence.to_owned()));
+            }
             Ok(own)
+        });
+        let only_streams = "only streams are trimmed: leave it out, or write redis = \"stream PREFIX*\"";
+        let maxlen = self.optional(fields, "maxlen", |input| match is_stream {
+            true => Ok(input.count(1..=STREAM_MAXLEN_MAX)? as u64),
+            false => Err(Wrong::Sentence(only_streams.to_owned())),
+        });
+        let maxage = self.optional(fields, "maxage", |input| match is_stream {
+            true => positive(input),
+            false => Err(Wrong::Sentence(only_streams.to_owned())),
         });
         let last_value = self.inner(fields, "last_value", LAST_VALUE_KEYS);
         let last_value = last_value.and_then(|mut fields| self.last_value(&mut fields));
@@ -369,6 +377,8 @@ impl Reader<'_> {
             deliver,
             own: own.unwrap_or(Own::Echo),
             last_value,
+            maxlen,
+            maxage,
         })
     }
 

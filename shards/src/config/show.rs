@@ -108,6 +108,10 @@ impl Lines {
             let table = format!("{{ prefix = {prefix}, ttl = {ttl}, timeout = {timeout} }}");
             self.key("last_value", &table, "");
         }
+        if let Some(maxlen) = source.maxlen {
+            self.key("maxlen", &maxlen.to_string(), "");
+        }
+        self.maybe("maxage", source.maxage.map(duration_text).as_deref());
     }
 
     fn heading(&mut self, heading: &str, origin: &str) {

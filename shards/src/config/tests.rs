@@ -690,6 +690,22 @@ fn wrong_values_in_a_file_say_where_what_was_found_and_what_was_due() {
             "[[source]]\nredis = \"subscribe a\"\nroom = \"r\"\ndeliver = \"json\"",
             "due \"raw\", \"field:NAME\"",
         ),
+        ("[[source]]\nredis = \"stream a:*\"\nroom = \"{1}\"", "and no Redis, which holds streams"),
+        ("[[source]]\nredis = \"stream a:*\"\nroom = \"x\"", "needs exactly one {1}"),
+        (
+            "[[source]]\nredis = \"stream a:*\"\nroom = \"{1}\"\ndeliver = \"event\"\nown = \"origin\"",
+            "have nothing before it is in the stream: leave own out",
+        ),
+        ("[[source]]\nredis = \"subscribe a\"\nroom = \"r\"\nmaxlen = 5", "only streams are trimmed"),
+        (
+            "redis = \"redis+cluster://h:1\"\n[[source]]\nredis = \"stream a:*\"\nroom = \"{1}\"",
+            "whose streams a cluster spreads over its nodes",
+        ),
+        (
+            "redis = \"redis://h\"\n[[source]]\nredis = \"stream a:*\"\nroom = \"x-{1}\"\n\
+             [[source]]\nredis = \"psubscribe *\"\nroom = \"{1}\"",
+            "a stream's room is fed by its stream alone",
+        ),
     ];
     for (text, expected) in cases {
         let message = given().file(text).refused();

@@ -4,8 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::layers::{ConfigError, Origin, Provenance, Warning};
 use super::{
-    BrokerChoice, Config, Deliver, Dialect, Publish, RedisAddress, Route, ShardCount, Subscribe, Template,
-    duration_text,
+    BrokerChoice, Config, Deliver, Dialect, Publish, RedisAddress, Route, ShardCount, Source, Subscribe,
+    Template, TemplatePart, duration_text,
 };
 use crate::limits::TABLES_MAX;
 
@@ -30,6 +30,7 @@ pub(super) fn validate(
     check.routes();
     check.types();
     check.cluster();
+    check.streams();
     check.tables();
     warn_of_meetings(config, warnings);
     warn_of_mute_lists(config, provenance, warnings);
@@ -44,6 +45,21 @@ struct Check<'a> {
     config: &'a Config,
     provenance: &'a Provenance,
     errors: &'a mut Vec<ConfigError>,
+}
+
+/// Whether two sources may feed one room; true where it can't be told.
+fn may_feed_one_room(one: &Source, other: &Source) -> bool {
+    let ends = |source: &Source| {
+        let literal = |part: Option<&TemplatePart>| match part {
+            Some(TemplatePart::Literal(text)) => text.clone(),
+            _ => String::new(),
+        };
+        (literal(source.room.parts.first()), literal(source.room.parts.last()))
+    };
+    let ((prefix, suffix), (other_prefix, other_suffix)) = (ends(one), ends(other));
+    one.space == other.space
+        && (prefix.starts_with(&other_prefix) || other_prefix.starts_with(&prefix))
+        && (suffix.ends_with(&other_suffix) || other_suffix.ends_with(&suffix))
 }
 
 impl Check<'_> {
@@ -203,7 +219,13 @@ impl Check<'_> {
         }
         for (source, origin) in self.config.sources.iter().zip(&self.provenance.sources) {
             let subscribe = &source.subscribe;
-            if !matches!(subscribe, Subscribe::OnDemand { .. }) {
+            if matches!(subscribe, Subscribe::Stream { .. }) {
+                let sentence = format!(
+                    "found the source {:?}, whose streams a cluster spreads over its nodes: name one server, redis://HOST:PORT",
+                    subscribe.to_string()
+                );
+                self.errors.push(origin.error("redis", sentence));
+            } else if !matches!(subscribe, Subscribe::OnDemand { .. }) {
                 self.errors.push(origin.error(
                     "redis",
                     format!(
@@ -221,6 +243,36 @@ impl Check<'_> {
                         subscribe.to_string()
                     ),
                 ));
+            }
+        }
+    }
+
+    /// The numbers of a stream's room are those of the stream's entries, so nothing else may feed it.
+    fn streams(&mut self) {
+        let sources: Vec<_> = self.config.sources.iter().zip(&self.provenance.sources).collect();
+        let streams = sources.iter().enumerate();
+        let streams = streams.filter(|(_, (source, _))| matches!(source.subscribe, Subscribe::Stream { .. }));
+        for (at, (stream, origin)) in streams {
+            let text = stream.subscribe.to_string();
+            if self.config.broker == BrokerChoice::Local {
+                let sentence = format!(
+                    "found the source {text:?} and no Redis, which holds streams: name one, redis = \"redis://HOST:PORT\""
+                );
+                self.errors.push(origin.error("redis", sentence));
+            }
+            let other = sources.iter().enumerate().find(|(other_at, (other, _))| {
+                let is_stream = matches!(other.subscribe, Subscribe::Stream { .. });
+                *other_at != at && !(is_stream && *other_at < at) && may_feed_one_room(stream, other)
+            });
+            if let Some((_, (other, _))) = other {
+                let sentence = format!(
+                    "found the rooms {:?} of {text:?} and the rooms {:?} of {:?}, which may be the same, and a stream's room is \
+                     fed by its stream alone: give one of them another name or space",
+                    stream.room.to_string(),
+                    other.room.to_string(),
+                    other.subscribe.to_string()
+                );
+                self.errors.push(origin.error("room", sentence));
             }
         }
     }

@@ -25,8 +25,8 @@ use tls::TlsError;
 use crate::config::{RedisAddress, RedisTarget, Server};
 use crate::limits::{BROKER_HANDSHAKE_TIMEOUT, RECEIVE_BUFFER_BYTES};
 use crate::redis::{
-    Commander, CommanderEvent, PublishError, Reconnect, Refused, SessionError, Subscriber,
-    SubscriberCounters, SubscriberEvent,
+    Commander, CommanderEvent, PublishError, ReaderCounters, Reconnect, Refused, SessionError, StreamsEvent,
+    Subscriber, SubscriberCounters, SubscriberEvent,
 };
 use crate::resp::{Inbox, Received};
 
@@ -38,6 +38,7 @@ mod fences;
 mod half;
 mod link;
 mod sentinel;
+mod streams;
 
 pub use link::BrokerLink;
 
@@ -46,6 +47,7 @@ use connect::{Connection, Connections, End, connect, describe};
 use faults::LastValueFaults;
 use half::{ReadHalf, WriteHalf};
 use sentinel::Watch;
+use streams::StreamLink;
 
 /// What the relay hears of the broker. Every call is made from the link's own tasks, never from inside a
 /// [`BrokerLink`] method, and may itself call those.
@@ -87,6 +89,12 @@ pub trait BrokerEvents {
     fn probe_sent(&mut self, number: u64);
     /// A fence: every PUBLISH that was written before probe `number` has come back, if it ever will.
     fn probe_returned(&mut self, number: u64);
+    /// The connections that read streams are up: what is followed is anchored and then read, [`stream`](Self::stream) tells.
+    fn streams_up(&mut self) {}
+    /// They broke. What was under way is answered next, by [`stream`](Self::stream).
+    fn streams_down(&mut self) {}
+    /// What a stream says. The link must not be used from inside this call, but at the end of the batch.
+    fn stream(&mut self, _event: StreamsEvent<'_>) {}
     /// A read from Redis has returned, and what it brought is told next.
     fn batch_begin(&mut self) {}
     /// All that one read, or one change of state, brought has been told.
@@ -116,6 +124,8 @@ pub struct BrokerCounters {
     pub receive_buffer_bytes: usize,
     /// What the subscriber counted.
     pub subscriber: SubscriberCounters,
+    /// What the reader of streams counted.
+    pub reader: ReaderCounters,
 }
 
 impl BrokerCounters {
@@ -136,6 +146,8 @@ impl BrokerCounters {
                 too_big: a.too_big + b.too_big,
                 lapses: a.lapses + b.lapses,
             },
+            // No cluster has streams.
+            reader: self.reader,
         }
     }
 }
@@ -186,26 +198,33 @@ impl OneLink {
         self.link.inner.borrow().is_up
     }
 
+    fn streams(&self) -> Option<&StreamLink> {
+        self.link.streams.as_deref()
+    }
+
     fn last_reason(&self) -> String {
         self.link.inner.borrow().last_reason.clone()
     }
 
     fn publishes_inflight(&self) -> usize {
-        self.link.inner.borrow().commander.publishes_inflight()
+        let appends = self.streams().map_or(0, StreamLink::appends_inflight);
+        self.link.inner.borrow().commander.publishes_inflight() + appends
     }
 
     fn counters(&self) -> BrokerCounters {
         let inner = self.link.inner.borrow();
         BrokerCounters {
             subscriber: inner.subscriber.counters(),
-            receive_buffer_bytes: inner.inbox_bytes.iter().sum(),
+            receive_buffer_bytes: inner.inbox_bytes.iter().sum::<usize>()
+                + self.streams().map_or(0, StreamLink::receive_buffer_bytes),
+            reader: self.streams().map(StreamLink::counters).unwrap_or_default(),
             ..inner.counters
         }
     }
 
     fn shutdown(&self) {
         self.link.inner.borrow_mut().is_stopping = true;
-        self.link.supervisor_wake.notify();
+        self.link.notify_supervisors();
     }
 
     async fn stopped(&self) {
@@ -228,23 +247,36 @@ impl OneLink {
 
 /// Starts the link on the monoio runtime of this thread, and keeps it up until [`BrokerLink::shutdown`].
 ///
-/// `patterns` and `channels` are subscribed for the life of the link. `node_id` names the probe's channel.
+/// `wants` is subscribed for the life of the link. `node_id` names the probe's channel.
 pub fn start<E: BrokerEvents + 'static>(
     target: RedisTarget,
     node_id: &str,
-    patterns: &[String],
-    channels: &[String],
+    wants: &Wants,
     events: Rc<RefCell<E>>,
 ) -> BrokerLink {
+    let Wants { patterns, channels, streams } = wants;
     if let RedisAddress::Cluster(_) = &target.address {
         // The configuration refuses sources of other kinds there.
-        assert!(patterns.is_empty() && channels.is_empty(), "a cluster has channels on demand only");
+        let is_on_demand = patterns.is_empty() && channels.is_empty() && !streams;
+        assert!(is_on_demand, "a cluster has channels on demand only");
         return BrokerLink::cluster(cluster::start(target, node_id, events));
     }
     let run = random();
     let subscriber = Subscriber::new(&target, node_id, run, patterns, channels);
     let commander = Commander::new(&target, node_id, run);
-    BrokerLink::one(start_one(target, subscriber, commander, events))
+    let streams = streams.then(|| StreamLink::new(&target));
+    BrokerLink::one(start_one(target, subscriber, commander, streams, events))
+}
+
+/// What a link is wanted for, beside channels on demand and publishing.
+#[derive(Debug, Clone, Default)]
+pub struct Wants {
+    /// Patterns that are subscribed.
+    pub patterns: Vec<String>,
+    /// Channels that are.
+    pub channels: Vec<String>,
+    /// Streams are followed on demand: two connections more.
+    pub streams: bool,
 }
 
 /// The same for a node of a cluster, whose probe has its own channel.
@@ -256,13 +288,14 @@ fn start_node<E: BrokerEvents + 'static>(
     let run = random();
     let subscriber = Subscriber::sharded(&target, probe_channel, run);
     let commander = Commander::sharded(&target, probe_channel, run);
-    start_one(target, subscriber, commander, events)
+    start_one(target, subscriber, commander, None, events)
 }
 
 fn start_one<E: BrokerEvents + 'static>(
     target: RedisTarget,
     subscriber: Subscriber,
     commander: Commander,
+    streams: Option<Rc<StreamLink>>,
     events: Rc<RefCell<E>>,
 ) -> OneLink {
     let link = Rc::new(Link {
@@ -282,6 +315,7 @@ fn start_one<E: BrokerEvents + 'static>(
         commander_wake: Wake::default(),
         supervisor_wake: Wake::default(),
         stopped_wake: Wake::default(),
+        streams,
     });
     monoio::spawn(supervise(link.clone(), events, target));
     OneLink { link }
@@ -294,6 +328,8 @@ struct Link {
     commander_wake: Wake,
     supervisor_wake: Wake,
     stopped_wake: Wake,
+    /// Where streams are wanted: they live with the link.
+    streams: Option<Rc<StreamLink>>,
 }
 
 struct Inner {
@@ -316,7 +352,14 @@ impl Link {
         let mut inner = self.inner.borrow_mut();
         inner.ended.get_or_insert_with(|| reason.to_string());
         drop(inner);
+        self.notify_supervisors();
+    }
+
+    fn notify_supervisors(&self) {
         self.supervisor_wake.notify();
+        if let Some(streams) = &self.streams {
+            streams.supervisor_wake.notify();
+        }
     }
 
     fn has_ended(&self) -> bool {
@@ -343,20 +386,22 @@ async fn supervise<E: BrokerEvents + 'static>(link: Rc<Link>, events: Rc<RefCell
             None => Ok(target.address.clone()),
         };
         let address = describe(place.as_ref().unwrap_or(&target.address));
-        let connections = match place {
-            Ok(address) => connect(&RedisTarget { address, ..target.clone() }, is_over).await,
-            Err(reason) => Err(reason),
+        let place = place.map(|address| RedisTarget { address, ..target.clone() });
+        let connections = match &place {
+            Ok(place) => connect(place, is_over).await,
+            Err(reason) => Err(reason.clone()),
         };
+        let place = place.as_ref().unwrap_or(&target);
         let (up_since, reason) = match connections {
             _ if is_over() => (None, "its sentinels named another primary meanwhile".into()),
             Ok(Connections::Tcp(subscriber, commander)) => {
-                converse(&link, &events, subscriber, commander, &address).await
+                converse(&link, &events, subscriber, commander, place).await
             }
             Ok(Connections::Tls(subscriber, commander)) => {
-                converse(&link, &events, subscriber, commander, &address).await
+                converse(&link, &events, subscriber, commander, place).await
             }
             Ok(Connections::Unix(subscriber, commander)) => {
-                converse(&link, &events, subscriber, commander, &address).await
+                converse(&link, &events, subscriber, commander, place).await
             }
             Err(reason) => (None, reason),
         };
@@ -392,7 +437,7 @@ async fn converse<E, R, W>(
     events: &Rc<RefCell<E>>,
     subscriber: Connection<R, W>,
     commander: Connection<R, W>,
-    address: &str,
+    place: &RedisTarget,
 ) -> (Option<Instant>, String)
 where
     E: BrokerEvents + 'static,
@@ -409,13 +454,23 @@ where
     let tasks = [
         monoio::spawn(read(SubscriberReader::new(link, events), subscriber.read, link.clone())),
         monoio::spawn(read(CommanderReader::new(link, events), commander.read, link.clone())),
-        monoio::spawn(write(Direction::Subscriber, subscriber.write, link.clone())),
-        monoio::spawn(write(Direction::Commander, commander.write, link.clone())),
+        monoio::spawn(write(
+            Voice { link: link.clone(), direction: Direction::Subscriber },
+            subscriber.write,
+        )),
+        monoio::spawn(write(Voice { link: link.clone(), direction: Direction::Commander }, commander.write)),
     ];
-    let up_since = watch(link, events, address).await;
+    let streams = link
+        .streams
+        .clone()
+        .map(|streams| monoio::spawn(streams::keep_up(streams, link.clone(), events.clone(), place.clone())));
+    let up_since = watch(link, events, &describe(&place.address)).await;
     ends.iter().for_each(End::shutdown);
     link.subscriber_wake.notify();
     link.commander_wake.notify();
+    if let Some(streams) = streams {
+        streams.await;
+    }
     for task in tasks {
         task.await;
     }
@@ -491,26 +546,65 @@ async fn watch<E: BrokerEvents>(link: &Rc<Link>, events: &Rc<RefCell<E>>, addres
     up_since
 }
 
+/// Two connections that end together.
+trait Pair {
+    /// They are of no use any more; the first reason counts.
+    fn end(&self, reason: impl ToString);
+    /// Somebody said so, or the link is stopping.
+    fn has_ended(&self) -> bool;
+    fn is_stopping(&self) -> bool;
+    /// Capacity of the receive buffer of one of them.
+    fn note_inbox(&self, index: usize, bytes: usize);
+}
+
+impl Pair for Link {
+    fn end(&self, reason: impl ToString) {
+        Self::end(self, reason);
+    }
+
+    fn has_ended(&self) -> bool {
+        Self::has_ended(self)
+    }
+
+    fn is_stopping(&self) -> bool {
+        Self::is_stopping(self)
+    }
+
+    fn note_inbox(&self, index: usize, bytes: usize) {
+        self.inner.borrow_mut().inbox_bytes[index] = bytes;
+    }
+}
+
 /// What happens to the frames of one connection.
 trait Reader {
-    /// Index into [`Inner::inbox_bytes`].
+    /// Which of its pair.
     const INBOX: usize;
     /// Handles the publications at the front, up to the next frame that is none.
     fn handle_publications(&mut self, _inbox: &mut Inbox, _now: Instant) {}
     fn handle(&mut self, received: Received<'_>, now: Instant) -> Result<(), SessionError>;
+    /// Handles all that is complete.
+    fn handle_batch(&mut self, inbox: &mut Inbox, pair: &impl Pair) -> Result<(), SessionError> {
+        let now = Instant::now();
+        while !pair.is_stopping() {
+            self.handle_publications(inbox, now);
+            let Some(received) = inbox.take_frame()? else { break };
+            self.handle(received, now)?;
+        }
+        Ok(())
+    }
     fn batch_begin(&mut self);
     fn batch_end(&mut self);
 }
 
 /// Reads until the socket ends or the session can't go on.
-async fn read<R: Reader, H: ReadHalf>(mut reader: R, mut half: H, link: Rc<Link>) {
+async fn read<R: Reader, H: ReadHalf, P: Pair>(mut reader: R, mut half: H, link: Rc<P>) {
     let mut inbox = Inbox::new();
     let mut reads_at_once = 0;
     let mut has_read = false;
     loop {
         let buffer = inbox.take_buffer();
         let (held, capacity) = (buffer.len(), buffer.capacity());
-        link.inner.borrow_mut().inbox_bytes[R::INBOX] = capacity;
+        link.note_inbox(R::INBOX, capacity);
         // A bounded read is a bounded turn, however large the buffer has grown.
         let room = held..capacity.min(held + RECEIVE_BUFFER_BYTES);
         let (result, buffer, was_at_once) = read_some(&mut half, buffer.slice_mut(room)).await;
@@ -532,7 +626,7 @@ async fn read<R: Reader, H: ReadHalf>(mut reader: R, mut half: H, link: Rc<Link>
             return link.end(end + hint);
         }
         reader.batch_begin();
-        let handled = handle_batch(&mut reader, &mut inbox, &link);
+        let handled = reader.handle_batch(&mut inbox, &*link);
         reader.batch_end();
         if let Err(error) = handled {
             return link.end(error);
@@ -544,16 +638,6 @@ async fn read<R: Reader, H: ReadHalf>(mut reader: R, mut half: H, link: Rc<Link>
             monoio::time::sleep(Duration::from_millis(1)).await;
         }
     }
-}
-
-fn handle_batch<R: Reader>(reader: &mut R, inbox: &mut Inbox, link: &Link) -> Result<(), SessionError> {
-    let now = Instant::now();
-    while !link.is_stopping() {
-        reader.handle_publications(inbox, now);
-        let Some(received) = inbox.take_frame()? else { break };
-        reader.handle(received, now)?;
-    }
-    Ok(())
 }
 
 /// What the system said, or the sentence of TLS.
@@ -604,7 +688,7 @@ impl<E: BrokerEvents> SubscriberReader<E> {
         };
         if comes_up {
             self.events.borrow_mut().up();
-            self.link.supervisor_wake.notify();
+            self.link.notify_supervisors();
         }
         if is_ours {
             self.events.borrow_mut().probe_returned(number);
@@ -751,31 +835,52 @@ enum Direction {
     Commander,
 }
 
-/// Writes what the session queues until the connections end. All that was queued since the last write leaves together.
-async fn write<W: WriteHalf>(direction: Direction, mut half: W, link: Rc<Link>) {
-    loop {
-        if link.has_ended() {
-            return;
+/// One session's half of a pair, as far as it is to be written.
+trait Speaker {
+    /// What the session wants to say; empty where it is nothing.
+    fn take_output(&self) -> BytesMut;
+    /// Told when there is something.
+    fn wake(&self) -> &Wake;
+    fn pair(&self) -> &impl Pair;
+}
+
+struct Voice {
+    link: Rc<Link>,
+    direction: Direction,
+}
+
+impl Speaker for Voice {
+    fn take_output(&self) -> BytesMut {
+        let mut inner = self.link.inner.borrow_mut();
+        match self.direction {
+            Direction::Subscriber => inner.subscriber.take_output(),
+            Direction::Commander => inner.commander.take_output(),
         }
-        let chunk = take_output(direction, &link);
-        if chunk.is_empty() {
-            match direction {
-                Direction::Subscriber => link.subscriber_wake.wait().await,
-                Direction::Commander => link.commander_wake.wait().await,
-            }
-            continue;
+    }
+
+    fn wake(&self) -> &Wake {
+        match self.direction {
+            Direction::Subscriber => &self.link.subscriber_wake,
+            Direction::Commander => &self.link.commander_wake,
         }
-        if let Err(error) = half.write_all(chunk).await {
-            return link.end(describe_fault("writing to", &error));
-        }
+    }
+
+    fn pair(&self) -> &impl Pair {
+        &*self.link
     }
 }
 
-fn take_output(direction: Direction, link: &Link) -> BytesMut {
-    let mut inner = link.inner.borrow_mut();
-    match direction {
-        Direction::Subscriber => inner.subscriber.take_output(),
-        Direction::Commander => inner.commander.take_output(),
+/// Writes what the session queues until the connections end. All that was queued since the last write leaves together.
+async fn write<W: WriteHalf>(speaker: impl Speaker, mut half: W) {
+    while !speaker.pair().has_ended() {
+        let chunk = speaker.take_output();
+        if chunk.is_empty() {
+            speaker.wake().wait().await;
+            continue;
+        }
+        if let Err(error) = half.write_all(chunk).await {
+            return speaker.pair().end(describe_fault("writing to", &error));
+        }
     }
 }
 

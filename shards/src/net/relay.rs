@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::bell::{Bell, Sleeper, Yielder};
-use super::broker::{self, BrokerEvents, BrokerLink};
+use super::broker::{self, BrokerEvents, BrokerLink, Wants};
 use super::connection::Clock;
 use super::ring::RelayEnd;
 use super::stages::{Sample, Stages};
@@ -15,7 +15,7 @@ use crate::command::Down;
 use crate::config::{BrokerChoice, Config, RedisAddress, RedisTarget, Subscribe};
 use crate::limits::TURN_COMMANDS_MAX;
 use crate::metrics::Stage;
-use crate::redis::{PublishError, Refused, SessionError};
+use crate::redis::{Append, PublishError, Refused, SessionError, StreamsEvent};
 use crate::relay::{BrokerCommand, BrokerState, Outlet, PublishFailure, Relay};
 use crate::setup::Setup;
 use crate::shard::Micros;
@@ -138,6 +138,18 @@ impl Driver {
         any
     }
 
+    /// What the relay hears of a publication that failed.
+    fn failure(&mut self, error: &PublishError) -> PublishFailure {
+        match error {
+            PublishError::Unsent => PublishFailure::Unsent,
+            PublishError::Unknown => PublishFailure::Unknown,
+            PublishError::Rejected(error) => {
+                self.refusals.note(error, Instant::now());
+                PublishFailure::Refused
+            }
+        }
+    }
+
     /// Whether there is something to do now: a command, or space for what waits.
     fn has_work(&self) -> bool {
         let has_backlog = self.relay.has_backlog();
@@ -185,21 +197,45 @@ impl Driver {
                         self.relay.fetched(&key, None, &mut self.rings);
                     }
                 }
+                BrokerCommand::Follow(stream) => {
+                    if let Some(position) = link.follow(&stream) {
+                        let now = self.clock.now();
+                        self.relay.stream_anchored(&stream, position, &mut self.rings, now);
+                    }
+                }
+                BrokerCommand::Unfollow(stream) => link.unfollow(&stream),
+                BrokerCommand::Recall { token, stream, after } => {
+                    if let Err(error) = link.recall(token, &stream, after) {
+                        let now = self.clock.now();
+                        self.relay.recalled(token, Err(error), &mut self.rings, now);
+                    }
+                }
+                BrokerCommand::Append { token, stream, payload, trim } => {
+                    let append = Append { stream: &stream, payload: &payload, channel: None, trim };
+                    if let Err(refused) = link.append(&append, token) {
+                        self.relay.appended(token, Err(refused.into()), &mut self.rings);
+                    }
+                }
                 BrokerCommand::Publish { token, channel, payload } => {
                     if let Err(refused) = link.publish(&channel, &payload, token) {
-                        let failure = match refused {
-                            Refused::Backlog => PublishFailure::Busy,
-                            Refused::TooBig => PublishFailure::TooBig,
-                            // The relay has not heard of it yet.
-                            Refused::Down => PublishFailure::Unsent,
-                        };
-                        self.relay.published(token, Err(failure), &mut self.rings);
+                        self.relay.published(token, Err(refused.into()), &mut self.rings);
                     }
                 }
             }
         }
         for ring in &mut self.rings.ends {
             ring.flush();
+        }
+    }
+}
+
+impl From<Refused> for PublishFailure {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Backlog => Self::Busy,
+            Refused::TooBig => Self::TooBig,
+            // The relay has not heard of it yet.
+            Refused::Down => Self::Unsent,
         }
     }
 }
@@ -233,15 +269,41 @@ impl BrokerEvents for Driver {
     }
 
     fn published(&mut self, token: u64, result: Result<u64, PublishError>) {
-        let result = result.map_err(|error| match error {
-            PublishError::Unsent => PublishFailure::Unsent,
-            PublishError::Unknown => PublishFailure::Unknown,
-            PublishError::Rejected(error) => {
-                self.refusals.note(&error, Instant::now());
-                PublishFailure::Refused
-            }
-        });
+        let result = result.map_err(|error| self.failure(&error));
         self.relay.published(token, result, &mut self.rings);
+    }
+
+    fn streams_up(&mut self) {
+        self.relay.streams_up();
+    }
+
+    fn streams_down(&mut self) {
+        let now = self.clock.now();
+        self.relay.streams_down(now);
+    }
+
+    fn stream(&mut self, event: StreamsEvent<'_>) {
+        let Self { relay, rings, clock, batch_arrived, .. } = self;
+        match event {
+            StreamsEvent::Entry { stream, number, payload } => {
+                rings.sample = self.stages.publication_begins();
+                relay.stream_entry(stream, number, payload, rings, *batch_arrived);
+                self.stages.publication_ends(rings.sample.take());
+            }
+            StreamsEvent::Anchored { stream, position } => {
+                relay.stream_anchored(&stream, position, rings, clock.now());
+            }
+            StreamsEvent::Gap { stream, to, .. } => relay.stream_gap(&stream, to, rings),
+            StreamsEvent::Broken { stream, position } => {
+                relay.stream_broken(&stream, position, rings, clock.now());
+            }
+            StreamsEvent::Refused { stream, .. } => relay.stream_refused(&stream, rings, clock.now()),
+            StreamsEvent::Recalled { token, result } => relay.recalled(token, result, rings, clock.now()),
+            StreamsEvent::Appended { token, result } => {
+                let result = result.map_err(|error| self.failure(&error));
+                self.relay.appended(token, result, &mut self.rings);
+            }
+        }
     }
 
     fn kept(&mut self, key: &str, is_kept: bool) {
@@ -316,8 +378,7 @@ pub fn start<F: Fn() -> bool>(
         refusals: Refusals { rules: publish_rules(config), last_at: None },
     }));
     if let BrokerChoice::Redis(target) = &config.broker {
-        let (patterns, channels) = fixed_subscriptions(config);
-        let link = broker::start(target.clone(), &config.node_id, &patterns, &channels, driver.clone());
+        let link = broker::start(target.clone(), &config.node_id, &wants(config), driver.clone());
         driver.borrow_mut().link = Some(link);
     }
     monoio::spawn(tick(driver.clone(), bell));
@@ -370,19 +431,20 @@ async fn tick(driver: Rc<RefCell<Driver>>, bell: Arc<Bell>) {
     }
 }
 
-/// Patterns and channels that are subscribed for as long as the server runs.
-fn fixed_subscriptions(config: &Config) -> (Vec<String>, Vec<String>) {
-    let (mut patterns, mut channels) = (Vec::new(), Vec::new());
+/// What is subscribed for as long as the server runs, and whether there are streams.
+fn wants(config: &Config) -> Wants {
+    let Wants { mut patterns, mut channels, mut streams } = Wants::default();
     for source in &config.sources {
         match &source.subscribe {
             Subscribe::Pattern { prefix, suffix } => patterns.push(format!("{prefix}*{suffix}")),
             Subscribe::Channel(channel) => channels.push(channel.clone()),
-            Subscribe::OnDemand { .. } | Subscribe::Stream { .. } => {}
+            Subscribe::OnDemand { .. } => {}
+            Subscribe::Stream { .. } => streams = true,
         }
     }
     for list in [&mut patterns, &mut channels] {
         list.sort_unstable();
         list.dedup();
     }
-    (patterns, channels)
+    Wants { patterns, channels, streams }
 }

@@ -134,6 +134,7 @@ impl ShardEnd {
 mod tests {
     use super::*;
     use crate::command::{ConnectionId, RoomSlot};
+    use crate::metrics::GapReason;
 
     fn rings() -> (RelayEnd, ShardEnd, Arc<Bell>) {
         let relay_bell = Bell::new().expect("a descriptor");
@@ -142,7 +143,12 @@ mod tests {
     }
 
     fn command(offset: u64) -> Down {
-        Down::Gap { slot: RoomSlot { index: 0, generation: 0 }, from: offset, to: offset + 1 }
+        Down::Gap {
+            slot: RoomSlot { index: 0, generation: 0 },
+            from: offset,
+            to: offset + 1,
+            reason: GapReason::ShardOverload,
+        }
     }
 
     #[test]

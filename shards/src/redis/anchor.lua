@@ -5,8 +5,9 @@
 -- entry had when somebody last looked. Where the stream can't have gone on from there, it is another one, or was set back
 -- (DEL, XSETID, a failover to a replica that lacked the end), and the epoch is new.
 --
--- KEYS[1]: the stream. KEYS[2]: its epoch. ARGV: an epoch to be used if a new one is due; seconds that the epoch is kept;
--- the number and the id of the newest entry that the caller has read under the epoch after it, empty where it has none.
+-- KEYS[1]: the stream. KEYS[2]: its epoch. ARGV: an epoch to be used if a new one is due; seconds that the epoch is kept, and
+-- that it is where nothing was ever appended (anybody may ask for a room of any name); the number and the id of the newest
+-- entry that the caller has read under the epoch after it, empty where it has none.
 -- Returns epoch, entries added, length, id of the first entry, of the newest, of the newest that was deleted. Entries added
 -- is -1 where Redis doesn't count them.
 local info = {length = 0, ['entries-added'] = 0, ['last-generated-id'] = '0-0', ['max-deleted-entry-id'] = '0-0',
@@ -49,14 +50,16 @@ local record = redis.call('GET', KEYS[2])
 local epoch, number, id
 if record then epoch, number, id = string.match(record, '^(%x+) (%d+) (%d+-%d+)$') end
 local is_same = epoch and goes_on(tonumber(number), id)
-if is_same and ARGV[5] == epoch and ARGV[3] ~= '' then
+if is_same and ARGV[6] == epoch and ARGV[4] ~= '' then
   -- The caller may have counted too few (entries that were gone before it could read them), never too many.
-  is_same = added >= tonumber(ARGV[3]) and not is_before(last, ARGV[4])
+  is_same = added >= tonumber(ARGV[4]) and not is_before(last, ARGV[5])
 end
 if not is_same then epoch = ARGV[1] end
 local now = string.format('%s %.0f %s', epoch, math.max(added, 0), last)
+local seconds = ARGV[2]
+if added == 0 then seconds = ARGV[3] end
 -- Kept anew when it has changed, or is through half of its time.
-if now ~= record or redis.call('TTL', KEYS[2]) * 2 < tonumber(ARGV[2]) then
-  redis.call('SET', KEYS[2], now, 'EX', ARGV[2])
+if now ~= record or redis.call('TTL', KEYS[2]) * 2 < tonumber(seconds) then
+  redis.call('SET', KEYS[2], now, 'EX', seconds)
 end
 return {epoch, added, length, first, last, deleted}

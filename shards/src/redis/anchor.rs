@@ -23,6 +23,8 @@ pub const ANCHOR_SCRIPT: &str = include_str!("anchor.lua");
 
 /// How long an epoch is kept that nobody looks at: clients that come back later have to begin anew.
 const EPOCH_SECONDS: &[u8] = b"2592000";
+/// The same for one that nothing was ever appended to: three times [`EMPTY_PROVE_INTERVAL`](crate::limits::EMPTY_PROVE_INTERVAL).
+const EMPTY_EPOCH_SECONDS: &[u8] = b"300";
 
 /// An entry, or the place before the first: what somebody has read up to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,7 +99,12 @@ pub fn anchor_words(sha: Option<&str>, stream: &[u8], fresh: u64, known: Option<
         None => [Vec::new(), Vec::new(), Vec::new()],
     };
     let keys = [b"2".to_vec(), stream.to_vec(), epoch_key(stream)];
-    script.into_iter().chain(keys).chain([hex(fresh), EPOCH_SECONDS.to_vec()]).chain(known).collect()
+    script
+        .into_iter()
+        .chain(keys)
+        .chain([hex(fresh), EPOCH_SECONDS.to_vec(), EMPTY_EPOCH_SECONDS.to_vec()])
+        .chain(known)
+        .collect()
 }
 
 /// Where the epoch of `stream` lies: in a cluster in the same slot. (A key with `{}` or a lone `}` in it has no other keys in

@@ -1,9 +1,9 @@
 //! What a client lacks, out of its stream: read backwards from where this node has come, and proved to be whole.
 //!
 //! The entries wanted are those with the numbers after the client's up to the head's. Numbers stand on no entry, so they are
-//! counted backwards from the head: XREVRANGE gives as many entries as there are numbers, or some were trimmed; and an anchor
-//! *afterwards* says whether any was deleted from among them, which would make all counts before it wrong. Where either
-//! fails, the client is not recovered: nobody may be told that it has everything when that is not certain.
+//! counted backwards from the head: XREVRANGE gives as many entries as there are numbers, or those before were trimmed; and an
+//! anchor *afterwards* says whether any was deleted from among them, which would make all counts before it wrong. What is
+//! given is what is certain: the newest without a hole, as far back as there is something, and why it goes no further.
 
 use super::SessionError;
 use super::anchor::{Anchor, Position};
@@ -24,6 +24,19 @@ pub struct History {
     payloads: Vec<Box<[u8]>>,
     bytes: usize,
     bytes_max: usize,
+    /// Why it goes no further back than what has been read.
+    lacks: Option<HistoryError>,
+}
+
+/// What was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Past {
+    /// The last payload's number, and the run of the numbers; the others count back from it.
+    pub head: Position,
+    /// Oldest first.
+    pub payloads: Vec<Box<[u8]>>,
+    /// Why these are fewer than were wanted.
+    pub lacks: Option<HistoryError>,
 }
 
 /// What to do next.
@@ -77,7 +90,7 @@ impl History {
             return Err(HistoryError::TooMuch);
         }
         let bytes_max = bytes_max.min(STREAM_HISTORY_BYTES_MAX);
-        Ok(Self { head, left, oldest: None, payloads: Vec::new(), bytes: 0, bytes_max })
+        Ok(Self { head, left, oldest: None, payloads: Vec::new(), bytes: 0, bytes_max, lacks: None })
     }
 
     /// What to ask next.
@@ -92,8 +105,8 @@ impl History {
     /// Takes a page.
     ///
     /// # Errors
-    /// [`HistoryError`]; `Ok(Err)` of a [`SessionError`] where the connection is of no use any more.
-    pub fn take_page(&mut self, page: Node<'_, '_>) -> Result<Result<(), HistoryError>, SessionError> {
+    /// The connection is of no use any more.
+    pub fn take_page(&mut self, page: Node<'_, '_>) -> Result<(), SessionError> {
         let Value::Array(found) = page.value() else { return Err(wrong(page.value())) };
         let HistoryStep::Page { count, .. } = self.step() else { return Err(wrong(page.value())) };
         if found as u64 > count {
@@ -111,25 +124,32 @@ impl History {
             while let (Some(Some(name)), Some(Some(value))) = (texts.next(), texts.next()) {
                 fields.push(name, value);
             }
-            let Some(payload) = fields.payload() else { return Ok(Err(HistoryError::TooMuch)) };
+            let payload = fields.payload().filter(|payload| self.bytes + payload.len() <= self.bytes_max);
+            let Some(payload) = payload else {
+                self.stop(HistoryError::TooMuch);
+                return Ok(());
+            };
             self.bytes += payload.len();
             self.payloads.push(payload.into());
             self.oldest = Some(id);
             self.left -= 1;
         }
-        Ok(match () {
-            () if self.bytes > self.bytes_max => Err(HistoryError::TooMuch),
-            () if (found as u64) < count => Err(HistoryError::Trimmed),
-            () => Ok(()),
-        })
+        if (found as u64) < count {
+            self.stop(HistoryError::Trimmed);
+        }
+        Ok(())
     }
 
-    /// The payloads, oldest first, the last of them with the head's number; an anchor that was taken after the last page
-    /// proves them.
+    /// Goes no further back.
+    pub fn stop(&mut self, lacks: HistoryError) {
+        (self.left, self.lacks) = (0, Some(lacks));
+    }
+
+    /// What was read, the last of it with the head's number; an anchor that was taken after the last page proves it.
     ///
     /// # Errors
-    /// [`HistoryError`].
-    pub fn finish(self, anchor: &Anchor) -> Result<Vec<Box<[u8]>>, HistoryError> {
+    /// [`HistoryError`]; nothing of it is certain.
+    pub fn finish(self, anchor: &Anchor) -> Result<Past, HistoryError> {
         assert_eq!(self.left, 0, "a history is finished that lacks {} entries", self.left);
         if anchor.epoch != self.head.epoch {
             return Err(HistoryError::Broken);
@@ -137,7 +157,10 @@ impl History {
         // An entry deleted behind the head changes nothing; but only the newest deletion is known.
         match self.oldest {
             Some(oldest) if anchor.deleted > oldest => Err(HistoryError::Deleted),
-            _ => Ok(self.payloads.into_iter().rev().collect()),
+            _ => {
+                let payloads = self.payloads.into_iter().rev().collect();
+                Ok(Past { head: self.head, payloads, lacks: self.lacks })
+            }
         }
     }
 }
@@ -174,9 +197,14 @@ mod tests {
         text
     }
 
-    fn take(history: &mut History, page: &str) -> Result<Result<(), HistoryError>, SessionError> {
+    fn take(history: &mut History, page: &str) -> Result<(), SessionError> {
         let frame = Frame::decode(Protocol::Resp3, page.as_bytes()).expect("a frame");
         history.take_page(frame.node())
+    }
+
+    fn numbers(past: &Past) -> Vec<u64> {
+        let number = |payload: &[u8]| std::str::from_utf8(payload).expect("text").parse().expect("a number");
+        past.payloads.iter().map(|payload| number(payload)).collect()
     }
 
     fn history(after: u64) -> History {
@@ -190,43 +218,49 @@ mod tests {
         let first = HistoryStep::Page { end: "200-0".into(), count: HISTORY_PAGE_ENTRIES_MAX };
         assert_eq!(history.step(), first);
         let end = 200 - HISTORY_PAGE_ENTRIES_MAX;
-        assert_eq!(take(&mut history, &page((end as u32 + 1..201).map(u64::from))), Ok(Ok(())));
+        assert_eq!(take(&mut history, &page((end as u32 + 1..201).map(u64::from))), Ok(()));
         assert_eq!(history.step(), HistoryStep::Page { end: format!("({}-0", end + 1), count: 10 });
-        assert_eq!(take(&mut history, &page((end as u32 - 9..end as u32 + 1).map(u64::from))), Ok(Ok(())));
+        assert_eq!(take(&mut history, &page((end as u32 - 9..end as u32 + 1).map(u64::from))), Ok(()));
         assert_eq!(history.step(), HistoryStep::Anchor);
-        let payloads = history.finish(&anchor(0)).expect("it is whole");
-        let numbers: Vec<u64> = payloads
-            .iter()
-            .map(|payload| std::str::from_utf8(payload).expect("text").parse().expect("a number"))
-            .collect();
-        assert_eq!(numbers, (200 - count + 1..=200).collect::<Vec<_>>());
+        let past = history.finish(&anchor(0)).expect("it is whole");
+        assert_eq!((numbers(&past), past.lacks), ((200 - count + 1..=200).collect(), None));
     }
 
     #[test]
     fn who_lacks_nothing_is_given_nothing() {
         let history = history(200);
         assert_eq!(history.step(), HistoryStep::Anchor);
-        assert_eq!(history.finish(&anchor(999)), Ok(Vec::new()));
+        assert_eq!(
+            history.finish(&anchor(999)),
+            Ok(Past { head: head(), payloads: Vec::new(), lacks: None })
+        );
+    }
+
+    #[test]
+    fn as_much_is_given_as_there_is() {
+        let mut trimmed = history(190);
+        assert_eq!(take(&mut trimmed, &page((192..201_u32).map(u64::from))), Ok(()));
+        let past = trimmed.finish(&anchor(0)).expect("what is there is certain");
+        assert_eq!((numbers(&past), past.lacks), ((192..=200).collect(), Some(HistoryError::Trimmed)));
+        let mut long = History::new(190, head(), 10, 20).expect("ten may be given");
+        assert_eq!(take(&mut long, &page((191..201_u32).map(u64::from))), Ok(()));
+        let past = long.finish(&anchor(0)).expect("what is there is certain");
+        assert_eq!((numbers(&past), past.lacks), ((195..=200).collect(), Some(HistoryError::TooMuch)));
     }
 
     #[test]
     fn what_is_not_certain_is_not_given() {
         assert_eq!(History::new(201, head(), 10, 10).err(), Some(HistoryError::Beyond));
         assert_eq!(History::new(189, head(), 10, 10).err(), Some(HistoryError::TooMuch));
-        let mut trimmed = history(190);
-        assert_eq!(take(&mut trimmed, &page((192..201_u32).map(u64::from))), Ok(Err(HistoryError::Trimmed)));
         let whole = || {
             let mut history = history(190);
-            assert_eq!(take(&mut history, &page((191..201_u32).map(u64::from))), Ok(Ok(())));
+            assert_eq!(take(&mut history, &page((191..201_u32).map(u64::from))), Ok(()));
             history
         };
         assert_eq!(whole().finish(&anchor(195)), Err(HistoryError::Deleted));
         assert!(whole().finish(&anchor(190)).is_ok(), "a deletion before the first says nothing");
         let other = Anchor { epoch: 2, ..anchor(0) };
         assert_eq!(whole().finish(&other), Err(HistoryError::Broken));
-        let mut long = History::new(190, head(), 10, 20).expect("ten may be given");
-        let bounded = take(&mut long, &page((191..201_u32).map(u64::from)));
-        assert_eq!(bounded, Ok(Err(HistoryError::TooMuch)), "30 bytes");
     }
 
     #[test]

@@ -209,6 +209,13 @@ impl Reader {
         Some(client)
     }
 
+    /// When [`take_unblock`](Self::take_unblock) may have to be asked again.
+    pub fn unblock_deadline(&self) -> Option<Instant> {
+        let Some(Asked::Read { is_suspect: false, .. }) = self.asked else { return None };
+        let is_due = self.streams.values().any(|followed| !followed.is_asked);
+        self.unblocked_at.filter(|_| is_due).map(|at| at + UNBLOCK_INTERVAL)
+    }
+
     /// XREAD of all that is followed, or of one suspect.
     fn read(&mut self, now: Instant) {
         while let Some(suspect) = self.suspects.pop() {

@@ -11,7 +11,7 @@ use std::time::Instant;
 use super::append::{self, Append};
 use super::handshake::Handshake;
 use super::{
-    ANCHOR_SCRIPT, Anchor, AnchorError, EntryId, History, HistoryError, HistoryStep, Outbox, Position,
+    ANCHOR_SCRIPT, Anchor, AnchorError, EntryId, History, HistoryError, HistoryStep, Outbox, Past, Position,
     PublishError, Refused, SessionError, anchor_words,
 };
 use crate::config::RedisTarget;
@@ -48,8 +48,8 @@ pub enum RecorderEvent {
     Recalled {
         /// As it was given.
         token: u64,
-        /// The payloads, oldest first.
-        result: Result<Vec<Box<[u8]>>, HistoryError>,
+        /// As much as there is.
+        result: Result<Past, HistoryError>,
     },
     /// Answer to [`Recorder::append`].
     Appended {
@@ -165,6 +165,11 @@ impl Recorder {
         }
         let late = now.saturating_duration_since(*self.waiting_since.get_or_insert(now));
         if late >= RECORDER_TIMEOUT { Err(SessionError::ReadLate { late }) } else { Ok(()) }
+    }
+
+    /// When [`poll`](Self::poll) may have something to find late.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.waiting_since.map(|since| since + RECORDER_TIMEOUT)
     }
 
     /// Asks where a stream stands; [`Anchored`](RecorderEvent::Anchored) answers. `fresh` is random, `known` what the caller
@@ -316,11 +321,12 @@ impl Recorder {
     ///
     /// # Errors
     /// No other reply that we ask for is long.
-    pub fn handle_too_big(&mut self, bytes: u64) -> Result<Option<RecorderEvent>, SessionError> {
+    pub fn handle_too_big(&mut self, bytes: u64, fresh: u64) -> Result<Option<RecorderEvent>, SessionError> {
         match self.inflight.pop_front_if(|asked| matches!(asked, Asked::Page(_))) {
-            Some(Asked::Page(recall)) => {
-                let result = Err(HistoryError::TooMuch);
-                Ok(Some(RecorderEvent::Recalled { token: recall.token, result }))
+            Some(Asked::Page(mut recall)) => {
+                recall.history.stop(HistoryError::TooMuch);
+                self.go_on(recall, fresh);
+                Ok(None)
             }
             _ => Err(SessionError::Unasked(format!("a reply of {bytes} bytes"))),
         }
@@ -369,13 +375,9 @@ impl Recorder {
             let result = Err(HistoryError::Refused);
             return Ok(Some(RecorderEvent::Recalled { token: recall.token, result }));
         }
-        match recall.history.take_page(frame.node())? {
-            Ok(()) => {
-                self.go_on(recall, fresh);
-                Ok(None)
-            }
-            Err(error) => Ok(Some(RecorderEvent::Recalled { token: recall.token, result: Err(error) })),
-        }
+        recall.history.take_page(frame.node())?;
+        self.go_on(recall, fresh);
+        Ok(None)
     }
 
     fn judge_append(
@@ -438,6 +440,10 @@ mod tests {
         Position { epoch: 0xff, number, id: EntryId { millis: number, sequence: 0 } }
     }
 
+    fn given(payloads: Vec<Box<[u8]>>, lacks: Option<HistoryError>) -> RecorderEvent {
+        RecorderEvent::Recalled { token: 7, result: Ok(Past { head: head(3), payloads, lacks }) }
+    }
+
     fn standing(added: u64) -> String {
         let ids = format!("$3\r\n1-0\r\n$3\r\n{added}-0\r\n$3\r\n0-0\r\n");
         format!("*6\r\n$16\r\n00000000000000ff\r\n:{added}\r\n:{added}\r\n{ids}")
@@ -448,7 +454,7 @@ mod tests {
         let mut recorder = ready();
         recorder.anchor(b"s", 1, Some(head(3))).expect("it is ready");
         let asked = commands(&recorder.take_output()).remove(0);
-        let due = "EVALSHA aaaa 2 s corecast:epoch:{s} 0000000000000001 2592000 3 3-0 00000000000000ff";
+        let due = "EVALSHA aaaa 2 s corecast:epoch:{s} 0000000000000001 2592000 300 3 3-0 00000000000000ff";
         assert_eq!(asked, due);
         assert_eq!(recorder.handle_frame(b"-NOSCRIPT No matching script.\r\n", 0), Ok(None));
         let asked = commands(&recorder.take_output()).remove(0);
@@ -472,7 +478,7 @@ mod tests {
         let asked = commands(&recorder.take_output()).remove(0);
         assert!(asked.starts_with("EVALSHA aaaa 2 s ") && asked.contains("0000000000000009"), "{asked}");
         let payloads = vec![b"2".as_slice().into(), b"3".as_slice().into()];
-        let recalled = RecorderEvent::Recalled { token: 7, result: Ok(payloads) };
+        let recalled = given(payloads, None);
         assert_eq!(recorder.handle_frame(standing(3).as_bytes(), 0), Ok(Some(recalled)));
     }
 
@@ -487,12 +493,15 @@ mod tests {
         ask(&mut recorder);
         assert_eq!(recorder.handle_frame(b"-NOPERM no\r\n", 0), not(HistoryError::Refused));
         ask(&mut recorder);
-        assert_eq!(recorder.handle_too_big(99), not(HistoryError::TooMuch).map_err(|e: SessionError| e));
+        assert_eq!(recorder.handle_too_big(99, 0), Ok(None));
+        let nothing = |lacks| Ok(Some(given(Vec::new(), Some(lacks))));
+        assert_eq!(recorder.handle_frame(standing(3).as_bytes(), 0), nothing(HistoryError::TooMuch));
         ask(&mut recorder);
-        assert_eq!(recorder.handle_frame(b"*0\r\n", 0), not(HistoryError::Trimmed));
+        assert_eq!(recorder.handle_frame(b"*0\r\n", 0), Ok(None));
+        assert_eq!(recorder.handle_frame(standing(3).as_bytes(), 0), nothing(HistoryError::Trimmed));
         ask(&mut recorder);
         assert_eq!(recorder.end(), [RecorderEvent::Recalled { token: 7, result: Err(HistoryError::Away) }]);
-        assert!(recorder.handle_too_big(99).is_err());
+        assert!(recorder.handle_too_big(99, 0).is_err());
     }
 
     #[test]

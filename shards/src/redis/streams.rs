@@ -14,14 +14,14 @@ use std::time::Instant;
 
 use foldhash::{HashMap, HashMapExt};
 
-use super::reader::{Reader, ReaderEvent};
+use super::reader::{Reader, ReaderCounters, ReaderEvent};
 use super::recorder::{Recorder, RecorderEvent};
 use super::{
-    Anchor, AnchorError, Append, EntryId, History, HistoryError, Judgement, Position, PublishError, Refused,
-    SessionError,
+    Anchor, AnchorError, Append, EntryId, History, HistoryError, Judgement, Past, Position, PublishError,
+    Refused, SessionError,
 };
 use crate::config::RedisTarget;
-use crate::limits::{PROVE_BATCH_MAX, PROVE_INTERVAL};
+use crate::limits::{EMPTY_PROVE_INTERVAL, PROVE_BATCH_MAX, PROVE_INTERVAL};
 use crate::resp::{Inbox, Received};
 
 /// Both sessions. One value per link to Redis, for its whole life.
@@ -79,8 +79,8 @@ pub enum StreamsEvent<'s> {
     Recalled {
         /// As it was given.
         token: u64,
-        /// The payloads, oldest first.
-        result: Result<Vec<Box<[u8]>>, HistoryError>,
+        /// As much as there is.
+        result: Result<Past, HistoryError>,
     },
     /// Answer to [`Streams::append`].
     Appended {
@@ -132,6 +132,16 @@ impl Streams {
         self.recorder.end().into_iter().filter_map(answered).collect()
     }
 
+    /// Appends whose answer is due.
+    pub fn appends_inflight(&self) -> usize {
+        self.recorder.appends_inflight()
+    }
+
+    /// What the reader has met with.
+    pub fn counters(&self) -> ReaderCounters {
+        self.reader.counters()
+    }
+
     /// Whether streams are anchored and read, as far as they have been asked for.
     pub fn is_up(&self) -> bool {
         self.is_up
@@ -165,6 +175,11 @@ impl Streams {
     /// The newest entry of a stream that was handed out.
     pub fn position(&self, stream: &[u8]) -> Option<Position> {
         self.followed.get(stream)?.position
+    }
+
+    /// The same, if what is handed out next comes after it for certain.
+    pub fn anchored_at(&self, stream: &[u8]) -> Option<Position> {
+        self.followed.get(stream).filter(|followed| followed.is_live)?.position
     }
 
     /// Reads what comes after the number `after` up to the newest that was handed out;
@@ -221,7 +236,9 @@ impl Streams {
     /// When [`poll`](Self::poll) has something to do without anything that came.
     pub fn next_deadline(&self) -> Option<Instant> {
         let proofs = self.followed.values().filter_map(|followed| followed.prove_at);
-        self.reader.next_deadline().into_iter().chain(proofs).min()
+        let late =
+            [self.reader.next_deadline(), self.recorder.next_deadline(), self.reader.unblock_deadline()];
+        late.into_iter().flatten().chain(proofs).min()
     }
 
     /// The next thing that the reader's connection brought; `None` when more bytes are due.
@@ -251,7 +268,8 @@ impl Streams {
         let position = followed.position.as_mut().expect("what is read has been anchored");
         position.number += 1;
         position.id = id;
-        followed.prove_at.get_or_insert(now + PROVE_INTERVAL);
+        let prove_at = now + PROVE_INTERVAL;
+        followed.prove_at = Some(followed.prove_at.map_or(prove_at, |at| at.min(prove_at)));
         Ok(Some(StreamsEvent::Entry { stream, number: position.number, payload }))
     }
 
@@ -267,7 +285,7 @@ impl Streams {
     ) -> Result<Option<StreamsEvent<'static>>, SessionError> {
         let event = match received {
             Received::Frame(bytes) => self.recorder.handle_frame(bytes, fresh)?,
-            Received::TooBig { bytes } => self.recorder.handle_too_big(bytes)?,
+            Received::TooBig { bytes } => self.recorder.handle_too_big(bytes, fresh)?,
         };
         match event {
             None => Ok(None),
@@ -325,6 +343,7 @@ impl Streams {
             }
         };
         followed.position = Some(position);
+        followed.prove_at = (position.number == 0).then_some(now + EMPTY_PROVE_INTERVAL);
         self.reader.follow(&stream, position.id);
         event
     }

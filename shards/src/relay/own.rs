@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::appends::Append;
 use super::{BrokerCommand, BrokerState, Outlet, Particulars, Relay};
 use crate::command::{ConnectionId, Down, Label, Outcome, Publish};
 use crate::config::{self, Deliver};
@@ -145,6 +146,12 @@ impl Relay {
         if let Some(key) = &keep {
             self.keep_last(source, key, &payload, now);
         }
+        if setup.routes.is_stream(source) {
+            let trim = setup.routes.trim(source);
+            let mut append = Append::new(channel.as_bytes(), wrapped, trim, answer_to, now);
+            (append.label, append.except) = (label, except);
+            return self.append(append, outlet);
+        }
         if setup.routes.own(source) == config::Own::Origin {
             self.place(&room, &payload, particulars, outlet, now);
             return self.send_placed(channel.as_bytes(), wrapped, answer_to, outlet);
@@ -263,7 +270,12 @@ impl Relay {
         }
     }
 
-    fn answer_publish(&mut self, to: Option<ConnectionId>, outcome: Outcome, outlet: &mut impl Outlet) {
+    pub(super) fn answer_publish(
+        &mut self,
+        to: Option<ConnectionId>,
+        outcome: Outcome,
+        outlet: &mut impl Outlet,
+    ) {
         if let Some(to) = to {
             self.offer(to.shard, Down::Published { to, outcome }, outlet);
         }
@@ -541,7 +553,7 @@ mod tests {
         assert_eq!((joined(&ring), gaps(&ring)), (2, 1), "told when it is back, and once");
         let epochs = |ring: &Ring| {
             let epoch = |down: &Down| match down {
-                Down::Joined { slot, epoch, .. } | Down::RoomGap { slot, epoch } if slot.index == 1 => {
+                Down::Joined { slot, epoch, .. } | Down::RoomGap { slot, epoch, .. } if slot.index == 1 => {
                     Some(*epoch)
                 }
                 _ => None,

@@ -7,6 +7,7 @@
 //! Recovered is who misses nothing: the epoch is the client's or the client names none, and the log holds everything after
 //! the last that it has (FIELD section 5). Anybody else is told where the room stands, and that something is missing.
 
+use super::recalls::Asked;
 use super::{FIRST_OFFSET, LogRoom, Outlet, Relay};
 use crate::command::{Down, Read, Reading, Recorded, Recover, Recovered, Since};
 use crate::limits::READ_BYTES_MAX;
@@ -36,6 +37,15 @@ impl Relay {
             if room.is_behind_on(shard) {
                 return;
             }
+            if let (Some(index), true) = (index, room.feed.is_some()) {
+                let Some(recover) = self.backlogs[at].recovers.pop_front() else { return };
+                match self.ask_stream(index, Asked::Recover(shard, Box::new(recover))) {
+                    Err(Asked::Recover(_, recover)) => self.backlogs[at].recovers.push_front(*recover),
+                    _ => continue,
+                }
+            }
+            let Some(recover) = self.backlogs[at].recovers.front() else { return };
+            let Some(room) = index.and_then(|index| self.rooms.at(index)) else { return };
             let epoch = room.epoch(self.epoch_base, self.run);
             let (first, is_whole) = room.past(recover.since, epoch);
             let bytes = room.bytes_from(first);
@@ -63,6 +73,18 @@ impl Relay {
 
     /// Reads a room's log for somebody who is no member of it.
     pub(super) fn read(&mut self, shard: u16, read: Read, outlet: &mut impl Outlet, now: Micros) {
+        let index = self.find(&read.room).or_else(|| self.begin_stream(&read.room, now));
+        let Some(index) = index.filter(|index| self.rooms.at(*index).is_some_and(|room| room.feed.is_some()))
+        else {
+            return self.read_log(shard, read, outlet, now);
+        };
+        if let Err(Asked::Read(_, read)) = self.ask_stream(index, Asked::Read(shard, Box::new(read))) {
+            self.read_log(shard, *read, outlet, now);
+        }
+    }
+
+    /// The same, of what the log holds.
+    pub(super) fn read_log(&mut self, shard: u16, read: Read, outlet: &mut impl Outlet, now: Micros) {
         let index = self.find(&read.room);
         if let Some(index) = index {
             self.expire(index, now);
@@ -97,7 +119,10 @@ impl Relay {
     /// Forgets what is older than the room's class says. A log that a shard still needs is left as it is.
     pub(super) fn expire(&mut self, index: u32, now: Micros) {
         let Self { rooms, setup, log_bytes, .. } = self;
-        let Some(room) = rooms.at_mut(index).filter(|room| !room.is_behind()) else { return };
+        let Some(room) = rooms.at_mut(index).filter(|room| !room.is_behind() && !room.keeps_recalled())
+        else {
+            return;
+        };
         let oldest_kept = now.0.saturating_sub(setup.routes.class(room.class).history.age.as_micros() as u64);
         let Some(log) = &mut room.log else { return };
         while log.oldest().is_some_and(|oldest| oldest.arrived_micros < oldest_kept) {

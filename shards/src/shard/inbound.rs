@@ -482,6 +482,7 @@ impl Shard {
         let query = |name: &str| head.query_value(name);
         let room = self.setup.routes.room_to_publish(listener, joining_path, query).map_err(route_error)?;
         let room: Arc<str> = room.into();
+        self.check_durable(head, &room)?;
         let user = head.query_value("from")?.filter(|user| !user.is_empty()).map(|user| user.into());
         let publish = Publish {
             room: room.clone(),
@@ -494,6 +495,34 @@ impl Shard {
             keep: None,
         };
         Ok(Verdict::Ask(Up::Publish(Box::new(publish)), Some(room)))
+    }
+
+    /// `?durable=1`: only where the publication is kept by Redis. There it is anyway.
+    fn check_durable(&self, head: &Head<'_>, room: &str) -> Result<(), HttpError> {
+        match head.query_value("durable")?.as_deref() {
+            None | Some("" | "0") => return Ok(()),
+            Some("1") => {}
+            Some(other) => {
+                let found = crate::resp::excerpt(other.as_bytes());
+                return Err(HttpError::new(400, format!("found durable={found}, due durable=1 or nothing")));
+            }
+        }
+        let routes = &self.setup.routes;
+        let channel = routes.channel_of_room(room);
+        if channel.as_ref().is_some_and(|(source, _)| routes.is_stream(*source)) {
+            return Ok(());
+        }
+        let fed = match channel {
+            Some((_, channel)) => format!("is fed by the channel {channel:?}, which keeps nothing"),
+            None => "is fed by nothing that keeps it".to_owned(),
+        };
+        let name = plain_name(room);
+        Err(HttpError::new(
+            409,
+            format!(
+                "the room {name:?} {fed}: give it a stream ([[source]] redis = \"stream PREFIX*\"), or leave durable out"
+            ),
+        ))
     }
 
     /// Lets a request through the gate; returns the index of its listener.
@@ -751,6 +780,18 @@ impl Shard {
                 format!(
                     "{{\"error\":\"in the broker's envelope it has more than {PAYLOAD_BYTES_MAX} bytes: send less\"}}\n"
                 ),
+            ),
+            Outcome::Appended(id) => (200, format!("{{\"room\":{name},\"id\":\"{id}\"}}\n")),
+            Outcome::Away => (
+                503,
+                "{\"error\":\"redis is away, and the room has only what its stream has: nothing was taken, try again \
+                 later\"}\n"
+                    .to_owned(),
+            ),
+            Outcome::Unknown => (
+                504,
+                "{\"error\":\"redis went away before it answered: the publication may be in the stream or not\"}\n"
+                    .to_owned(),
             ),
             Outcome::Refused => (
                 502,

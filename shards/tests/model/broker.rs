@@ -136,6 +136,10 @@ impl Broker {
                 BrokerCommand::Keep { .. } | BrokerCommand::Fetch { .. } => {
                     panic!("no source of the model keeps last values: {command:?}")
                 }
+                BrokerCommand::Follow(_)
+                | BrokerCommand::Unfollow(_)
+                | BrokerCommand::Recall { .. }
+                | BrokerCommand::Append { .. } => panic!("no source of the model is a stream: {command:?}"),
                 BrokerCommand::Publish { token, channel, payload } => match self.connected {
                     true => self.requests.push_back(Request::Publish {
                         token,

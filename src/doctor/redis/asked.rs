@@ -180,6 +180,10 @@ fn text_of(answer: OwnedFrame) -> Option<String> {
     }
 }
 
+/// What reading streams and appending to them takes.
+const STREAM_RIGHTS: &str = "+xread +xrevrange +xinfo|stream +script|load +eval +evalsha +exists +get +set +ttl +client|id \
+                             +client|unblock +xadd +xtrim +time";
+
 /// What Redis calls an ACL rule that would have allowed a refused command.
 pub fn rule_of(command: &str) -> String {
     let (verb, rest) = command.split_once(' ').unwrap_or((command, ""));
@@ -187,6 +191,11 @@ pub fn rule_of(command: &str) -> String {
     match verb.as_str() {
         _ if rest.is_empty() => format!("+{verb}"),
         "get" => format!("+get +set ~{}*", rest.trim_end_matches(NOBODYS)),
+        "xread" => {
+            let key =
+                rest.trim_start_matches("COUNT 1 STREAMS ").trim_end_matches(" 0").replace(NOBODYS, "*");
+            format!("'~{key}' '~corecast:epoch:*' {STREAM_RIGHTS}")
+        }
         _ if rest.contains(NOBODYS) => format!("+{verb} '&{}'", rest.replace(NOBODYS, "*")),
         _ if rest.starts_with("corecast:probe:") => format!("+{verb} '&corecast:probe:*'"),
         _ => format!("+{verb} '&{rest}'"),
@@ -219,6 +228,10 @@ mod tests {
             ("SUBSCRIBE events.critical", "+subscribe '&events.critical'"),
             ("GET last:corecast-doctor", "+get +set ~last:*"),
             ("ROLE", "+role"),
+            (
+                "XREAD COUNT 1 STREAMS orders:corecast-doctor 0",
+                &format!("'~orders:*' '~corecast:epoch:*' {STREAM_RIGHTS}"),
+            ),
         ] {
             assert_eq!(rule_of(command), rule);
         }

@@ -3,8 +3,9 @@
 use std::rc::Rc;
 
 use super::cluster::Cluster;
+use super::streams::StreamLink;
 use super::{BrokerCounters, OneLink};
-use crate::redis::Refused;
+use crate::redis::{Append, HistoryError, Position, Refused};
 
 /// The relay's hold on the link to Redis. Clones are the same link; it ends with [`shutdown`](Self::shutdown).
 #[derive(Clone)]
@@ -75,6 +76,42 @@ impl BrokerLink {
         match &self.0 {
             Way::One(link) => link.fetch(key),
             Way::Cluster(_) => Err(Refused::Down),
+        }
+    }
+
+    /// Follows a stream for as long as the link lives; [`stream`](super::BrokerEvents::stream) tells of it. Where it is followed
+    /// already: where it has come.
+    pub fn follow(&self, stream: &[u8]) -> Option<Position> {
+        self.streams()?.follow(stream)
+    }
+
+    /// Follows it no more.
+    pub fn unfollow(&self, stream: &[u8]) {
+        if let Some(streams) = self.streams() {
+            streams.unfollow(stream);
+        }
+    }
+
+    /// Reads a stream back to behind the entry with the number `after`; [`stream`](super::BrokerEvents::stream) answers.
+    ///
+    /// # Errors
+    /// [`HistoryError`]; then there is no answer.
+    pub fn recall(&self, token: u64, stream: &[u8], after: u64) -> Result<(), HistoryError> {
+        self.streams().ok_or(HistoryError::Away)?.recall(token, stream, after)
+    }
+
+    /// Appends to a stream; [`stream`](super::BrokerEvents::stream) answers.
+    ///
+    /// # Errors
+    /// [`Refused`]; then there is no answer.
+    pub fn append(&self, append: &Append<'_>, token: u64) -> Result<(), Refused> {
+        self.streams().ok_or(Refused::Down)?.append(append, token)
+    }
+
+    fn streams(&self) -> Option<&StreamLink> {
+        match &self.0 {
+            Way::One(link) => link.streams(),
+            Way::Cluster(_) => None,
         }
     }
 

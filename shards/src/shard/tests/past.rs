@@ -182,7 +182,7 @@ fn a_lost_range_is_told_to_who_can_be_told_before_what_follows_it() {
     bench.wire.taken.clear();
     bench.publish("a", "1");
     let slot = bench.room("a");
-    bench.handle(Down::Gap { slot, from: 2, to: 5 });
+    bench.handle(Down::Gap { slot, from: 2, to: 5, reason: GapReason::ShardOverload });
     bench.offset = 5;
     bench.publish("a", "5");
     bench.pass();
@@ -247,7 +247,7 @@ fn a_break_of_one_rooms_channel_is_told_there_alone_after_one_of_its_source() {
     bench.pass();
     let slot = bench.room("a");
     bench.handle(Down::SourceGap { source: 0, run: 1 });
-    bench.handle(Down::RoomGap { slot, epoch: 7 });
+    bench.handle(Down::RoomGap { slot, epoch: 7, last: 1 });
     bench.publish("a", "2");
     bench.pass();
     bench.shard.settle_some(bench.now);

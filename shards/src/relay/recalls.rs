@@ -1,0 +1,259 @@
+//! The past of rooms that are fed by streams, where it reaches further back than their logs: it is read out of the stream.
+//!
+//! What is read goes into the room's log, in front of what is there, and stays for a few seconds: the question that caused it
+//! is answered out of the log like any other, and so are those of all the others who come back after the same break. A room
+//! has one reading under way at a time, from the oldest number that anybody waits for; a node has a bounded number of them.
+//!
+//! While a room waits, its log is kept from where the reading began, so that the two meet without a hole.
+
+use std::collections::VecDeque;
+
+use super::{BrokerCommand, FIRST_OFFSET, LogRoom, Outlet, Record, Relay};
+use crate::command::{Read, Recover, Since};
+use crate::frame::Frame;
+use crate::limits::{PAYLOAD_BYTES_MAX, RECALLED_KEPT, RECALLS_MAX, STREAM_HISTORY_ENTRIES_MAX};
+use crate::log::Log;
+use crate::metrics::RecallFate;
+use crate::redis::{HistoryError, Past};
+use crate::shard::Micros;
+
+/// A question that waits for the stream.
+#[derive(Debug)]
+pub(super) enum Asked {
+    /// Of a newcomer on this shard.
+    Recover(u16, Box<Recover>),
+    /// Of somebody who is no member, on this shard.
+    Read(u16, Box<Read>),
+}
+
+impl Asked {
+    fn since(&self) -> Since {
+        match self {
+            Self::Recover(_, recover) => recover.since,
+            Self::Read(_, read) => match read.since {
+                Since::Last(count) => Since::Last(count.min(read.limit as u64)),
+                since => since,
+            },
+        }
+    }
+}
+
+/// Whether a question is to wait for the stream.
+#[derive(Debug, PartialEq, Eq)]
+enum Need {
+    /// The log answers it as well as anything could.
+    Nothing,
+    /// The numbers aren't known yet.
+    Anchor,
+    /// Everything behind this number.
+    After(u64),
+}
+
+impl Relay {
+    /// Takes a question whose answer lies in the stream; gives it back where the log has it, or nobody.
+    pub(super) fn ask_stream(&mut self, index: u32, asked: Asked) -> Result<(), Asked> {
+        let is_hopeless = self.streamed.is_hopeless;
+        let Some(room) = self.rooms.at_mut(index) else { return Err(asked) };
+        if is_hopeless || room.need(asked.since()) == Need::Nothing {
+            return Err(asked);
+        }
+        let Some(feed) = &mut room.feed else { return Err(asked) };
+        feed.asked.push_back(asked);
+        self.list(index);
+        self.follow(index);
+        self.recall(index);
+        Ok(())
+    }
+
+    /// Answers what has waited for the stream and need not any more; the rest goes on waiting.
+    pub(super) fn answer_asked(&mut self, index: u32, outlet: &mut impl Outlet, now: Micros) {
+        let is_hopeless = self.streamed.is_hopeless;
+        let Some(room) = self.rooms.at_mut(index) else { return };
+        let Some(feed) = &mut room.feed else { return };
+        let (mut waiting, mut answered) = (VecDeque::new(), Vec::new());
+        for asked in std::mem::take(&mut feed.asked) {
+            match is_hopeless || room.need(asked.since()) == Need::Nothing {
+                true => answered.push(asked),
+                false => waiting.push_back(asked),
+            }
+        }
+        if let Some(feed) = &mut room.feed {
+            feed.asked = waiting;
+        }
+        let mut shards = Vec::new();
+        for asked in answered {
+            match asked {
+                Asked::Recover(shard, recover) => {
+                    self.backlogs[usize::from(shard)].recovers.push_back(*recover);
+                    shards.push(shard);
+                }
+                Asked::Read(shard, read) => self.read_log(shard, *read, outlet, now),
+            }
+        }
+        shards.dedup();
+        for shard in shards {
+            self.pump(shard, outlet);
+        }
+        self.recall(index);
+    }
+
+    /// Has the stream read back as far as the questions go, unless that is being done.
+    fn recall(&mut self, index: u32) {
+        let Some(generation) = self.rooms.generation(index) else { return };
+        let is_up = self.streamed.is_up();
+        let Some(room) = self.rooms.at_mut(index).filter(|room| is_up && room.can_be_recalled()) else {
+            return;
+        };
+        let Some(after) = room.wanted_from() else { return };
+        let Some(feed) = room.feed.as_mut().filter(|feed| !feed.is_recalling) else { return };
+        if self.streamed.recalling.len() == RECALLS_MAX {
+            if !self.streamed.recalls_due.contains(&(index, generation)) {
+                self.streamed.recalls_due.push_back((index, generation));
+            }
+            return;
+        }
+        feed.is_recalling = true;
+        self.streamed.recalls += 1;
+        let token = self.streamed.recalls;
+        self.streamed.recalling.insert(token, (index, generation));
+        self.broker.push_back(BrokerCommand::Recall { token, stream: feed.stream.clone(), after });
+    }
+
+    /// Answer to [`BrokerCommand::Recall`].
+    pub fn recalled(
+        &mut self,
+        token: u64,
+        result: Result<Past, HistoryError>,
+        outlet: &mut impl Outlet,
+        now: Micros,
+    ) {
+        let Some((index, generation)) = self.streamed.recalling.remove(&token) else { return };
+        if self.rooms.holds(index, generation) {
+            self.take_past(index, result, now);
+            self.list(index);
+            self.answer_asked(index, outlet, now);
+        }
+        while self.streamed.recalling.len() < RECALLS_MAX
+            && let Some((index, generation)) = self.streamed.recalls_due.pop_front()
+        {
+            if self.rooms.holds(index, generation) {
+                self.recall(index);
+            }
+        }
+    }
+
+    /// Puts what was read in front of the room's log.
+    fn take_past(&mut self, index: u32, result: Result<Past, HistoryError>, now: Micros) {
+        let Some(room) = self.rooms.at_mut(index) else { return };
+        let (source, newest) = (usize::from(room.source.unwrap_or_default()), room.next - 1);
+        let Some(feed) = &mut room.feed else { return };
+        feed.is_recalling = false;
+        let past = match result {
+            Ok(past) if feed.epoch == Some(past.head.epoch) => past,
+            // Asked again when Redis is back, or by whoever has waited too long.
+            Err(HistoryError::Away) => return,
+            Ok(_) | Err(_) => {
+                // What is there can't be told from what is not.
+                feed.gone = newest;
+                return self.metrics().recalls.add(RecallFate::Nothing, 1);
+            }
+        };
+        let head = past.head.number;
+        let before = head - past.payloads.len() as u64;
+        if past.lacks.is_some() {
+            feed.gone = feed.gone.max(before);
+        }
+        feed.recalled_until = Some(Micros(now.0 + RECALLED_KEPT.as_micros() as u64));
+        let fate = if past.lacks.is_some() { RecallFate::Part } else { RecallFate::Whole };
+        self.metrics().recalls.add(fate, 1);
+        let Some(room) = self.rooms.at(index) else { return };
+        let first = room.log.as_ref().map_or(room.next, |log| log.first());
+        if head + 1 < first {
+            // So much came meanwhile that the log has lost the place where the two would meet.
+            if let Some(feed) = self.rooms.at_mut(index).and_then(|room| room.feed.as_mut()) {
+                feed.gone = newest;
+            }
+            return;
+        }
+        let oldest = room.log.as_ref().and_then(|log| log.oldest()).map_or(now.0, |r| r.arrived_micros);
+        let mut records = Vec::new();
+        for (number, payload) in (before + 1..first).zip(&past.payloads) {
+            let (payload, label) = self.opened(source, index, payload);
+            let frame = Frame::data(&payload).ok().filter(|_| payload.len() <= PAYLOAD_BYTES_MAX);
+            let Some(frame) = frame else {
+                // Nobody may be told that it has everything when it lacks this one.
+                records.clear();
+                if let Some(feed) = self.rooms.at_mut(index).and_then(|room| room.feed.as_mut()) {
+                    feed.gone = feed.gone.max(number);
+                }
+                continue;
+            };
+            records.push(Record { frame, arrived_micros: oldest, except: None, label, run: 0 });
+        }
+        let Some(room) = self.rooms.at_mut(index) else { return };
+        let log = room.log.get_or_insert_with(|| Box::new(Log::starting_at(first)));
+        for record in records.into_iter().rev() {
+            self.log_bytes += record.frame.len();
+            log.push_front(record);
+        }
+    }
+
+    /// Gives back what was kept for those who ask next, when their time is over.
+    pub(super) fn trim_recalled(&mut self, index: u32, now: Micros) {
+        let Self { rooms, setup, log_bytes, .. } = self;
+        let Some(room) = rooms.at_mut(index) else { return };
+        let Some(feed) = &mut room.feed else { return };
+        if feed.recalled_until.is_none_or(|until| until > now) || !feed.asked.is_empty() {
+            return;
+        }
+        feed.recalled_until = None;
+        let history = setup.routes.class(room.class).history;
+        if room.is_behind() {
+            // A shard still needs it; the next publication cuts it.
+            return;
+        }
+        let Some(log) = &mut room.log else { return };
+        while log.len() > history.frames || log.bytes() > history.bytes {
+            *log_bytes -= log.pop();
+        }
+        if log.is_empty() {
+            room.log = None;
+        }
+    }
+}
+
+impl LogRoom {
+    /// The oldest number that a question waits for.
+    fn wanted_from(&self) -> Option<u64> {
+        let asked = self.feed.as_ref()?.asked.iter();
+        let wanted = asked.filter_map(|asked| match self.need(asked.since()) {
+            Need::After(after) => Some(after),
+            Need::Nothing | Need::Anchor => None,
+        });
+        wanted.min()
+    }
+
+    /// What a question needs of the stream.
+    fn need(&self, since: Since) -> Need {
+        let Some(feed) = &self.feed else { return Need::Nothing };
+        if feed.retry_at.is_some() {
+            return Need::Nothing;
+        }
+        let Some(epoch) = feed.epoch else { return Need::Anchor };
+        let newest = self.next - 1;
+        let held_after = self.log.as_ref().map_or(newest, |log| log.first() - 1);
+        // What is certain to be in vain isn't asked for.
+        let floor = feed.gone.max(newest.saturating_sub(STREAM_HISTORY_ENTRIES_MAX));
+        match since {
+            Since::After { epoch: Some(wanted), .. } if wanted != epoch => Need::Nothing,
+            Since::After { offset, .. } if offset < held_after && offset >= floor => Need::After(offset),
+            Since::After { .. } => Need::Nothing,
+            Since::Oldest if held_after > floor && held_after >= FIRST_OFFSET => Need::After(floor),
+            Since::Oldest => Need::Nothing,
+            Since::Last(count) => match newest.saturating_sub(count).max(floor) {
+                after if after < held_after => Need::After(after),
+                _ => Need::Nothing,
+            },
+        }
+    }
+}
