@@ -421,6 +421,8 @@ table! {
         stalled: Number, "gauge", "corecast_stalled_connections", "Connections whose socket takes no more for now.";
         stalls: Number, "counter", "corecast_stalls_total", "Times a connection became stalled.";
         window_bytes: Number, "gauge", "corecast_window_bytes", "Bytes of frames that some member has not been sent.";
+        kept_bytes: Number, "gauge", "corecast_kept_bytes", "Bytes that connections whose socket takes no more keep beside the windows: rooms' pasts, frames half sent, answers; what many share counts once.";
+        pasts_deferred: Number, "counter", "corecast_pasts_deferred_total", "Newcomers whose question for a room's past waited because too many questions were open.";
         input_bytes: Number, "gauge", "corecast_input_bytes", "Bytes of requests and messages that are not whole yet.";
         sent_bytes: Number, "counter", "corecast_sent_bytes_total", "Bytes that sockets took.";
         sends: Number, "counter", "corecast_sends_total", "Sends handed to the kernel.";
@@ -442,6 +444,7 @@ table! {
         gaps: By<GapReason>, "counter", "corecast_gaps_total", "Publications (broker: rooms touched by a break) that members missed, by reason.";
         recoveries: By<Recovery>, "counter", "corecast_recoveries_total", "Newcomers that asked for a room's past, by what became of it.";
         recovered_publications: Number, "counter", "corecast_recovered_publications_total", "Publications that newcomers were given out of logs.";
+        recovers_withdrawn: Number, "counter", "corecast_recoveries_withdrawn_total", "Questions for a room's past that were taken back before they were answered: who asked had gone.";
         log_rooms: Number, "gauge", "corecast_log_rooms", "Rooms with a log of record.";
         log_bytes: Number, "gauge", "corecast_log_bytes", "Bytes in logs of record.";
         ring_depth: Number, "gauge", "corecast_ring_depth", "Commands on the rings to the shards, looked at each tenth of a second.";
