@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::frame::Frame;
+use crate::log::Past;
 use crate::metrics::GapReason;
 use crate::redis::EntryId;
 use crate::survey::{Kind, Part, Place, Survey, Wanted};
@@ -49,8 +50,14 @@ pub enum Up {
         /// As in `Join`.
         name: Arc<str>,
     },
-    /// A connection wants publications of a live room that came before it.
+    /// A connection wants publications of a live room that came before it. Answered by [`Down::Recovered`] or
+    /// [`Down::Withdrawn`].
     Recover(Box<Recover>),
+    /// It wants them no more: where its question still waits, it is answered by [`Down::Withdrawn`].
+    Withdraw {
+        /// As in the question.
+        ticket: u64,
+    },
     /// Somebody reads a room's log over HTTP.
     Read(Box<Read>),
     /// A client publishes.
@@ -103,7 +110,8 @@ pub struct Recover {
     pub room: Arc<str>,
     /// What it wants.
     pub since: Since,
-    /// Number of the question on its shard: who left and joined again gets no answer to its first question.
+    /// Number of the question on its shard: who left and joined again gets no answer to its first question, which may be
+    /// taken back by it.
     pub ticket: u64,
 }
 
@@ -215,6 +223,11 @@ pub enum Down {
     Reading(Box<Reading>),
     /// Answer to [`Up::Recover`]: what was wanted, up to where the ring stands.
     Recovered(Box<Recovered>),
+    /// The same for a question that was taken back, or whose room is gone.
+    Withdrawn {
+        /// As in the question.
+        ticket: u64,
+    },
     /// Publications `from..to` of the room are lost to this shard.
     Gap {
         /// The shard's name of the room.
@@ -300,7 +313,7 @@ pub struct Recovered {
     /// Nothing is missing between what the newcomer has and what follows. False for who asked for a resume and can't have it.
     pub is_whole: bool,
     /// In their order, the last being the newest of the room.
-    pub records: Vec<Recorded>,
+    pub past: Past,
 }
 
 /// See [`Down::Reading`].
@@ -345,13 +358,17 @@ pub struct Warmed {
 }
 
 impl Down {
-    /// Bytes that count against the backlog of a shard.
+    /// Bytes that count against the backlog of a shard; of the past, bookkeeping included: it is more than small publications.
     pub fn backlog_bytes(&self) -> usize {
         match self {
             Down::Publication { frame, .. } => frame.len(),
             Down::Warmed(warmed) => warmed.payload.len(),
-            Down::Reading(reading) => reading.records.iter().map(|record| record.frame.len()).sum(),
-            Down::Recovered(recovered) => recovered.records.iter().map(|record| record.frame.len()).sum(),
+            Down::Reading(reading) => {
+                let frames: usize = reading.records.iter().map(|record| record.frame.len()).sum();
+                frames + reading.records.len() * size_of::<Recorded>()
+            }
+            // Its pages, though the log and other answers may hold them too.
+            Down::Recovered(recovered) => recovered.past.bytes() as usize,
             _ => 0,
         }
     }

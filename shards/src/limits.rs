@@ -58,6 +58,8 @@ pub struct EngineBounds {
     pub window_bytes_max: usize,
     /// See [`SHARD_INPUT_BYTES_MAX`].
     pub input_bytes_max: usize,
+    /// See [`QUESTIONS_MAX`].
+    pub questions_max: usize,
     /// See [`SHARD_BACKLOG_BYTES_MAX`].
     pub backlog_bytes_max: usize,
     /// See [`SPILL_ITEMS_MAX`].
@@ -82,6 +84,7 @@ impl Default for EngineBounds {
             up_backlog_max: UP_BACKLOG_MAX,
             window_bytes_max: SHARD_WINDOW_BYTES_MAX,
             input_bytes_max: SHARD_INPUT_BYTES_MAX,
+            questions_max: QUESTIONS_MAX,
             backlog_bytes_max: SHARD_BACKLOG_BYTES_MAX,
             spill_items_max: SPILL_ITEMS_MAX,
             log_rooms_max: LOG_ROOMS_MAX,
@@ -198,7 +201,7 @@ pub const SPILL_ITEMS_MAX: usize = 256 * 1024;
 
 /// Commands that a shard takes from its ring before it sends. More is gathered cheaper, but later.
 pub const TURN_COMMANDS_MAX: usize = 512;
-/// Bytes of publications that a shard takes from its ring before it sends: what a socket takes in one send without
+/// Bytes of publications, those of the past included, that a shard takes from its ring before it sends: what a socket takes in one send without
 /// becoming short (a receive window of 64 KiB). A larger single publication is taken alone.
 pub const TURN_BYTES_MAX: usize = 48 * KIB;
 /// Sends per system call of the fan-out ring, and between two yields to the runtime.
@@ -266,6 +269,10 @@ pub const READ_DEFAULT: usize = 100;
 pub const READ_MAX: usize = 1000;
 /// Bytes of the frames in one answer, but for one that is larger alone; the rest is asked for with the last offset.
 pub const READ_BYTES_MAX: usize = MIB;
+/// Questions of a shard's newcomers for rooms' pasts that the relay has not answered, those that were given up included. Over it
+/// the next ones wait for an answer: `corecast_pasts_deferred_total`. A connection has as many at most as it may be in rooms;
+/// then its join is answered with an error.
+pub const QUESTIONS_MAX: usize = 1024;
 /// `GET /poll` waits this long without `?wait=`: below the minute after which proxies give a silent response up.
 pub const POLL_WAIT_DEFAULT: Duration = Duration::from_secs(25);
 /// The most that `?wait=` may be. Above: 400.
@@ -279,7 +286,8 @@ pub const EMPTY_ROOMS_MAX: usize = 65_536;
 /// The same for the relay's rooms that nobody reads, those that are kept for their history included.
 pub const IDLE_ROOMS_MAX: usize = LOG_ROOMS_MAX + EMPTY_ROOMS_MAX;
 
-/// Bytes of all windows of a shard. Over it the connection furthest behind goes first: `slow_shard_budget`.
+/// Bytes of all windows of a shard, and of what slow readers keep beside them: pages of rooms' pasts, frames half sent, answers.
+/// What many keep counts once. Over it the connection furthest behind goes first: `slow_shard_budget`.
 pub const SHARD_WINDOW_BYTES_MAX: usize = 64 * MIB;
 /// Rooms of a node that exist only for their history. Over it a publication for a room that nobody is in is not kept and
 /// counts as unrouted. 262,144 rooms x about 250 B = 64 MiB beside the frames, which [`NODE_LOG_BYTES_MAX`] bounds.

@@ -452,6 +452,8 @@ table! {
         stalled: Number, "gauge", "corecast_stalled_connections", "Connections whose socket takes no more for now.";
         stalls: Number, "counter", "corecast_stalls_total", "Times a connection became stalled.";
         window_bytes: Number, "gauge", "corecast_window_bytes", "Bytes of frames that some member has not been sent.";
+        kept_bytes: Number, "gauge", "corecast_kept_bytes", "Bytes that connections whose socket takes no more keep beside the windows: rooms' pasts, frames half sent, answers; what many share counts once.";
+        pasts_deferred: Number, "counter", "corecast_pasts_deferred_total", "Newcomers whose question for a room's past waited because too many questions were open.";
         input_bytes: Number, "gauge", "corecast_input_bytes", "Bytes of requests and messages that are not whole yet.";
         sent_bytes: Number, "counter", "corecast_sent_bytes_total", "Bytes that sockets took.";
         sends: Number, "counter", "corecast_sends_total", "Sends handed to the kernel.";
@@ -473,6 +475,7 @@ table! {
         gaps: By<GapReason>, "counter", "corecast_gaps_total", "Publications (broker: rooms touched by a break) that members missed, by reason.";
         recoveries: By<Recovery>, "counter", "corecast_recoveries_total", "Newcomers that asked for a room's past, by what became of it.";
         recovered_publications: Number, "counter", "corecast_recovered_publications_total", "Publications that newcomers were given out of logs.";
+        recovers_withdrawn: Number, "counter", "corecast_recoveries_withdrawn_total", "Questions for a room's past that were taken back before they were answered: who asked had gone.";
         streams_up: Number, "gauge", "corecast_streams_up", "1 while the connections that read streams are up; 0 too where no source is a stream.";
         stream_breaks: Number, "counter", "corecast_stream_breaks_total", "Times the connections that read streams broke.";
         appends: By<AppendFate>, "counter", "corecast_appends_total", "Own publications that were to be appended to a stream, by what became of them.";

@@ -293,6 +293,7 @@ impl Relay {
             Up::Join { slot, name } => self.join(Interest { shard, slot }, name, outlet),
             Up::Leave { slot, name } => self.leave(Interest { shard, slot }, &name, now),
             Up::Recover(recover) => self.recover(shard, *recover, outlet, now),
+            Up::Withdraw { ticket } => self.withdraw(shard, ticket, outlet),
             Up::Read(read) => self.read(shard, *read, outlet, now),
             Up::Publish(publish) => self.publish(*publish, outlet, now),
             Up::Warm(warm) => self.warm(*warm, outlet),
@@ -981,7 +982,8 @@ impl LogRoom {
             behind.from = first;
         }
         while behind.from < self.next {
-            let Some(record) = self.log.as_ref().and_then(|log| log.at(behind.from)) else { break };
+            let record = self.log.as_ref().and_then(|log| log.at(behind.from));
+            let Some((record, _)) = record else { break };
             if !backlog.spill.is_empty()
                 || !backlog.has_space_for(record.frame.len(), || outlet.consumed_bytes(shard), &setup.engine)
             {

@@ -7,7 +7,7 @@
 //! The parts: this file owns the connections' membership and life; `shard/turn.rs` the pass that sends; `shard/stall.rs`
 //! what happens to a connection whose socket takes no more; `shard/inbound.rs` what clients say, `shard/dialogue.rs` what
 //! those of the JSON dialect say, `shard/held.rs` how much of it may wait for its end, `shard/budget.rs`
-//! how much slow readers may make it keep.
+//! how much slow readers may make it keep, `shard/kept.rs` what that is beside the windows.
 //!
 //! A connection that is not stalled stands at the head of all its rooms between passes, and nothing of it is half sent.
 
@@ -40,9 +40,11 @@ mod dialogue;
 mod forms;
 mod held;
 mod inbound;
+mod kept;
 mod newcomers;
 mod notices;
 mod polls;
+mod questions;
 mod slow;
 mod stall;
 mod survey;
@@ -213,8 +215,8 @@ pub struct Shard {
     /// Rooms with members behind the others, until a sweep finds none.
     pub(crate) lagging: Vec<u32>,
     pub(crate) window_bytes: u64,
-    /// What connections are still to get of rooms' pasts.
-    pub(crate) past_bytes: u64,
+    /// What connections keep beside the windows.
+    pub(crate) kept: kept::Kept,
     /// Connections of the admin address, those that are ending included.
     admin: Vec<ConnectionId>,
     /// What connections hold of input that isn't whole.
@@ -269,7 +271,7 @@ impl Shard {
             spare: Vec::new(),
             lagging: Vec::new(),
             window_bytes: 0,
-            past_bytes: 0,
+            kept: kept::Kept::default(),
             admin: Vec::new(),
             input_bytes: 0,
             scratch: Vec::new(),
@@ -316,6 +318,21 @@ impl Shard {
             self.actions.push(Action::Shutdown(id));
         }
         false
+    }
+
+    /// Bytes of all windows.
+    pub fn window_bytes(&self) -> u64 {
+        self.window_bytes
+    }
+
+    /// Bytes that connections keep beside them.
+    pub fn kept_bytes(&self) -> u64 {
+        self.kept.bytes()
+    }
+
+    /// Questions for rooms' pasts that the relay has not answered.
+    pub fn questions_len(&self) -> usize {
+        self.wishers.questions.open_len()
     }
 
     /// Whether the server is leaving.
@@ -368,6 +385,7 @@ impl Shard {
     pub fn handle(&mut self, command: Down, wire: &mut impl Wire, now: Micros) {
         debug_assert!(!self.pass.is_under_way(), "a command in the middle of a pass");
         self.take_command(command, wire, now);
+        self.keep_memory_budget(wire, now);
         self.debug_check();
     }
 
@@ -383,6 +401,7 @@ impl Shard {
                 self.joined(slot, wire, now);
             }
             Down::Recovered(recovered) => self.recovered(*recovered, wire, now),
+            Down::Withdrawn { ticket } => self.answered(ticket),
             Down::Reading(reading) => self.reading(*reading, wire, now),
             Down::Gap { slot, from, to, reason } => self.gap(slot, from, to, reason, now),
             Down::SourceGap { source, run } => self.source_gap(source, run as u16),
@@ -626,10 +645,12 @@ impl Shard {
         let subscriptions = std::mem::take(&mut connection.subscriptions);
         let dialect = connection.dialect;
         connection.joining = 0;
-        let half_sent = connection.stalled.as_mut().is_some_and(|stalled| stalled.forget_delivery());
-        let past = connection.stalled.as_mut().map(|stalled| stalled.forget_past(None)).unwrap_or_default();
-        self.past_bytes -= past.bytes;
-        let mut dropped = u64::from(half_sent) + past.publications;
+        let (mut half_sent, mut past) = (false, 0);
+        if let Some(stalled) = &mut connection.stalled {
+            half_sent = stalled.forget_delivery();
+            past = stalled.forget_past(None, &mut self.kept);
+        }
+        let mut dropped = u64::from(half_sent) + past;
         let mut filtered = 0;
         for subscription in &subscriptions {
             let Some(room) = self.rooms.at_mut(subscription.room) else { continue };
@@ -741,8 +762,12 @@ impl Shard {
         connection.phase = Phase::Closing;
         connection.session = Session::default();
         self.leave_open(id.slot, was, reason, now);
-        let Some(connection) = self.connection(id) else { return };
+        let Self { connections, kept, .. } = self;
+        let Some(connection) = connections.at_mut(id.slot) else { return };
         connection.pending = None;
+        if let Some(stalled) = &mut connection.stalled {
+            stalled.leave(kept);
+        }
         self.book_input(id);
         if was == Phase::Joining {
             // Held back, not stalled: nothing of it is on its way.
@@ -840,7 +865,9 @@ impl Shard {
             self.sweep_connection(slot, wire, now);
         }
         self.swept_to = to;
+        self.keep_memory_budget(wire, now);
         self.metrics().window_bytes.set(self.window_bytes);
+        self.metrics().kept_bytes.set(self.kept.bytes());
         self.metrics().input_bytes.set(self.input_bytes);
         self.debug_check();
     }
@@ -890,9 +917,10 @@ impl Shard {
         if self.answers.slot == Some(slot) {
             return self.answers.frames.extend_from_slice(&bytes);
         }
-        let Some(connection) = self.connections.at_mut(slot) else { return };
+        let Self { connections, kept, .. } = self;
+        let Some(connection) = connections.at_mut(slot) else { return };
         if let Some(stalled) = &mut connection.stalled {
-            stalled.push_lane(bytes);
+            stalled.push_lane(bytes, kept);
             if stalled.lane_bytes() > lane_bytes_max {
                 connection.paused |= PAUSED_BY_LANE;
             }
@@ -910,8 +938,9 @@ impl Shard {
             return;
         }
         self.metrics().sent_bytes.add(taken as u64);
-        if let Some(stalled) = self.connections.at_mut(slot).and_then(|c| c.stalled.as_mut()) {
-            stalled.hold_rest(bytes, taken as usize, false);
+        let Self { connections, kept, .. } = self;
+        if let Some(stalled) = connections.at_mut(slot).and_then(|c| c.stalled.as_mut()) {
+            stalled.hold_rest(bytes, taken as usize, false, kept);
         }
     }
 

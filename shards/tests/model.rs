@@ -69,13 +69,10 @@ impl Outlet for Rings {
                 assert_eq!(before, *offset, "publication {number} was placed twice");
             }
             Down::Recovered(recovered) => {
-                for record in &recovered.records {
+                for (offset, _, record) in recovered.past.iter() {
                     let (number, _) = parse_payload(record.frame.payload());
-                    let before = *self.places.entry(number).or_insert(record.offset);
-                    assert_eq!(
-                        before, record.offset,
-                        "publication {number} was recovered from another place"
-                    );
+                    let before = *self.places.entry(number).or_insert(offset);
+                    assert_eq!(before, offset, "publication {number} was recovered from another place");
                 }
             }
             Down::Gap { slot, from, to, .. } => {
@@ -204,6 +201,7 @@ fn setup(random: &mut Random, local: bool, feed: Feed, shards: usize) -> Arc<Set
         lane_bytes_max: 20,
         up_backlog_max: 3,
         window_bytes_max: if random.chance(50) { 150 } else { 1 << 20 },
+        questions_max: 1 + random.below(3),
         backlog_bytes_max: 60 + random.below(300),
         spill_items_max: 3 + random.below(6),
         survey_units_max: 3,
@@ -636,6 +634,20 @@ impl World {
             _ => self.broker.connect(&mut self.relay, &mut self.random),
         }
         self.gather_fates();
+        self.check_memory();
+    }
+
+    /// Windows and what connections keep are over their bound only while a pass is due or under way, and then by what one turn
+    /// took from the ring.
+    fn check_memory(&self) {
+        let bound = self.setup.engine.window_bytes_max as u64;
+        for runtime in &self.runtimes {
+            let (windows, kept) = (runtime.shard.window_bytes(), runtime.shard.kept_bytes());
+            let is_between = runtime.in_pass || runtime.shard.has_dirty_rooms();
+            assert!(kept <= bound, "connections keep {kept} bytes of {bound}");
+            assert!(is_between || windows + kept <= bound, "{windows} and {kept} bytes of {bound}");
+            assert!(runtime.shard.questions_len() <= self.setup.engine.questions_max, "questions");
+        }
     }
 
     /// What the broker lost is due to nobody, unless it was our own; what it refused is due to nobody, unless it was placed
@@ -741,6 +753,9 @@ impl World {
             self.clients.iter().filter(|client| !client.gone).map(|c| (c, of_socket(c))).collect();
         assert_eq!(metrics.sum(|s| s.stalled.value()), 0, "stalled at rest: {open:?}");
         assert_eq!(metrics.sum(|s| s.window_bytes.value()), 0, "bytes in windows at rest");
+        assert_eq!(metrics.sum(|s| s.kept_bytes.value()), 0, "bytes kept at rest");
+        let questions: usize = self.runtimes.iter().map(|runtime| runtime.shard.questions_len()).sum();
+        assert_eq!(questions, 0, "questions for the past without an answer");
         assert!(metrics.relay.log_bytes.value() == 0 || self.has_logs, "bytes in logs at rest");
         let heard: usize = self.clients.iter().map(|client| client.heard.len()).sum();
         let cut = self.clients.iter().filter(|client| client.closed_with.is_some() || client.gone).count();
@@ -897,6 +912,8 @@ fn run(seed: u64, reached: &mut Reached) -> u64 {
         ("not recovered", metrics.relay.recoveries.value(Recovery::Lost)),
         ("newcomers that wanted the past", metrics.relay.recoveries.value(Recovery::Newcomer)),
         ("publications of the past", metrics.relay.recovered_publications.value()),
+        ("questions taken back", metrics.relay.recovers_withdrawn.value()),
+        ("questions that waited", metrics.sum(|s| s.pasts_deferred.value())),
         ("left out", metrics.sum(|s| s.filtered.value())),
         ("closed as slow by frames", metrics.sum(|s| s.closed.value(CloseReason::SlowFrames))),
         ("closed as slow by bytes", metrics.sum(|s| s.closed.value(CloseReason::SlowBytes))),

@@ -18,7 +18,7 @@ use super::fanout::Fanout;
 use super::notice::Journal;
 use super::ring::ShardEnd;
 use super::socket::Socket;
-use crate::command::{ConnectionId, Down};
+use crate::command::ConnectionId;
 use crate::limits::{RECEIVE_BUFFER_BYTES, TURN_BYTES_MAX, TURN_COMMANDS_MAX, UP_BACKLOG_MAX};
 use crate::notice::Notice;
 use crate::shard::{Action, Micros, Next, Progress, Shard};
@@ -89,9 +89,7 @@ impl Core {
         while commands < TURN_COMMANDS_MAX && bytes < TURN_BYTES_MAX {
             let Some(command) = self.ring.take() else { break };
             commands += 1;
-            if let Down::Publication { frame, .. } = &command {
-                bytes += frame.len();
-            }
+            bytes += command.backlog_bytes();
             self.shard.handle(command, &mut self.wire, now);
         }
         let settles = self.shard.is_settling();

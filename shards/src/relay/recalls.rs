@@ -65,6 +65,25 @@ impl Relay {
         Ok(())
     }
 
+    /// Takes a question back that waits for its stream. Returns whether it did.
+    pub(super) fn withdraw_asked(&mut self, shard: u16, ticket: u64) -> bool {
+        let is_it = |asked: &Asked| match asked {
+            Asked::Recover(of, recover) => (*of, recover.ticket) == (shard, ticket),
+            Asked::Read(..) => false,
+        };
+        let Self { rooms, streamed, .. } = self;
+        for (index, generation) in &streamed.listed {
+            let holds = rooms.holds(*index, *generation);
+            let feed = rooms.at_mut(*index).filter(|_| holds).and_then(|room| room.feed.as_mut());
+            let Some(feed) = feed else { continue };
+            if let Some(at) = feed.asked.iter().position(is_it) {
+                feed.asked.remove(at);
+                return true;
+            }
+        }
+        false
+    }
+
     /// Answers what has waited for the stream and need not any more; the rest goes on waiting.
     pub(super) fn answer_asked(&mut self, index: u32, outlet: &mut impl Outlet, now: Micros) {
         let is_hopeless = self.streamed.is_hopeless;
@@ -192,10 +211,8 @@ impl Relay {
         }
         let Some(room) = self.rooms.at_mut(index) else { return };
         let log = room.log.get_or_insert_with(|| Box::new(Log::starting_at(first)));
-        for record in records.into_iter().rev() {
-            self.log_bytes += record.frame.len();
-            log.push_front(record);
-        }
+        self.log_bytes += records.iter().map(|record| record.frame.len()).sum::<usize>();
+        log.prepend(records);
     }
 
     /// Gives back what was kept for those who ask next, when their time is over.

@@ -11,6 +11,7 @@ use super::recalls::Asked;
 use super::{FIRST_OFFSET, LogRoom, Outlet, Relay};
 use crate::command::{Down, Read, Reading, Recorded, Recover, Recovered, Since};
 use crate::limits::READ_BYTES_MAX;
+use crate::log::Past;
 use crate::metrics::Recovery;
 use crate::shard::Micros;
 
@@ -28,9 +29,11 @@ impl Relay {
     pub(super) fn answer_recovers(&mut self, shard: u16, outlet: &mut impl Outlet) {
         let at = usize::from(shard);
         while let Some(recover) = self.backlogs[at].recovers.front() {
+            let ticket = recover.ticket;
             let index = self.find(&recover.room);
             let Some(room) = index.and_then(|index| self.rooms.at(index)) else {
                 self.backlogs[at].recovers.pop_front();
+                self.offer(shard, Down::Withdrawn { ticket }, outlet);
                 continue;
             };
             // What the shard still lacks of the room would come after an answer that has it.
@@ -48,14 +51,15 @@ impl Relay {
             let Some(room) = index.and_then(|index| self.rooms.at(index)) else { return };
             let epoch = room.epoch(self.epoch_base, self.run);
             let (first, is_whole) = room.past(recover.since, epoch);
-            let bytes = room.bytes_from(first);
+            let bytes = room.log.as_ref().map_or(0, |log| log.past_bytes(first)) as usize;
             let backlog = &mut self.backlogs[at];
             let has_space = backlog.spill.is_empty()
                 && backlog.has_space_for(bytes, || outlet.consumed_bytes(shard), &self.setup.engine);
             if !has_space {
                 return;
             }
-            let (records, next) = (room.records_from(first), room.next);
+            let next = room.next;
+            let past = room.log.as_ref().map_or_else(Past::default, |log| log.past(first));
             let Some(recover) = self.backlogs[at].recovers.pop_front() else { return };
             let outcome = match (recover.since, is_whole) {
                 (Since::After { .. }, true) => Recovery::Whole,
@@ -64,11 +68,23 @@ impl Relay {
             };
             let metrics = self.metrics();
             metrics.recoveries.add(outcome, 1);
-            metrics.recovered_publications.add(records.len() as u64);
-            let offset = records.first().map_or(next, |record| record.offset) - 1;
-            let recovered = Recovered { recover, epoch, offset, is_whole, records };
+            metrics.recovered_publications.add(past.len());
+            let offset = past.first_offset().unwrap_or(next) - 1;
+            let recovered = Recovered { recover, epoch, offset, is_whole, past };
             self.offer(shard, Down::Recovered(Box::new(recovered)), outlet);
         }
+    }
+
+    /// A question is taken back: where it waits for space it waits no more. One that has been answered was answered.
+    pub(super) fn withdraw(&mut self, shard: u16, ticket: u64, outlet: &mut impl Outlet) {
+        let recovers = &mut self.backlogs[usize::from(shard)].recovers;
+        match recovers.iter().position(|recover| recover.ticket == ticket) {
+            Some(at) => drop(recovers.remove(at)),
+            None if self.withdraw_asked(shard, ticket) => {}
+            None => return,
+        }
+        self.metrics().recovers_withdrawn.add(1);
+        self.offer(shard, Down::Withdrawn { ticket }, outlet);
     }
 
     /// Reads a room's log for somebody who is no member of it.
@@ -149,27 +165,13 @@ impl LogRoom {
         }
     }
 
-    fn bytes_from(&self, first: u64) -> usize {
-        let Some(log) = &self.log else { return 0 };
-        (first..self.next).filter_map(|offset| log.at(offset)).map(|record| record.frame.len()).sum()
-    }
-
-    fn records_from(&self, first: u64) -> Vec<Recorded> {
-        self.records_of(first, usize::MAX)
-    }
-
-    /// At most `limit` of them, the oldest.
+    /// The publications from `first` on, at most `limit` of them, the oldest.
     fn records_of(&self, first: u64, limit: usize) -> Vec<Recorded> {
         let Some(log) = &self.log else { return Vec::new() };
         let recorded = |offset| {
-            let record = log.at(offset)?;
-            let before = log.at(offset - 1).map_or(record.run, |before| before.run);
-            Some(Recorded {
-                offset,
-                after_break: before != record.run,
-                frame: record.frame.clone(),
-                label: record.label.clone(),
-            })
+            let (record, after_break) = log.at(offset)?;
+            let after_break = after_break && offset > log.first();
+            Some(Recorded { offset, after_break, frame: record.frame.clone(), label: record.label.clone() })
         };
         (first..self.next).filter_map(recorded).take(limit).collect()
     }
@@ -242,7 +244,7 @@ mod tests {
         let recover = Recover { to: TO, slot: SLOT, room: "r".into(), since, ticket: 1 };
         relay.handle(0, Up::Recover(Box::new(recover)), ring, Micros(seconds * SECOND));
         let Some(Down::Recovered(recovered)) = ring.down.pop() else { panic!("an answer is due") };
-        let offsets = recovered.records.iter().map(|record| record.offset).collect();
+        let offsets = recovered.past.iter().map(|(offset, ..)| offset).collect();
         (offsets, recovered.offset, recovered.is_whole)
     }
 
@@ -280,7 +282,7 @@ mod tests {
         let ask = Recover { to: TO, slot: SLOT, room: "r".into(), since: Since::Oldest, ticket: 1 };
         relay.handle(0, Up::Recover(Box::new(ask)), &mut ring, Micros(3 * SECOND));
         let Some(Down::Recovered(recovered)) = ring.down.pop() else { panic!("an answer is due") };
-        let breaks: Vec<_> = recovered.records.iter().map(|r| (r.offset, r.after_break)).collect();
+        let breaks: Vec<_> = recovered.past.iter().map(|(offset, after, _)| (offset, after)).collect();
         assert_eq!((breaks, recovered.epoch != epoch), (vec![(1, false), (2, true)], true));
     }
 
@@ -307,10 +309,40 @@ mod tests {
         relay.pump(0, &mut ring);
         match ring.down.as_slice() {
             [Down::Publication { offset: 2, .. }, Down::Recovered(recovered)] => {
-                assert_eq!((recovered.records.len(), recovered.offset, recovered.is_whole), (2, 0, true));
+                assert_eq!((recovered.past.len(), recovered.offset, recovered.is_whole), (2, 0, true));
             }
             other => panic!("the spill, then the answer: {other:?}"),
         }
         assert!(!relay.has_backlog());
+    }
+
+    #[test]
+    fn a_question_that_was_taken_back_brings_no_past_and_is_answered_all_the_same() {
+        let (mut relay, mut ring, _) = world();
+        place(&mut relay, &mut ring, "1", 1);
+        ring.is_full = true;
+        place(&mut relay, &mut ring, "2", 1);
+        for ticket in 1..=3 {
+            let ask = Recover { to: TO, slot: SLOT, room: "r".into(), since: Since::Oldest, ticket };
+            relay.handle(0, Up::Recover(Box::new(ask)), &mut ring, Micros(SECOND));
+        }
+        relay.handle(0, Up::Withdraw { ticket: 1 }, &mut ring, Micros(SECOND));
+        relay.handle(0, Up::Withdraw { ticket: 3 }, &mut ring, Micros(SECOND));
+        ring.is_full = false;
+        ring.down.clear();
+        relay.pump(0, &mut ring);
+        let answers: Vec<(u64, bool)> = ring
+            .down
+            .iter()
+            .filter_map(|down| match down {
+                Down::Withdrawn { ticket } => Some((*ticket, false)),
+                Down::Recovered(recovered) => Some((recovered.recover.ticket, true)),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(answers, [(1, false), (3, false), (2, true)]);
+        assert_eq!(relay.metrics().recovers_withdrawn.value(), 2);
+        relay.handle(0, Up::Withdraw { ticket: 2 }, &mut ring, Micros(SECOND));
+        assert_eq!(ring.down.len(), 4, "what was answered was answered");
     }
 }

@@ -86,7 +86,7 @@ pub(super) struct Streamed {
     /// They have been away for so long that nobody is kept waiting for them any more.
     pub is_hopeless: bool,
     /// Rooms for which something is due at some time, each once.
-    listed: Vec<(u32, u16)>,
+    pub listed: Vec<(u32, u16)>,
     /// Rooms whose streams are being read back, by the number of the question.
     pub recalling: HashMap<u64, (u32, u16), foldhash::fast::FixedState>,
     /// Rooms that wait for their turn.

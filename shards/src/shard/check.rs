@@ -107,6 +107,6 @@ impl Shard {
         }
         assert_eq!(window_bytes, self.window_bytes, "bytes in windows");
         let stalled = self.connections.iter().filter_map(|(_, connection)| connection.stalled.as_ref());
-        assert_eq!(stalled.map(|s| s.past_bytes()).sum::<u64>(), self.past_bytes, "bytes of the past");
+        self.kept.check(stalled.flat_map(|stalled| stalled.buffers()));
     }
 }

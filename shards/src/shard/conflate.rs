@@ -8,6 +8,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 
+use super::kept::Kept;
+
 /// See the module. Of one connection.
 #[derive(Debug, Default)]
 pub(crate) struct Parked {
@@ -42,13 +44,17 @@ impl Item {
 
 impl Parked {
     /// Adds the newest publication of a key; returns whether it took the place of another.
-    pub(crate) fn push(&mut self, item: Item) -> bool {
+    pub(crate) fn push(&mut self, item: Item, kept: &mut Kept) -> bool {
+        kept.keep(&item.wire);
         let superseded = match item.key {
             0 => None,
             key => self.newest.insert((item.room, key), self.next),
         };
         let before = superseded.and_then(|at| self.items.remove(&at));
-        self.bytes -= before.as_ref().map_or(0, |item| item.wire.len() as u64);
+        if let Some(before) = &before {
+            kept.let_go(&before.wire);
+            self.bytes -= before.wire.len() as u64;
+        }
         self.bytes += item.wire.len() as u64;
         self.items.insert(self.next, item);
         self.next += 1;
@@ -56,10 +62,10 @@ impl Parked {
     }
 
     /// Adds the notice of a gap, where the dialect has words for it.
-    pub(crate) fn push_notice(&mut self, room: u32, wire: Bytes) {
+    pub(crate) fn push_notice(&mut self, room: u32, wire: Bytes, kept: &mut Kept) {
         if !wire.is_empty() {
             self.gaps += 1;
-            self.push(Item { room, key: 0, wire, is_replaced: false, is_gap: true });
+            self.push(Item { room, key: 0, wire, is_replaced: false, is_gap: true }, kept);
         }
     }
 
@@ -69,8 +75,9 @@ impl Parked {
     }
 
     /// Takes the oldest out.
-    pub(crate) fn pop(&mut self) -> Option<Item> {
+    pub(crate) fn pop(&mut self, kept: &mut Kept) -> Option<Item> {
         let (at, item) = self.items.pop_first()?;
+        kept.let_go(&item.wire);
         if self.newest.get(&(item.room, item.key)) == Some(&at) {
             self.newest.remove(&(item.room, item.key));
         }
@@ -103,9 +110,14 @@ impl Parked {
     }
 
     /// Forgets those of one room, or all.
-    pub(crate) fn forget(&mut self, room: Option<u32>) {
+    pub(crate) fn forget(&mut self, room: Option<u32>, kept: &mut Kept) {
         let stays = |other: u32| room.is_some_and(|room| room != other);
-        self.items.retain(|_, item| stays(item.room));
+        self.items.retain(|_, item| {
+            if !stays(item.room) {
+                kept.let_go(&item.wire);
+            }
+            stays(item.room)
+        });
         self.newest.retain(|(other, _), _| stays(*other));
         self.bytes = self.items.values().map(|item| item.wire.len() as u64).sum();
         self.gaps = self.items.values().filter(|item| item.is_gap).count() as u64;
@@ -120,38 +132,38 @@ mod tests {
         Item { room, key, wire: Bytes::from_static(wire.as_bytes()), is_replaced: false, is_gap: false }
     }
 
-    fn drained(parked: &mut Parked) -> Vec<String> {
-        std::iter::from_fn(|| parked.pop())
+    fn drained(parked: &mut Parked, kept: &mut Kept) -> Vec<String> {
+        std::iter::from_fn(|| parked.pop(kept))
             .map(|item| String::from_utf8(item.wire.to_vec()).expect("text"))
             .collect()
     }
 
     #[test]
     fn of_each_key_the_newest_stays_in_the_order_in_which_they_came() {
-        let mut parked = Parked::default();
+        let (mut parked, mut kept) = (Parked::default(), Kept::default());
         let pushed =
             [item(1, 7, "a1"), item(1, 8, "b1"), item(1, 7, "a2"), item(2, 7, "other"), item(1, 0, "x")];
-        let superseded: Vec<bool> = pushed.into_iter().map(|item| parked.push(item)).collect();
+        let superseded: Vec<bool> = pushed.into_iter().map(|item| parked.push(item, &mut kept)).collect();
         assert_eq!(superseded, [false, false, true, false, false]);
         assert_eq!((parked.len(), parked.bytes(), parked.of_room(1)), (4, 10, (3, 5)));
-        assert_eq!(drained(&mut parked), ["b1", "a2", "other", "x"]);
-        assert_eq!((parked.len(), parked.bytes()), (0, 0));
+        assert_eq!(drained(&mut parked, &mut kept), ["b1", "a2", "other", "x"]);
+        assert_eq!((parked.len(), parked.bytes(), kept.bytes()), (0, 0, 0));
     }
 
     #[test]
     fn what_has_no_key_is_superseded_by_nothing() {
-        let mut parked = Parked::default();
-        assert!(!parked.push(item(1, 0, "x1")) && !parked.push(item(1, 0, "x2")));
-        assert_eq!(drained(&mut parked), ["x1", "x2"]);
+        let (mut parked, mut kept) = (Parked::default(), Kept::default());
+        assert!(!parked.push(item(1, 0, "x1"), &mut kept) && !parked.push(item(1, 0, "x2"), &mut kept));
+        assert_eq!(drained(&mut parked, &mut kept), ["x1", "x2"]);
     }
 
     #[test]
     fn a_room_that_is_left_is_forgotten_and_its_keys_begin_anew() {
-        let mut parked = Parked::default();
-        parked.push(item(1, 7, "a"));
-        parked.push(item(2, 7, "b"));
-        parked.forget(Some(1));
-        assert!(!parked.push(item(1, 7, "c")));
-        assert_eq!(drained(&mut parked), ["b", "c"]);
+        let (mut parked, mut kept) = (Parked::default(), Kept::default());
+        parked.push(item(1, 7, "a"), &mut kept);
+        parked.push(item(2, 7, "b"), &mut kept);
+        parked.forget(Some(1), &mut kept);
+        assert!(!parked.push(item(1, 7, "c"), &mut kept));
+        assert_eq!(drained(&mut parked, &mut kept), ["b", "c"]);
     }
 }

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use domains::{Chat, Domain as _, Event, Message, RESERVED_TYPES, Refusal};
 
-use super::stall::Forgotten;
 use super::{Micros, Shard, Wire, owed_from, wish};
 use crate::command::{ConnectionId, Label, Publish, RoomSlot, Since, Up, Warm, Warmed};
 use crate::config::{self, Dialect, Role, Route};
@@ -207,6 +206,14 @@ impl Shard {
             return Err((ErrorCode::TooManyRooms, plain_name(room).to_owned(), refusal));
         }
         if let Some(since) = since {
+            // Those that it has given up again included: who joins and leaves in a loop is as patient as the relay is busy.
+            if self.wishers.questions.len_of(id) >= due {
+                let expected = format!(
+                    "at most {due} rooms at a time, those that it has left again included, whose past a connection waits for"
+                );
+                let refusal = Refusal::new("resume", &expected, &quoted(plain_name(room)));
+                return Err((ErrorCode::TooManyRooms, plain_name(room).to_owned(), refusal));
+            }
             self.join_since(id, room, since);
             return Ok(());
         }
@@ -269,16 +276,15 @@ impl Shard {
         {
             room.members[moved.member as usize].subscription = at as u32;
         }
-        let mut past = Forgotten::default();
+        let mut past = 0;
         if let Some(connection) = self.connections.at_mut(id.slot) {
             connection.joining -= u16::from(was_joining);
             if let Some(stalled) = &mut connection.stalled {
-                past = stalled.forget_past(Some(subscription.room));
+                past = stalled.forget_past(Some(subscription.room), &mut self.kept);
             }
         }
-        self.past_bytes -= past.bytes;
         let metrics = self.metrics();
-        metrics.drops.add(DropReason::Left, owed + past.publications);
+        metrics.drops.add(DropReason::Left, owed + past);
         metrics.filtered.add(left_out);
         metrics.subscriptions.sub(1);
         if emptied {

@@ -160,6 +160,7 @@ impl Shard {
         self.take_input(id, input, wire, now);
         self.book_input(id);
         self.keep_input_budget(wire, now);
+        self.keep_memory_budget(wire, now);
         self.debug_check();
         self.next(id)
     }

@@ -7,9 +7,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::questions::{Deferred, Questions};
 use super::{Connection, Micros, Phase, Shard, Subscription, Wire};
-use crate::command::{ConnectionId, Recorded, Recover, Recovered, RoomSlot, Since, Up};
+use crate::command::{ConnectionId, Recover, Recovered, RoomSlot, Since, Up};
 use crate::dialect::Standing;
+use crate::log::Past;
 use crate::room::Stage;
 
 /// Connections that wait to enter, by room.
@@ -17,6 +19,8 @@ use crate::room::Stage;
 pub(crate) struct Wishers {
     by_room: HashMap<u32, Vec<Wisher>, foldhash::fast::FixedState>,
     tickets: u64,
+    /// Of those whose room is live, and of those who have gone since.
+    pub(super) questions: Questions,
 }
 
 /// Waits to enter a room.
@@ -41,20 +45,20 @@ impl Wishers {
         wisher
     }
 
-    /// Whether that question is still open.
-    fn awaits(&self, room: u32, id: ConnectionId, ticket: u64) -> bool {
-        self.of(room).iter().any(|wisher| wisher.id == id && wisher.ticket == ticket)
+    /// Who waits for the answer to that question, if it still does.
+    fn awaiting(&self, room: u32, id: ConnectionId, ticket: u64) -> Option<Wisher> {
+        self.of(room).iter().copied().find(|wisher| wisher.id == id && wisher.ticket == ticket)
     }
 
-    /// Returns whether it waited.
-    fn remove(&mut self, room: u32, id: ConnectionId) -> bool {
-        let Some(wishers) = self.by_room.get_mut(&room) else { return false };
-        let Some(at) = wishers.iter().position(|wisher| wisher.id == id) else { return false };
-        wishers.swap_remove(at);
+    /// Returns it if it waited.
+    fn remove(&mut self, room: u32, id: ConnectionId) -> Option<Wisher> {
+        let wishers = self.by_room.get_mut(&room)?;
+        let at = wishers.iter().position(|wisher| wisher.id == id)?;
+        let wisher = wishers.swap_remove(at);
         if wishers.is_empty() {
             self.by_room.remove(&room);
         }
-        true
+        Some(wisher)
     }
 
     fn of(&self, room: u32) -> &[Wisher] {
@@ -88,8 +92,23 @@ impl Shard {
         };
         let slot = RoomSlot { index, generation: u32::from(generation) };
         let Wisher { id: to, since, ticket } = wisher;
+        let questions_max = self.setup.engine.questions_max;
+        if !self.wishers.questions.open(Deferred { room: index, id: to, ticket }, questions_max) {
+            return self.metrics().pasts_deferred.add(1);
+        }
         let recover = Recover { to, slot, room: Arc::clone(&room.name), since, ticket };
         self.up.push_back(Up::Recover(Box::new(recover)));
+    }
+
+    /// The relay has answered a question: who waits with one asks it now.
+    pub(crate) fn answered(&mut self, ticket: u64) {
+        self.wishers.questions.close(ticket);
+        let questions_max = self.setup.engine.questions_max;
+        while let Some(Deferred { room, id, ticket }) = self.wishers.questions.take_deferred(questions_max) {
+            if let Some(wisher) = self.wishers.awaiting(room, id, ticket) {
+                self.ask_for_past(room, wisher);
+            }
+        }
     }
 
     /// A room has become live: who waits for its past asks for it now.
@@ -101,10 +120,11 @@ impl Shard {
 
     /// The relay has answered: the connection is a member from here on.
     pub(crate) fn recovered(&mut self, recovered: Recovered, wire: &mut impl Wire, now: Micros) {
-        let Recovered { recover, epoch, offset, is_whole, records } = recovered;
+        let Recovered { recover, epoch, offset, is_whole, past } = recovered;
         let Recover { to: id, slot, since, ticket, .. } = recover;
+        self.answered(ticket);
         let is_awaited = self.rooms.holds(slot.index, slot.generation as u16)
-            && self.wishers.awaits(slot.index, id, ticket);
+            && self.wishers.awaiting(slot.index, id, ticket).is_some();
         if !is_awaited {
             return;
         }
@@ -121,18 +141,18 @@ impl Shard {
         let (phase, was_stalled) = (connection.phase, connection.stalled.is_some());
         let metrics = self.metrics();
         metrics.subscriptions.add(1);
-        metrics.owed.add(records.len() as u64);
+        metrics.owed.add(past.len());
         match phase {
             Phase::Open => {
                 self.tell_joined(id, slot.index, standing, wire, now);
-                self.give_past(id, slot.index, epoch, records, now);
+                self.give_past(id, slot.index, epoch, past, now);
                 // Whoever was stalled goes on when its socket takes bytes again.
                 if !was_stalled {
                     self.go_on(id, wire, now);
                 }
             }
             _ => {
-                self.give_past(id, slot.index, epoch, records, now);
+                self.give_past(id, slot.index, epoch, past, now);
                 let Some(connection) = self.connection(id) else { return };
                 connection.pending.get_or_insert_default().standing = Some(standing);
                 if connection.joining == 0 {
@@ -144,8 +164,9 @@ impl Shard {
 
     /// Lets a connection wait no more for that room. Returns whether it did.
     pub(crate) fn forget_wish(&mut self, id: ConnectionId, room: u32) -> bool {
-        if !self.wishers.remove(room, id) {
-            return false;
+        let Some(Wisher { ticket, .. }) = self.wishers.remove(room, id) else { return false };
+        if self.wishers.questions.is_open(ticket) {
+            self.up.push_back(Up::Withdraw { ticket });
         }
         if let Some(connection) = self.connection(id) {
             connection.joining -= 1;
@@ -168,16 +189,15 @@ impl Shard {
     }
 
     /// Queues publications of the past for a connection, behind what it is being sent.
-    fn give_past(&mut self, id: ConnectionId, room: u32, epoch: u64, records: Vec<Recorded>, now: Micros) {
-        if records.is_empty() {
+    fn give_past(&mut self, id: ConnectionId, room: u32, epoch: u64, past: Past, now: Micros) {
+        if past.is_empty() {
             return;
         }
         self.hold_back(id, now);
-        let bytes = records.iter().map(|record| record.frame.len() as u64).sum::<u64>();
-        self.past_bytes += bytes;
-        let Some(stalled) = self.connection(id).and_then(|connection| connection.stalled.as_mut()) else {
-            return;
-        };
-        stalled.push_past(room, epoch, records);
+        let Self { connections, kept, .. } = self;
+        if let Some(stalled) = connections.at_mut(id.slot).and_then(|connection| connection.stalled.as_mut())
+        {
+            stalled.push_past(room, epoch, past, kept);
+        }
     }
 }

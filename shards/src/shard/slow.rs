@@ -198,8 +198,9 @@ impl Shard {
         if taken as usize == bytes.len() {
             return Sent::All;
         }
-        if let Some(stalled) = self.connection(id).and_then(|c| c.stalled.as_mut()) {
-            stalled.hold_rest(bytes, taken as usize, false);
+        let Self { connections, kept, .. } = self;
+        if let Some(stalled) = connections.at_mut(id.slot).and_then(|c| c.stalled.as_mut()) {
+            stalled.hold_rest(bytes, taken as usize, false, kept);
         }
         Sent::Short
     }
@@ -214,7 +215,7 @@ impl Shard {
 
     /// Moves all that a stalled member is owed by a conflating room out of the window, the newest of each key.
     pub(super) fn park(&mut self, id: ConnectionId, room_index: u32, member: u32) {
-        let Self { rooms, connections, setup, index, past_bytes, .. } = self;
+        let Self { rooms, connections, setup, index, kept, .. } = self;
         let metrics = &setup.metrics.shards[*index as usize];
         let (Some(room), Some(connection)) = (rooms.at_mut(room_index), connections.at_mut(id.slot)) else {
             return;
@@ -225,22 +226,20 @@ impl Shard {
         if cursor == room.head {
             return;
         }
-        let before = stalled.parked.as_ref().map_or(0, |parked| parked.bytes());
         let parked = stalled.parked.get_or_insert_default();
         for entry in room.entries_from(cursor) {
             let wire = entry.wire_for(dialect).clone();
             if entry.forms.is_gap {
                 // It stays in its place among the publications.
-                parked.push_notice(room_index, wire);
+                parked.push_notice(room_index, wire, kept);
             } else if entry.except == Some(id) {
                 metrics.filtered.add(1);
             } else {
                 let is_replaced = entry.forms.is_replaced_for(dialect);
                 let item = Item { room: room_index, key: entry.key, wire, is_replaced, is_gap: false };
-                metrics.conflated.add(u64::from(parked.push(item)));
+                metrics.conflated.add(u64::from(parked.push(item, kept)));
             }
         }
-        *past_bytes = *past_bytes + parked.bytes() - before;
         let (head, is_empty) = (room.head, parked.first().is_none());
         room.members[member as usize].cursor = head;
         if is_empty {
@@ -276,7 +275,7 @@ impl Shard {
     /// Sends what is parked, as far as the budget goes.
     pub(super) fn send_parked(&mut self, id: ConnectionId, budget: &mut usize, wire: &mut impl Wire) -> Sent {
         loop {
-            let Self { connections, scratch, .. } = self;
+            let Self { connections, scratch, kept, .. } = self;
             let Some(connection) = connections.at_mut(id.slot) else { return Sent::Broken };
             let socket = connection.socket;
             let Some(stalled) = connection.stalled.as_mut() else { return Sent::All };
@@ -300,12 +299,11 @@ impl Shard {
                 return Sent::Broken;
             }
             let (bytes, whole) = (sent as usize, sent as usize == scratch.len());
-            let (mut left, mut delivered, mut replaced, mut freed) = (bytes, 0, 0, 0);
+            let (mut left, mut delivered, mut replaced) = (bytes, 0, 0);
             let mut half = None;
             while left > 0
-                && let Some(item) = parked.pop()
+                && let Some(item) = parked.pop(kept)
             {
-                freed += item.wire.len() as u64;
                 replaced += u64::from(item.is_replaced);
                 if left < item.wire.len() {
                     let is_delivery = item.is_delivery();
@@ -316,9 +314,8 @@ impl Shard {
                 delivered += u64::from(item.is_delivery());
             }
             if let Some((wire, sent, is_delivery)) = half {
-                stalled.hold_rest(wire, sent, is_delivery);
+                stalled.hold_rest(wire, sent, is_delivery, kept);
             }
-            self.past_bytes -= freed;
             let metrics = self.metrics();
             metrics.sends.add(1);
             metrics.sent_bytes.add(bytes as u64);

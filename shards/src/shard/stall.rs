@@ -10,12 +10,14 @@ use smallvec::SmallVec;
 
 use super::conflate::Parked;
 use super::forms::Told;
+use super::kept::{Buffer, Kept};
 use super::slow::{Untold, joined};
 use super::{Action, Micros, PAUSED_BY_LANE, Phase, Shard, Wire};
 use crate::close::CloseReason;
-use crate::command::{ConnectionId, Recorded};
+use crate::command::ConnectionId;
 use crate::config::Dialect;
 use crate::dialect::{Gap, Lost};
+use crate::log;
 use crate::metrics::{DropReason, GapReason, Label as _};
 
 /// See the module.
@@ -33,7 +35,7 @@ pub struct Stalled {
     lane_bytes: usize,
     /// Publications of rooms' pasts that it is to get before the live ones.
     past: VecDeque<Past>,
-    past_bytes: u64,
+    past_len: u64,
     /// What it is owed by conflating rooms.
     pub(super) parked: Option<Box<Parked>>,
     /// What it has lost and hasn't been told, at most once for each room.
@@ -46,6 +48,8 @@ pub struct Stalled {
     position: u32,
     /// Drops without a delivery between them.
     drops_in_a_row: u32,
+    /// Its connection is closing: what it still has to send is counted no more, as its end is a matter of seconds.
+    is_leaving: bool,
 }
 
 impl Stalled {
@@ -57,8 +61,8 @@ impl Stalled {
     /// Panics if an invariant is broken.
     pub(crate) fn check(&self) {
         assert_eq!(self.lane.iter().map(Bytes::len).sum::<usize>(), self.lane_bytes, "bytes in the lane");
-        let past_bytes = self.past.iter().map(|past| past.record.frame.len() as u64).sum::<u64>();
-        assert_eq!(past_bytes, self.past_bytes, "bytes of the past");
+        let past_len = self.past.iter().map(|past| past.piece.len()).sum::<u64>();
+        assert_eq!(past_len, self.past_len, "publications of the past");
         assert!(self.rest.is_empty() || self.rest_sent < self.rest.len(), "a rest of nothing");
         assert!(!self.rest_is_delivery || !self.rest.is_empty(), "a delivery of nothing is due");
     }
@@ -68,32 +72,75 @@ impl Stalled {
         self.lane_bytes
     }
 
-    pub(crate) fn push_lane(&mut self, bytes: Bytes) {
+    pub(crate) fn push_lane(&mut self, bytes: Bytes, kept: &mut Kept) {
         self.lane_bytes += bytes.len();
+        if !self.is_leaving {
+            kept.keep(&bytes);
+        }
         self.lane.push_back(bytes);
     }
 
     /// Keeps what a socket did not take of a frame.
-    pub(crate) fn hold_rest(&mut self, bytes: Bytes, sent: usize, is_delivery: bool) {
+    pub(crate) fn hold_rest(&mut self, bytes: Bytes, sent: usize, is_delivery: bool, kept: &mut Kept) {
         debug_assert!(self.rest.is_empty(), "two frames half sent");
         debug_assert!(sent < bytes.len(), "a rest of nothing");
+        if !self.is_leaving {
+            kept.keep(&bytes);
+        }
         (self.rest, self.rest_sent, self.rest_is_delivery) = (bytes, sent, is_delivery);
     }
 
+    /// Its connection is closing: see [`Stalled::is_leaving`].
+    pub(super) fn leave(&mut self, kept: &mut Kept) {
+        if !std::mem::replace(&mut self.is_leaving, true) {
+            std::iter::once(&self.rest).chain(&self.lane).for_each(|bytes| kept.let_go(bytes));
+        }
+    }
+
+    /// Gives up the frame that is half sent and those behind it, if nobody else keeps it and it is larger than a lane may be:
+    /// memory is wanted back at once. Returns whether it did, which tears the frame.
+    pub(super) fn cut(&mut self, lane_bytes_max: usize) -> bool {
+        debug_assert!(self.is_leaving, "cut, and yet to be sent to");
+        let own = if self.rest.is_unique() { self.rest.len() } else { 0 };
+        let is_large = own + self.lane_bytes > lane_bytes_max;
+        if is_large {
+            (self.rest, self.rest_sent) = (Bytes::new(), 0);
+            self.lane = VecDeque::new();
+            (self.lane_bytes, self.pong) = (0, Bytes::new());
+        }
+        is_large
+    }
+
+    /// Bytes that go out before anything else.
+    pub(super) fn private_bytes(&self) -> u64 {
+        if self.is_leaving { 0 } else { (self.rest.len() + self.lane_bytes) as u64 }
+    }
+
     /// Queues publications of a room's past.
-    pub(crate) fn push_past(&mut self, room: u32, epoch: u64, records: Vec<Recorded>) {
-        self.past_bytes += records.iter().map(|record| record.frame.len() as u64).sum::<u64>();
-        self.past.extend(records.into_iter().map(|record| Past { room, epoch, record }));
+    pub(crate) fn push_past(&mut self, room: u32, epoch: u64, past: log::Past, kept: &mut Kept) {
+        self.past_len += past.len();
+        past.pieces.iter().for_each(|piece| kept.keep(&piece.page));
+        self.past.extend(past.pieces.into_iter().map(|piece| Past { room, epoch, piece }));
     }
 
     /// Publications of the past that wait, and those that conflating rooms owe.
     pub(crate) fn past_len(&self) -> u64 {
-        self.past.len() as u64 + self.parked.as_ref().map_or(0, |parked| parked.len())
+        self.past_len + self.parked.as_ref().map_or(0, |parked| parked.len())
     }
 
-    /// Bytes of their frames.
+    /// Bytes that they keep in memory, others' share of them included.
     pub(crate) fn past_bytes(&self) -> u64 {
-        self.past_bytes + self.parked.as_ref().map_or(0, |parked| parked.bytes())
+        let past: u64 = self.past.iter().map(|past| past.piece.page.bytes()).sum();
+        past + self.parked.as_ref().map_or(0, |parked| parked.bytes())
+    }
+
+    /// Every buffer that it keeps.
+    pub(super) fn buffers(&self) -> impl Iterator<Item = Buffer> {
+        let pages = self.past.iter().map(|past| Buffer::from(&past.piece.page));
+        let parked = self.parked.iter().flat_map(|parked| parked.iter()).map(|item| Buffer::from(&item.wire));
+        let private = std::iter::once(&self.rest).chain(&self.lane).filter(|_| !self.is_leaving);
+        let private = private.map(Buffer::from);
+        pages.chain(parked).chain(private)
     }
 
     /// Tick since which it has not been at the head of all its rooms.
@@ -129,17 +176,34 @@ impl Stalled {
         std::mem::take(&mut self.untold)
     }
 
-    /// Gives up what waits of the past of one room, or of all.
-    pub(crate) fn forget_past(&mut self, room: Option<u32>) -> Forgotten {
-        let before = Forgotten { publications: self.past_len(), bytes: self.past_bytes() };
-        self.untold.retain(|untold| room.is_some_and(|room| untold.room != room));
-        self.past.retain(|past| room.is_some_and(|room| past.room != room));
-        self.past_bytes = self.past.iter().map(|past| past.record.frame.len() as u64).sum();
-        if let Some(parked) = &mut self.parked {
-            parked.forget(room);
+    /// The oldest publication of the past is on its way.
+    fn pass_past(&mut self, kept: &mut Kept) {
+        let Some(Past { piece, .. }) = self.past.front_mut() else { return };
+        (piece.from, piece.is_beginning) = (piece.from + 1, false);
+        self.past_len -= 1;
+        if piece.is_empty()
+            && let Some(Past { piece, .. }) = self.past.pop_front()
+        {
+            kept.let_go(&piece.page);
         }
-        let publications = before.publications - self.past_len();
-        Forgotten { publications, bytes: before.bytes - self.past_bytes() }
+    }
+
+    /// Gives up what waits of the past of one room, or of all. Returns how many publications these are.
+    pub(crate) fn forget_past(&mut self, room: Option<u32>, kept: &mut Kept) -> u64 {
+        let before = self.past_len();
+        self.untold.retain(|untold| room.is_some_and(|room| untold.room != room));
+        self.past.retain(|past| {
+            let stays = room.is_some_and(|room| past.room != room);
+            if !stays {
+                kept.let_go(&past.piece.page);
+            }
+            stays
+        });
+        self.past_len = self.past.iter().map(|past| past.piece.len()).sum();
+        if let Some(parked) = &mut self.parked {
+            parked.forget(room, kept);
+        }
+        before - self.past_len()
     }
 
     /// Whether a publication is half sent.
@@ -153,19 +217,13 @@ impl Stalled {
     }
 }
 
-/// One publication out of a room's log, for one connection.
+/// Publications out of a room's log that one connection is to get.
 #[derive(Debug)]
 struct Past {
     room: u32,
     epoch: u64,
-    record: Recorded,
-}
-
-/// What a connection won't get of rooms' pasts.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Forgotten {
-    pub publications: u64,
-    pub bytes: u64,
+    /// Never empty.
+    piece: log::Piece,
 }
 
 /// How far a send got.
@@ -197,6 +255,7 @@ impl Shard {
             since: now.ticks(),
             moved: now.ticks(),
             position,
+            is_leaving: connection.phase == Phase::Closing,
             ..Stalled::default()
         }));
         self.stalled.push(id.slot);
@@ -215,7 +274,9 @@ impl Shard {
 
     /// Takes a connection off the list of stalled ones.
     pub(crate) fn unlist_stalled(&mut self, slot: u32) {
-        let Some(stalled) = self.connections.at_mut(slot).and_then(|c| c.stalled.take()) else { return };
+        let Some(mut stalled) = self.connections.at_mut(slot).and_then(|c| c.stalled.take()) else { return };
+        stalled.leave(&mut self.kept);
+        stalled.forget_past(None, &mut self.kept);
         self.stalled.swap_remove(stalled.position as usize);
         if let Some(moved) = self.stalled.get(stalled.position as usize).copied()
             && let Some(other) = self.connections.at_mut(moved).and_then(|c| c.stalled.as_mut())
@@ -231,6 +292,7 @@ impl Shard {
         if let Some(stalled) = stalled {
             stalled.moved = now.ticks();
             self.go_on(id, wire, now);
+            self.keep_memory_budget(wire, now);
         }
         self.debug_check();
     }
@@ -346,7 +408,7 @@ impl Shard {
     /// Sends what waits of rooms' pasts, written in the connection's dialect as far as the budget goes.
     fn send_past(&mut self, id: ConnectionId, budget: &mut usize, wire: &mut impl Wire) -> Sent {
         loop {
-            let Self { connections, rooms, scratch, .. } = self;
+            let Self { connections, rooms, scratch, kept, .. } = self;
             let Some(connection) = connections.at_mut(id.slot) else { return Sent::Broken };
             let (socket, dialect) = (connection.socket, connection.dialect);
             let Some(stalled) = connection.stalled.as_mut().filter(|s| !s.past.is_empty()) else {
@@ -358,20 +420,22 @@ impl Shard {
             scratch.clear();
             // Where each publication ends, and whether it is one for this dialect.
             let mut ends: SmallVec<[(usize, bool); 16]> = SmallVec::new();
-            for Past { room, epoch, record } in &stalled.past {
+            'gathered: for Past { room, epoch, piece } in &stalled.past {
                 let name = rooms.at(*room).map_or("", |room| room.plain_name());
-                if record.after_break {
-                    let lost = Lost::Unknown(record.offset - 1);
-                    let gap = Gap { epoch: *epoch, lost, reason: GapReason::Broker.label() };
-                    scratch.extend_from_slice(&crate::dialect::gap(dialect, name, &gap));
-                }
-                let (frame, label) = (record.frame.clone(), record.label.as_deref());
-                let told = Told { frame, epoch: *epoch, offset: record.offset, label };
-                let (wire, is_replaced) = told.form(dialect, name);
-                scratch.extend_from_slice(&wire);
-                ends.push((scratch.len(), is_replaced));
-                if scratch.len() >= *budget {
-                    break;
+                for (offset, after_break, record) in piece.iter() {
+                    if after_break {
+                        let lost = Lost::Unknown(offset - 1);
+                        let gap = Gap { epoch: *epoch, lost, reason: GapReason::Broker.label() };
+                        scratch.extend_from_slice(&crate::dialect::gap(dialect, name, &gap));
+                    }
+                    let (frame, label) = (record.frame.clone(), record.label.as_deref());
+                    let told = Told { frame, epoch: *epoch, offset, label };
+                    let (wire, is_replaced) = told.form(dialect, name);
+                    scratch.extend_from_slice(&wire);
+                    ends.push((scratch.len(), is_replaced));
+                    if scratch.len() >= *budget {
+                        break 'gathered;
+                    }
                 }
             }
             *budget = budget.saturating_sub(scratch.len());
@@ -380,19 +444,17 @@ impl Shard {
                 return Sent::Broken;
             }
             let taken = taken as usize;
-            let (mut delivered, mut replaced, mut freed, mut start) = (0, 0, 0, 0);
+            let (mut delivered, mut replaced, mut start) = (0, 0, 0);
             for (end, is_replaced) in ends {
                 if taken <= start && end > start {
                     break;
                 }
-                let Some(past) = stalled.past.pop_front() else { break };
-                let bytes = past.record.frame.len() as u64;
-                (stalled.past_bytes, freed) = (stalled.past_bytes - bytes, freed + bytes);
+                stalled.pass_past(kept);
                 replaced += u64::from(is_replaced);
                 if taken < end {
                     // A notice before it may be torn as well: both go out as one rest.
                     let rest = Bytes::copy_from_slice(&scratch[start..end]);
-                    stalled.hold_rest(rest, taken - start, !is_replaced);
+                    stalled.hold_rest(rest, taken - start, !is_replaced, kept);
                     break;
                 }
                 delivered += u64::from(!is_replaced);
@@ -402,7 +464,6 @@ impl Shard {
                 stalled.drops_in_a_row = 0;
             }
             let complete = taken == scratch.len();
-            self.past_bytes -= freed;
             let metrics = self.metrics();
             metrics.sends.add(1);
             metrics.sent_bytes.add(taken as u64);
@@ -417,12 +478,18 @@ impl Shard {
     fn send_rest_and_lane(&mut self, id: ConnectionId, wire: &mut impl Wire) -> Sent {
         let lane_bytes_max = self.setup.engine.lane_bytes_max;
         loop {
-            let Some(connection) = self.connection(id) else { return Sent::Broken };
+            let Self { connections, kept, .. } = self;
+            let Some(connection) = connections.at_mut(id.slot) else { return Sent::Broken };
             let socket = connection.socket;
             let Some(stalled) = connection.stalled.as_mut() else { return Sent::All };
             if stalled.rest.is_empty() {
                 let next = match std::mem::take(&mut stalled.pong) {
-                    pong if !pong.is_empty() => pong,
+                    pong if !pong.is_empty() => {
+                        if !stalled.is_leaving {
+                            kept.keep(&pong);
+                        }
+                        pong
+                    }
                     _ => {
                         let Some(next) = stalled.lane.pop_front() else { return Sent::All };
                         stalled.lane_bytes -= next.len();
@@ -440,7 +507,10 @@ impl Shard {
             let through = stalled.rest_sent == stalled.rest.len();
             let delivered = through && std::mem::take(&mut stalled.rest_is_delivery);
             if through {
-                stalled.rest = Bytes::new();
+                let rest = std::mem::take(&mut stalled.rest);
+                if !stalled.is_leaving {
+                    kept.let_go(&rest);
+                }
                 stalled.drops_in_a_row = if delivered { 0 } else { stalled.drops_in_a_row };
             }
             let is_open = connection.phase == Phase::Open;
@@ -467,7 +537,7 @@ impl Shard {
         until: u64,
         taken: usize,
     ) -> usize {
-        let Self { rooms, connections, setup, index, .. } = self;
+        let Self { rooms, connections, setup, index, kept, .. } = self;
         let metrics = &setup.metrics.shards[*index as usize];
         let Some(room) = rooms.at_mut(room) else { return taken };
         let dialect = connections.at(id.slot).map_or(Dialect::Raw, |connection| connection.dialect);
@@ -510,7 +580,7 @@ impl Shard {
                 stalled.drops_in_a_row = 0;
             }
             if let Some((frame, sent, is_delivery)) = half {
-                stalled.hold_rest(frame, sent, is_delivery);
+                stalled.hold_rest(frame, sent, is_delivery, kept);
             }
         } else {
             debug_assert!(half.is_none(), "half a frame of a connection that is not stalled");

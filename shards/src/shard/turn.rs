@@ -237,8 +237,9 @@ impl Shard {
         self.flush(wire, now);
         let over =
             self.pass.room_at == self.pass.rooms.len() && self.pass.collected_at == self.pass.collected.len();
-        if over {
-            self.finish(wire, now);
+        match over {
+            true => self.finish(wire, now),
+            false => self.keep_memory_budget(wire, now),
         }
         self.debug_check();
         if over { Progress::Done } else { Progress::More }
@@ -504,6 +505,6 @@ impl Shard {
         }
         self.pass.rooms = rooms;
         self.pass.rooms.clear();
-        self.keep_window_budget(wire, now);
+        self.keep_memory_budget_after_pass(wire, now);
     }
 }

@@ -153,10 +153,10 @@ fn after(offset: u64) -> Since {
 }
 
 fn numbers(recovered: &Recovered) -> (Vec<u64>, bool) {
-    for record in &recovered.records {
-        assert_eq!(record.frame.payload(), record.offset.to_string().as_bytes());
+    for (offset, _, record) in recovered.past.iter() {
+        assert_eq!(record.frame.payload(), offset.to_string().as_bytes());
     }
-    (recovered.records.iter().map(|record| record.offset).collect(), recovered.is_whole)
+    (recovered.past.iter().map(|(offset, ..)| offset).collect(), recovered.is_whole)
 }
 
 #[test]
@@ -303,6 +303,18 @@ fn a_question_outlives_a_break_and_is_answered_in_the_end() {
     world.relay.recalled(token, Err(HistoryError::Away), &mut world.ring, world.now);
     world.sweep_after(6);
     assert_eq!(world.recovered(), (vec![], false), "nobody waits for ever");
+}
+
+#[test]
+fn who_has_gone_is_not_waited_for() {
+    let mut world = World::anchored(20);
+    world.recover(after(15), 1);
+    world.recover(after(12), 2);
+    let (token, _) = world.recalling();
+    world.relay.handle(0, Up::Withdraw { ticket: 2 }, &mut world.ring, world.now);
+    assert_eq!(world.told(), [Down::Withdrawn { ticket: 2 }]);
+    world.recalled(token, 16..=20, None);
+    assert_eq!((world.recovered(), world.asked()), (((16..=20).collect(), true), vec![]));
 }
 
 #[test]

@@ -2,16 +2,40 @@
 
 use super::*;
 use crate::command::{Recorded, Recover, Recovered, Since};
+use crate::log::{Log, Record};
 
 const EPOCH: u64 = 1;
 
 impl Bench {
-    /// The question for a room's past that the shard has asked.
+    /// The question for a room's past that the shard has asked, whatever it has taken back before.
     fn asked(&mut self) -> Recover {
-        match self.shard.up.pop_front() {
-            Some(Up::Recover(recover)) => *recover,
-            other => panic!("a question is due: {other:?}"),
+        loop {
+            match self.shard.up.pop_front() {
+                Some(Up::Recover(recover)) => return *recover,
+                Some(Up::Withdraw { .. }) => {}
+                other => panic!("a question is due: {other:?}"),
+            }
         }
+    }
+
+    /// Answers with what a log holds.
+    fn answer_from(&mut self, recover: Recover, log: &Log) {
+        let recovered = Recovered { recover, epoch: EPOCH, offset: 0, is_whole: true, past: log.past(0) };
+        self.handle(Down::Recovered(Box::new(recovered)));
+    }
+
+    /// An event stream that wants all of a room's past, and its question.
+    fn stream(&mut self, socket: i32, room: &str) -> (ConnectionId, Recover) {
+        let id = self.accept(socket);
+        let request = format!("GET /sse?room={room}&first=oldest HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        self.receive(id, request.as_bytes());
+        self.answer_joins_but_questions();
+        let asked = self.asked();
+        (id, asked)
+    }
+
+    fn closed_for_memory(&self) -> u64 {
+        self.shard.metrics().closed.value(CloseReason::SlowShardBudget)
     }
 
     /// Answers with the publications of these numbers and payloads.
@@ -22,14 +46,8 @@ impl Bench {
             frame: Frame::data(payload.as_bytes()).expect("short"),
             label: None,
         };
-        let records = records.iter().map(recorded).collect();
-        self.handle(Down::Recovered(Box::new(Recovered {
-            recover,
-            epoch: EPOCH,
-            offset,
-            is_whole,
-            records,
-        })));
+        let past = records.iter().map(recorded).collect::<Vec<Recorded>>().into();
+        self.handle(Down::Recovered(Box::new(Recovered { recover, epoch: EPOCH, offset, is_whole, past })));
     }
 
     /// A member of the JSON dialect that has said that it wants the past of a live room, and its question.
@@ -57,6 +75,16 @@ impl Bench {
     }
 }
 
+/// A log of so many publications.
+fn log(publications: usize, payload: &str) -> Log {
+    let mut log = Log::starting_at(1);
+    for _ in 0..publications {
+        let frame = Frame::data(payload.as_bytes()).expect("short");
+        log.push(Record { frame, arrived_micros: 0, except: None, label: None, run: 0 });
+    }
+    log
+}
+
 const RESUME: &str = r#""resume":{"epoch":"1","offset":2}"#;
 
 #[test]
@@ -80,7 +108,7 @@ fn the_past_comes_between_the_answer_to_the_join_and_what_is_live() {
     assert_eq!(bench.numbered(1), due);
     bench.balance();
     assert_eq!(bench.say(1, id, r#"{"type":"leave","room":"a"}"#).len(), 1);
-    assert_eq!(bench.shard.past_bytes, 0);
+    assert_eq!(bench.shard.kept.bytes(), 0);
 }
 
 #[test]
@@ -111,7 +139,7 @@ fn a_socket_that_takes_little_gets_the_past_whole_and_in_order_and_then_what_is_
             heard[1..].iter().map(|text| text.split('"').nth_back(1).expect("data")).collect();
         assert_eq!(texts, ["one", "two", "three", "live"], "space {space}");
         bench.balance();
-        assert_eq!((bench.shard.ledger().pending, bench.shard.past_bytes), (0, 0));
+        assert_eq!((bench.shard.ledger().pending, bench.shard.kept.bytes()), (0, 0));
     }
 }
 
@@ -347,7 +375,7 @@ fn a_stream_whose_socket_takes_nothing_ends_though_it_has_no_pongs_to_miss() {
     assert_eq!(reason(&mut bench), None);
     bench.sweep_after(Duration::from_secs(2));
     assert_eq!(reason(&mut bench), Some(CloseReason::PongTimeout));
-    assert_eq!(bench.shard.past_bytes, 0);
+    assert_eq!(bench.shard.kept.bytes(), 0);
 }
 
 #[test]
@@ -363,4 +391,107 @@ fn what_is_live_is_not_old_while_it_waits_behind_the_past() {
     assert_eq!(bench.shard.connection(id).and_then(|connection| connection.reason), None);
     bench.writable(id, usize::MAX);
     assert_eq!(bench.shard.ledger().pending, 0);
+}
+
+#[test]
+fn readers_of_one_past_keep_it_once_and_none_of_them_is_closed_for_memory() {
+    let bound = 256 * 1024;
+    let mut bench = Bench::with(
+        RoomClass::default(),
+        EngineBounds { window_bytes_max: bound, ..EngineBounds::default() },
+    );
+    let log = log(1000, &"x".repeat(100));
+    for socket in 1..=120 {
+        let (_, asked) = bench.wisher(socket, "a", r#""first":"oldest""#);
+        bench.wire.space.insert(socket, 0);
+        bench.answer_from(asked, &log);
+    }
+    assert_eq!(bench.closed_for_memory(), 0);
+    assert!((100_000..bound as u64).contains(&bench.shard.kept.bytes()), "{}", bench.shard.kept.bytes());
+    assert_eq!(bench.shard.ledger().pending, 120_000);
+}
+
+#[test]
+fn pasts_that_come_where_nothing_is_published_are_kept_to_the_budget() {
+    let bound = 256 * 1024;
+    let mut bench = Bench::with(
+        RoomClass::default(),
+        EngineBounds { window_bytes_max: bound, ..EngineBounds::default() },
+    );
+    for socket in 1..=20 {
+        let (_, asked) = bench.wisher(socket, &format!("room-{socket}"), r#""first":"oldest""#);
+        bench.wire.space.insert(socket, 0);
+        bench.answer_from(asked, &log(400, &"x".repeat(100)));
+        assert!(bench.shard.kept.bytes() <= bound as u64, "{} with {socket}", bench.shard.kept.bytes());
+    }
+    assert!(bench.closed_for_memory() > 0);
+    bench.balance();
+}
+
+#[test]
+fn a_past_of_small_publications_counts_what_it_costs_and_not_what_it_says() {
+    let mut bench = Bench::new();
+    let (_, asked) = bench.wisher(1, "a", r#""first":"oldest""#);
+    bench.wire.space.insert(1, 0);
+    bench.answer_from(asked, &log(1000, "x"));
+    assert!(
+        bench.shard.kept.bytes() >= 1000 * crate::log::RECORD_BYTES as u64,
+        "{}",
+        bench.shard.kept.bytes()
+    );
+}
+
+#[test]
+fn what_is_encoded_for_a_stream_and_half_sent_is_in_the_budget() {
+    let bound = 256 * 1024;
+    let mut bench = Bench::with(
+        RoomClass::default(),
+        EngineBounds { window_bytes_max: bound, ..EngineBounds::default() },
+    );
+    // As an event each line break is 7 bytes.
+    let log = log(1, &"\n".repeat(10_000));
+    for socket in 1..=20 {
+        let (_, asked) = bench.stream(socket, "a");
+        bench.wire.space.insert(socket, 500);
+        bench.answer_from(asked, &log);
+        assert!(bench.shard.kept.bytes() <= bound as u64, "{} with {socket}", bench.shard.kept.bytes());
+    }
+    assert!((1..20).contains(&bench.closed_for_memory()), "{}", bench.closed_for_memory());
+    bench.balance();
+}
+
+#[test]
+fn who_joins_and_leaves_in_a_loop_has_its_questions_taken_back_and_asks_no_more_than_it_may() {
+    let engine = EngineBounds { questions_max: 3, ..EngineBounds::default() };
+    let mut bench = Bench::with(RoomClass::default(), engine);
+    bench.member(9, &["a"]);
+    let id = bench.speaker(1, "/json");
+    let mut refused = 0;
+    for _ in 0..100 {
+        bench.say(1, id, r#"{"type":"join","room":"a","first":"oldest"}"#);
+        refused += u32::from(bench.wire.text(1).contains("too_many_rooms"));
+        if refused == 0 {
+            bench.say(1, id, r#"{"type":"leave","room":"a"}"#);
+        }
+        bench.wire.taken.clear();
+    }
+    let rooms_max = bench.shard.setup.bounds.rooms_per_connection_max as u32;
+    assert_eq!(refused, 100 - rooms_max, "those it gave up count until they are answered");
+    let ups = std::mem::take(&mut bench.shard.up);
+    let (mut asked, mut withdrawn) = (Vec::new(), Vec::new());
+    for up in ups {
+        match up {
+            Up::Recover(recover) => asked.push(recover.ticket),
+            Up::Withdraw { ticket } => withdrawn.push(ticket),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((asked.len(), &asked), (3, &withdrawn));
+    assert_eq!(bench.shard.metrics().pasts_deferred.value(), u64::from(rooms_max) - 3);
+    for ticket in withdrawn {
+        bench.handle(Down::Withdrawn { ticket });
+    }
+    assert_eq!(bench.shard.questions_len(), 0, "whoever gave up is not asked for");
+    bench.say(1, id, r#"{"type":"join","room":"a","first":"oldest"}"#);
+    assert_eq!(bench.asked().since, Since::Oldest);
 }

@@ -76,7 +76,7 @@ fn a_conflating_room_gives_a_slow_reader_the_newest_of_each_key_in_order() {
     assert_eq!(publications(2).len(), 150, "who reads gets everything");
     let ledger = bench.shard.ledger();
     assert_eq!((ledger.conflated, ledger.delivered, ledger.pending), (147, 153, 0));
-    assert_eq!(bench.shard.past_bytes, 0);
+    assert_eq!(bench.shard.kept.bytes(), 0);
     bench.settled();
     let _ = quick;
 }
@@ -107,7 +107,7 @@ fn more_keys_than_the_limits_allow_close_the_slow_reader() {
     let reason = bench.shard.connection(stuck).and_then(|connection| connection.reason);
     assert_eq!(reason, Some(CloseReason::SlowFrames));
     bench.settled();
-    assert_eq!(bench.shard.past_bytes, 0);
+    assert_eq!(bench.shard.kept.bytes(), 0);
 }
 
 #[test]
