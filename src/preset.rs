@@ -139,7 +139,7 @@ impl Preset {
 
 fn redis_of(config: &Config) -> Result<&RedisTarget, Failure> {
     match &config.broker {
-        BrokerChoice::Redis(target) => Ok(target),
+        BrokerChoice::Redis(servers) => Ok(&servers[0].target),
         BrokerChoice::Local => Err(Failure::usage(
             "the broker is the local one (CORECAST_BROKER?), due was a Redis: name it with --redis",
         )),

@@ -121,8 +121,17 @@ pub struct Config {
 pub enum BrokerChoice {
     /// Publications stay in this process.
     Local,
-    /// Publications travel through Redis.
-    Redis(RedisTarget),
+    /// Publications travel through Redis: one server, or several over which the rooms are spread.
+    Redis(Vec<RedisServer>),
+}
+
+/// A Redis, and what sources call it (table `[[redis]]`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RedisServer {
+    /// Of its own among the servers; in metrics, `/stats` and logs too. Default "redis".
+    pub name: String,
+    /// Where it is.
+    pub target: RedisTarget,
 }
 
 /// A Redis server, out of a URL, `HOST:PORT`, or variables.
@@ -537,6 +546,8 @@ pub struct Source {
     pub room: Template,
     /// Name space of the room, as in [`Route::space`].
     pub space: String,
+    /// Name of the Redis that it is of. Default: the first.
+    pub server: Option<String>,
     /// What a member receives of a payload.
     pub deliver: Deliver,
     /// How this node's own publications come to its members.
@@ -553,6 +564,7 @@ impl Default for Source {
             variable: None,
             room: Template { parts: vec![TemplatePart::Wildcard] },
             space: String::new(),
+            server: None,
             deliver: Deliver::Raw,
             own: Own::Echo,
             last_value: None,

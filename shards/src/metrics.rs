@@ -12,6 +12,10 @@ use std::time::Duration;
 use crate::close::CloseReason;
 use crate::limits::TABLES_MAX;
 
+mod by_server;
+
+pub use by_server::ByServer;
+
 /// A number with one writer. Counters only grow; gauges are `set`, or grow and shrink by `add` and `sub`.
 #[derive(Debug, Default)]
 pub struct Number(AtomicU64);
@@ -447,12 +451,12 @@ table! {
         ring_depth: Number, "gauge", "corecast_ring_depth", "Commands on the rings to the shards, looked at each tenth of a second.";
         ring_full: Number, "counter", "corecast_ring_full_total", "Times a ring to a shard was full and its spill began.";
         spill_items: Number, "gauge", "corecast_spill_items", "Items in the spills behind the rings.";
-        broker_up: Number, "gauge", "corecast_broker_up", "1 while the broker's subscription is proved alive; always 1 with the local broker.";
-        broker_reconnects: Number, "counter", "corecast_broker_reconnects_total", "Times the broker came back after a break.";
-        broker_attempts_failed: Number, "counter", "corecast_broker_attempts_failed_total", "Attempts to reach the broker that failed, looked at each tenth of a second.";
-        broker_breaks: Number, "counter", "corecast_broker_breaks_total", "Times the broker's subscription broke.";
+        broker_up: ByServer, "gauge", "corecast_broker_up", "1 while the subscription at the server is proved alive; always 1 with the local broker.";
+        broker_reconnects: ByServer, "counter", "corecast_broker_reconnects_total", "Times the server came back after a break.";
+        broker_attempts_failed: ByServer, "counter", "corecast_broker_attempts_failed_total", "Attempts to reach the server that failed, looked at each tenth of a second.";
+        broker_breaks: ByServer, "counter", "corecast_broker_breaks_total", "Times the subscription at the server broke.";
         busy: SecondsBy<Stage>, "counter", "corecast_relay_busy_seconds_total", "Time of the relay by stage; parse, place and offer are told apart by samples, receive is the rest of its CPU time and known only where it has a thread of its own.";
-        publishes_sent: Number, "counter", "corecast_broker_publishes_total", "Publications sent to the broker.";
+        publishes_sent: ByServer, "counter", "corecast_broker_publishes_total", "Publications sent to the server.";
         publishes_local: Number, "counter", "corecast_local_deliveries_total", "Own publications that only members here got, because the broker was away, full, or refused them.";
         last_values_written: Number, "counter", "corecast_last_values_written_total", "Last values that Redis holds for newcomers since.";
         last_values_conflated: Number, "counter", "corecast_last_values_conflated_total", "Last values not written because a newer one of their key came first.";

@@ -39,15 +39,22 @@ pub fn judge(config: &Config) -> Vec<Finding> {
                 "the broker is the local one: one process, and nobody publishes from outside but HTTP",
             )]
         }
-        BrokerChoice::Redis(target) => {
-            let (target, sentinels) = sentinels::judge(target);
-            let findings = match Asked::of(&target, config) {
-                Ok(asked) => judge_asked(&asked, &target, config),
-                Err(failure) => vec![judge_failure(&failure, &target)],
-            };
-            sentinels.into_iter().chain(cluster::judge(&target)).chain(findings).collect()
+        BrokerChoice::Redis(servers) => {
+            let judge = |index| judge_server(&config.of_server(index));
+            (0..servers.len()).flat_map(judge).collect()
         }
     }
+}
+
+/// The one server of `config`.
+fn judge_server(config: &Config) -> Vec<Finding> {
+    let [server] = config.broker.servers() else { return Vec::new() };
+    let (target, sentinels) = sentinels::judge(&server.target);
+    let findings = match Asked::of(&target, config) {
+        Ok(asked) => judge_asked(&asked, &target, config),
+        Err(failure) => vec![judge_failure(&failure, &target)],
+    };
+    sentinels.into_iter().chain(cluster::judge(&target)).chain(findings).collect()
 }
 
 fn judge_failure(failure: &Failure, target: &RedisTarget) -> Finding {

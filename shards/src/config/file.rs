@@ -42,7 +42,8 @@ const ROUTE_KEYS: &[&str] = &[
     "preset",
 ];
 const ROOM_KEYS: &[&str] = &["name", "space", "history", "slow"];
-const SOURCE_KEYS: &[&str] = &["redis", "variable", "room", "space", "deliver", "own", "last_value"];
+const SOURCE_KEYS: &[&str] =
+    &["redis", "server", "variable", "room", "space", "deliver", "own", "last_value"];
 const LAST_VALUE_KEYS: &[&str] = &["prefix", "ttl", "timeout"];
 const PUBLISHES: &[(&str, Publish)] = &[
     ("none", Publish::None),
@@ -334,6 +335,7 @@ impl Reader<'_> {
         });
         let asks_payload = room.as_ref().is_some_and(Template::asks_payload);
         let space = self.optional(fields, "space", space);
+        let server = self.optional(fields, "server", server_name);
         let variable = self.optional(fields, "variable", |input| {
             let due = "the name of a variable that may name the channel instead";
             match &subscribe {
@@ -366,6 +368,7 @@ impl Reader<'_> {
             variable,
             room: room?,
             space: space.unwrap_or_default(),
+            server,
             deliver,
             own: own.unwrap_or(Own::Echo),
             last_value,
@@ -575,6 +578,13 @@ fn space(input: &Input) -> Result<String, Wrong> {
     } else {
         Err(input.wrong(due))
     }
+}
+
+/// What a Redis is called; a label in metrics.
+fn server_name(input: &Input) -> Result<String, Wrong> {
+    let due = format!("a name of 1 to {SPACE_BYTES_MAX} letters, digits, '-', '_' or '.'");
+    let text = space(input).map_err(|_| input.wrong(due.as_str()))?;
+    if text.is_empty() { Err(input.wrong(due)) } else { Ok(text) }
 }
 
 fn dialect(input: &Input) -> Result<Dialect, Wrong> {

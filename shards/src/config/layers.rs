@@ -305,7 +305,7 @@ fn choose_broker(
             }
         }
     }
-    draft.config.broker = BrokerChoice::Redis(target);
+    draft.config.broker = BrokerChoice::redis(target);
     // Which setting made it Redis is what `config show` should name.
     if draft.broker != Some(BrokerKind::Redis) {
         provenance.settings.insert("broker", target_origin);

@@ -5,13 +5,18 @@ use std::fmt::{self, Write};
 use super::redis_target::{
     PASSWORD_SHOWN, RedisTargetError, bare, database, decode, encode, host_and_port, split_credentials,
 };
-use super::{BrokerChoice, RedisAddress, RedisTarget, Sentinels, Server};
-use crate::limits::{DESCRIPTORS_RESERVED_CLUSTER, DESCRIPTORS_RESERVED_PER_SENTINEL, REDIS_SERVERS_MAX};
+use super::{BrokerChoice, Config, RedisAddress, RedisServer, RedisTarget, Sentinels, Server, Source};
+use crate::limits::{
+    DESCRIPTORS_RESERVED_CLUSTER, DESCRIPTORS_RESERVED_PER_SENTINEL, DESCRIPTORS_RESERVED_PER_SERVER,
+    REDIS_SERVERS_MAX,
+};
 
 /// Sentinel's own port.
 const SENTINEL_PORT_DEFAULT: u16 = 26379;
 /// Redis' own port.
 const PORT_DEFAULT: u16 = 6379;
+/// What the one server of `--redis` is called.
+const SERVER_NAME_DEFAULT: &str = "redis";
 
 /// Reads what is left of `redis+sentinel://`: credentials of the Redis, the sentinels, the name of its primary, perhaps
 /// a database, and the sentinels' own credentials as parameters.
@@ -118,17 +123,44 @@ pub(super) fn show_servers(f: &mut fmt::Formatter<'_>, servers: &[Server]) -> fm
 }
 
 impl BrokerChoice {
+    /// One server, under the name that it has where nobody gives it one.
+    pub fn redis(target: RedisTarget) -> Self {
+        Self::Redis(vec![RedisServer { name: SERVER_NAME_DEFAULT.to_owned(), target }])
+    }
+
+    /// The servers; none with the local broker.
+    pub fn servers(&self) -> &[RedisServer] {
+        match self {
+            Self::Local => &[],
+            Self::Redis(servers) => servers,
+        }
+    }
+
     /// Descriptors that it needs beside those of one server.
     pub fn descriptors(&self) -> usize {
-        match self {
-            Self::Redis(RedisTarget { address: RedisAddress::Sentinel(sentinels), .. }) => {
-                sentinels.servers.len() * DESCRIPTORS_RESERVED_PER_SENTINEL
-            }
-            Self::Redis(RedisTarget { address: RedisAddress::Cluster(_), .. }) => {
-                DESCRIPTORS_RESERVED_CLUSTER
-            }
-            Self::Redis(_) | Self::Local => 0,
-        }
+        let of_server = |server: &RedisServer| match &server.target.address {
+            RedisAddress::Sentinel(sentinels) => sentinels.servers.len() * DESCRIPTORS_RESERVED_PER_SENTINEL,
+            RedisAddress::Cluster(_) => DESCRIPTORS_RESERVED_CLUSTER,
+            RedisAddress::Tcp { .. } | RedisAddress::Unix(_) => 0,
+        };
+        let others = self.servers().len().saturating_sub(1) * DESCRIPTORS_RESERVED_PER_SERVER;
+        self.servers().iter().map(of_server).sum::<usize>() + others
+    }
+}
+
+impl Config {
+    /// Index of the Redis that `source` is of; with the local broker 0.
+    pub fn server_of(&self, source: &Source) -> usize {
+        let Some(name) = &source.server else { return 0 };
+        self.broker.servers().iter().position(|server| server.name == *name).unwrap_or(0)
+    }
+
+    /// What it would be with this server alone, and with the sources that are of it.
+    pub fn of_server(&self, index: usize) -> Self {
+        let mut alone = self.clone();
+        alone.broker = BrokerChoice::Redis(vec![self.broker.servers()[index].clone()]);
+        alone.sources.retain(|source| self.server_of(source) == index);
+        alone
     }
 }
 

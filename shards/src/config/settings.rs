@@ -198,10 +198,7 @@ pub const SETTINGS: &[Setting] = &[
             draft.redis = Some(target);
             Ok(())
         },
-        toml: |config| match &config.broker {
-            BrokerChoice::Local => None,
-            BrokerChoice::Redis(target) => Some(quoted(&target.to_string())),
-        },
+        toml: |config| config.broker.servers().first().map(|server| quoted(&server.target.to_string())),
         ..EMPTY
     },
     Setting {
@@ -699,10 +696,7 @@ pub(super) fn quoted(text: &str) -> String {
 }
 
 fn redis_tls(config: &Config) -> Option<&RedisTls> {
-    match &config.broker {
-        BrokerChoice::Redis(target) => target.tls.as_ref(),
-        BrokerChoice::Local => None,
-    }
+    config.broker.servers().first()?.target.tls.as_ref()
 }
 
 fn path_toml(path: Option<&Path>) -> Option<String> {

@@ -97,6 +97,7 @@ impl Lines {
     fn source(&mut self, source: &Source, origin: &Origin) {
         self.heading("[[source]]", &origin.to_string());
         self.text("redis", &source.subscribe.to_string());
+        self.maybe("server", source.server.as_deref());
         self.maybe("variable", source.variable.as_deref());
         self.text("room", &source.room.to_string());
         self.maybe("space", Some(source.space.as_str()).filter(|space| !space.is_empty()));

@@ -75,7 +75,7 @@ fn listen(config: &Config) -> Vec<String> {
 
 fn redis(config: &Config) -> &RedisTarget {
     match &config.broker {
-        BrokerChoice::Redis(target) => target,
+        BrokerChoice::Redis(servers) => &servers[0].target,
         BrokerChoice::Local => panic!("the broker is local"),
     }
 }

@@ -197,12 +197,13 @@ impl Check<'_> {
     /// A cluster sends what is published with PUBLISH over the bus to each of its nodes, whoever listens there; what scales with it
     /// is sharded Pub/Sub, which knows exact channels only.
     fn cluster(&mut self) {
-        if !matches!(&self.config.broker, BrokerChoice::Redis(target) if matches!(target.address, RedisAddress::Cluster(_)))
-        {
-            return;
-        }
+        let servers = self.config.broker.servers();
         for (source, origin) in self.config.sources.iter().zip(&self.provenance.sources) {
             let subscribe = &source.subscribe;
+            let server = servers.get(self.config.server_of(source));
+            if !server.is_some_and(|server| matches!(server.target.address, RedisAddress::Cluster(_))) {
+                continue;
+            }
             if !matches!(subscribe, Subscribe::OnDemand { .. }) {
                 self.errors.push(origin.error(
                     "redis",
