@@ -39,6 +39,7 @@ mod redis_cluster;
 mod redis_faults;
 mod redis_sentinel;
 mod redis_tls;
+mod redis_tls_servers;
 mod resume;
 mod slow;
 mod streams;

@@ -136,10 +136,10 @@ pub struct RedisServer {
 
 /// A Redis server, out of a URL, `HOST:PORT`, or variables.
 ///
-/// Forms: `redis://[user[:password]@]host[:port][/database]`, `rediss://...` with TLS, `unix:///path.sock[?db=N]`,
-/// `redis+unix://...`, `host:port`;
+/// Forms: `redis://[user[:password]@]host[:port][/database]`, `unix:///path.sock[?db=N]`, `redis+unix://...`, `host:port`;
 /// `redis+sentinel://[user[:password]@]host[:port],.../NAME[/database][?sentinel_username=..&sentinel_password=..]`;
-/// `redis+cluster://[user[:password]@]host[:port],...`.
+/// `redis+cluster://[user[:password]@]host[:port],...`. With TLS `rediss://...`, `rediss+sentinel://...`, which is TLS to the
+/// sentinels too unless `sentinel_tls=no` is among its parameters, and `rediss+cluster://...`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RedisTarget {
     /// Where it listens.
@@ -150,7 +150,7 @@ pub struct RedisTarget {
     pub password: Option<String>,
     /// Database for SELECT; Pub/Sub doesn't know databases, KV does.
     pub database: u32,
-    /// `Some` for `rediss://`.
+    /// `Some` for `rediss://` and its likes.
     pub tls: Option<RedisTls>,
 }
 
@@ -165,7 +165,8 @@ pub struct RedisTls {
     pub cert_file: Option<PathBuf>,
     /// Its key, without a passphrase.
     pub key_file: Option<PathBuf>,
-    /// DNS name or address that Redis' certificate must have. Default: the host of the URL.
+    /// DNS name or address that Redis' certificate must have; of several servers that of each. Default: the host by which a server
+    /// is reached, out of the URL or as sentinels and nodes of a cluster name it.
     pub server_name: Option<String>,
 }
 
@@ -202,6 +203,8 @@ pub struct Sentinels {
     pub username: Option<String>,
     /// Password at the sentinels. Never logged, never shown.
     pub password: Option<String>,
+    /// They speak TLS, with the files of the [`RedisTarget`]; never without TLS to what they watch.
+    pub tls: bool,
 }
 
 /// See [`Config::shards`].

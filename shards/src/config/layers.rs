@@ -333,13 +333,14 @@ fn choose_tls(
     };
     let Some(wanted) = &mut target.tls else {
         if let Some((key, _)) = said.into_iter().find(|(_, is_said)| *is_said) {
-            let cure = match target.address {
-                RedisAddress::Sentinel(_) | RedisAddress::Cluster(_) => {
-                    "and TLS is for one server, rediss://HOST:PORT: leave it out"
-                }
-                _ => "due rediss://: correct the URL, or leave it out",
+            let due = match target.address {
+                RedisAddress::Sentinel(_) => "rediss+sentinel://",
+                RedisAddress::Cluster(_) => "rediss+cluster://",
+                RedisAddress::Tcp { .. } | RedisAddress::Unix(_) => "rediss://",
             };
-            let message = format!("found it beside {target}, which has no TLS, {cure}");
+            let message = format!(
+                "found it beside {target}, which has no TLS, due {due}: correct the URL, or leave it out"
+            );
             fail(key, message);
         }
         return;

@@ -19,8 +19,8 @@ const PORT_DEFAULT: u16 = 6379;
 const SERVER_NAME_DEFAULT: &str = "redis";
 
 /// Reads what is left of `redis+sentinel://`: credentials of the Redis, the sentinels, the name of its primary, perhaps
-/// a database, and the sentinels' own credentials as parameters.
-pub(super) fn from_sentinel_url(rest: &str) -> Result<RedisTarget, RedisTargetError> {
+/// a database, and the sentinels' own credentials as parameters. Where there is TLS, it is to the sentinels too unless they say no.
+pub(super) fn from_sentinel_url(rest: &str, has_tls: bool) -> Result<RedisTarget, RedisTargetError> {
     let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
     if rest.contains('#') || query.contains(['#', '@']) {
         return Err(RedisTargetError::Reserved);
@@ -35,7 +35,7 @@ pub(super) fn from_sentinel_url(rest: &str) -> Result<RedisTarget, RedisTargetEr
     if primary.is_empty() || !primary.bytes().all(known) {
         return Err(RedisTargetError::PrimaryName(primary));
     }
-    let mut sentinels = Sentinels { servers, primary, username: None, password: None };
+    let mut sentinels = Sentinels { servers, primary, username: None, password: None, tls: has_tls };
     let mut number = Some(number).filter(|number| !number.is_empty()).map(database).transpose()?;
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         match pair.split_once('=') {
@@ -43,6 +43,10 @@ pub(super) fn from_sentinel_url(rest: &str) -> Result<RedisTarget, RedisTargetEr
             Some(("sentinel_username", text)) => sentinels.username = Some(decode(text)?),
             Some(("sentinel_password", PASSWORD_SHOWN)) => return Err(RedisTargetError::Redacted),
             Some(("sentinel_password", text)) => sentinels.password = Some(decode(text)?),
+            Some(("sentinel_tls", _)) if !has_tls => return Err(RedisTargetError::SentinelTlsAlone),
+            Some(("sentinel_tls", "yes")) => sentinels.tls = true,
+            Some(("sentinel_tls", "no")) => sentinels.tls = false,
+            Some(("sentinel_tls", other)) => return Err(RedisTargetError::SentinelTls(other.to_owned())),
             Some((name, _)) => return Err(RedisTargetError::SentinelParameter(name.to_owned())),
             None => return Err(RedisTargetError::SentinelParameter(pair.to_owned())),
         }
@@ -92,12 +96,12 @@ fn servers_of(text: &str, port_default: u16) -> Result<Vec<Server>, RedisTargetE
 pub(super) fn show_sentinels(
     f: &mut fmt::Formatter<'_>,
     sentinels: &Sentinels,
-    database: u32,
+    target: &RedisTarget,
 ) -> fmt::Result {
     show_servers(f, &sentinels.servers)?;
     write!(f, "/{}", sentinels.primary)?;
-    if database != 0 {
-        write!(f, "/{database}")?;
+    if target.database != 0 {
+        write!(f, "/{}", target.database)?;
     }
     let mut mark = '?';
     if let Some(username) = &sentinels.username {
@@ -107,6 +111,10 @@ pub(super) fn show_sentinels(
     }
     if sentinels.password.is_some() {
         write!(f, "{mark}sentinel_password={PASSWORD_SHOWN}")?;
+        mark = '&';
+    }
+    if target.tls.is_some() && !sentinels.tls {
+        write!(f, "{mark}sentinel_tls=no")?;
     }
     Ok(())
 }
@@ -179,6 +187,7 @@ impl fmt::Debug for Sentinels {
             .field("primary", &self.primary)
             .field("username", &self.username)
             .field("password", &self.password.as_ref().map(|_| PASSWORD_SHOWN))
+            .field("tls", &self.tls)
             .finish()
     }
 }
@@ -234,11 +243,31 @@ mod tests {
     }
 
     #[test]
+    fn tls_is_to_the_sentinels_too_unless_the_url_says_no() {
+        let tls_of = |text: &str| {
+            let target = read(text);
+            let sentinels = sentinels(&target);
+            let sentinel = target.of_sentinel(sentinels, &sentinels.servers[0]);
+            (target.tls.is_some(), sentinel.tls_name().map(str::to_owned))
+        };
+        assert_eq!(tls_of("redis+sentinel://a/m"), (false, None));
+        assert_eq!(tls_of("rediss+sentinel://a,b/m"), (true, Some("a".to_owned())));
+        assert_eq!(tls_of("rediss+sentinel://a/m?sentinel_tls=no"), (true, None));
+        let cluster = read("rediss+cluster://ann:secret@one,two");
+        let node = cluster.at(RedisAddress::Tcp { host: "10.0.0.1".to_owned(), port: 1 });
+        assert_eq!((cluster.tls_name(), node.tls_name()), (Some("one"), Some("10.0.0.1")));
+        assert_eq!(node.to_string(), "rediss://ann:***@10.0.0.1:1");
+    }
+
+    #[test]
     fn what_is_shown_is_read_as_the_same_and_shows_no_password() {
         for text in [
             "redis+sentinel://a:26379/m",
             "redis+sentinel://ann@a:1,[::1]:2/m.1-x_y/4?sentinel_username=u%2Fx",
             "redis+cluster://ann@a:1,b:2",
+            "rediss+sentinel://a:26379/m",
+            "rediss+sentinel://a:26379/m?sentinel_username=u&sentinel_tls=no",
+            "rediss+cluster://ann@a:1,b:2",
         ] {
             assert_eq!(read(text).to_string(), text);
         }
@@ -256,6 +285,8 @@ mod tests {
         assert!(refused("redis+sentinel://a/m?sentinel_password=***").contains("config show"));
         assert!(refused("redis+sentinel://a,,b/m").contains("an empty place in the list of servers"));
         assert!(refused("redis+sentinel://a:0/m").contains("found the port \"0\""));
+        assert!(refused("redis+sentinel://a/m?sentinel_tls=yes").contains("due rediss+sentinel://"));
+        assert!(refused("rediss+sentinel://a/m?sentinel_tls=on").contains("due yes or no"));
         assert!(refused("redis+cluster://a/1").contains("a cluster has database 0 only"));
         assert!(refused("redis+cluster://a?db=1").contains("a cluster has database 0 only"));
         let many = vec!["h"; REDIS_SERVERS_MAX + 1].join(",");

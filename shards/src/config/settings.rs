@@ -190,7 +190,7 @@ pub const SETTINGS: &[Setting] = &[
         name: "redis",
         heading: BROKER,
         form: "URL",
-        help: "redis://[user[:password]@]host[:port][/database], rediss://... for TLS, unix:///path[?db=N], HOST:PORT, or several servers: redis+sentinel://host:port,host:port/NAME, redis+cluster://host:port,host:port",
+        help: "redis://[user[:password]@]host[:port][/database], unix:///path[?db=N], HOST:PORT, or several servers: redis+sentinel://host:port,host:port/NAME, redis+cluster://host:port,host:port; with TLS rediss in the place of redis",
         apply: |draft, input| {
             let text = input.text("a URL or HOST:PORT, for example \"redis://localhost:6379\"")?;
             let target =

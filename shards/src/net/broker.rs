@@ -332,7 +332,7 @@ impl Link {
 /// Keeps the link up: one attempt after the other, with a wait between them.
 async fn supervise<E: BrokerEvents + 'static>(link: Rc<Link>, events: Rc<RefCell<E>>, target: RedisTarget) {
     let watch = match &target.address {
-        RedisAddress::Sentinel(sentinels) => Some(Watch::start(sentinels, &link)),
+        RedisAddress::Sentinel(sentinels) => Some(Watch::start(&target, sentinels, &link)),
         _ => None,
     };
     let is_over = || link.is_stopping() || watch.as_ref().is_some_and(|watch| watch.has_moved());
@@ -344,7 +344,7 @@ async fn supervise<E: BrokerEvents + 'static>(link: Rc<Link>, events: Rc<RefCell
         };
         let address = describe(place.as_ref().unwrap_or(&target.address));
         let connections = match place {
-            Ok(address) => connect(&RedisTarget { address, ..target.clone() }, is_over).await,
+            Ok(address) => connect(&target.at(address), is_over).await,
             Err(reason) => Err(reason),
         };
         let (up_since, reason) = match connections {
