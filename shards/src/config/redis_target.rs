@@ -373,9 +373,6 @@ mod tests {
     #[test]
     fn each_fault_has_its_sentence() {
         assert!(refused("http://h").contains("found the scheme \"http\", due redis://"));
-        for scheme in ["rediss+sentinel://h/orders", "rediss+cluster://h"] {
-            assert!(refused(scheme).contains("but TLS is for one server, rediss://HOST:PORT"));
-        }
         assert!(refused("tcp://10.0.0.1:6379").contains("found the scheme \"tcp\""));
         assert!(refused("").contains("due HOST:PORT or a URL"));
         assert!(refused("redis://h:0").contains("found the port \"0\", due a number from 1 to 65535"));
