@@ -272,7 +272,9 @@ fn announce(config: &Config, server: &Server) {
     let broker = match &config.broker {
         BrokerChoice::Local => "local".to_owned(),
         BrokerChoice::Redis(servers) => {
-            servers.iter().map(|server| server.target.to_string()).collect::<Vec<_>>().join(" ")
+            let of_several = |name: &str| if servers.len() > 1 { format!("{name}=") } else { String::new() };
+            let shown = servers.iter().map(|server| format!("{}{}", of_several(&server.name), server.target));
+            shown.collect::<Vec<_>>().join(" ")
         }
     };
     tracing::info!(

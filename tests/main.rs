@@ -38,6 +38,7 @@ mod redis_acl;
 mod redis_cluster;
 mod redis_faults;
 mod redis_sentinel;
+mod redis_several;
 mod redis_tls;
 mod redis_tls_servers;
 mod resume;

@@ -13,6 +13,7 @@ mod nearest;
 mod preset;
 mod redis_servers;
 mod redis_target;
+mod servers;
 pub mod settings;
 mod show;
 mod source;
@@ -132,6 +133,8 @@ pub struct RedisServer {
     pub name: String,
     /// Where it is.
     pub target: RedisTarget,
+    /// Variable that its password came from, if it did.
+    pub password_variable: Option<String>,
 }
 
 /// A Redis server, out of a URL, `HOST:PORT`, or variables.

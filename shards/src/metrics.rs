@@ -151,26 +151,35 @@ pub enum Via {
     Source(usize),
 }
 
-/// One number per way by which publications come in; the label is the source's `redis`, as configured, or `client` or
-/// `http`. As many as there are sources, at most [`TABLES_MAX`], and two.
+/// One number per way by which publications come in; the label `source` is the source's `redis`, as configured, or `client` or
+/// `http`; a source has its server's name beside it. As many as there are sources, at most [`TABLES_MAX`], and two.
 #[derive(Debug)]
 pub struct ByVia {
     /// Client, HTTP, then the sources.
     numbers: Box<[Number]>,
-    names: OnceLock<Box<[String]>>,
+    sources: OnceLock<Box<[SourceName]>>,
+}
+
+/// What the page calls a source.
+#[derive(Debug, Clone)]
+pub struct SourceName {
+    /// Its `redis`, as configured.
+    pub source: String,
+    /// Its server; empty with the local broker.
+    pub server: String,
 }
 
 impl Default for ByVia {
     fn default() -> Self {
-        Self { numbers: (0..TABLES_MAX + 2).map(|_| Number::default()).collect(), names: OnceLock::new() }
+        Self { numbers: (0..TABLES_MAX + 2).map(|_| Number::default()).collect(), sources: OnceLock::new() }
     }
 }
 
 impl ByVia {
-    /// Says once how the sources are called, in order; those of one name are told together.
-    pub fn name_sources(&self, names: impl Iterator<Item = String>) {
+    /// Says once how the sources are called, in order; those of one name and server are told together.
+    pub fn name_sources(&self, names: impl Iterator<Item = SourceName>) {
         // Told again where two setups share numbers, as in tests: the first names stay.
-        let _told_before = self.names.set(names.collect());
+        let _told_before = self.sources.set(names.collect());
     }
 
     /// Adds `n`; same rule as [`Number::add`].
@@ -188,12 +197,25 @@ impl ByVia {
         self.numbers.iter().map(Number::value).sum()
     }
 
-    /// The number of each name, the nameless left out.
+    /// The number of each name, whatever its server, the nameless left out.
     pub fn by_name(&self) -> BTreeMap<&str, u64> {
-        let sources = self.names.get().map_or([].as_slice(), |names| names);
-        let names = ["client", "http"].into_iter().chain(sources.iter().map(String::as_str));
         let mut by_name = BTreeMap::new();
-        for (name, number) in names.zip(&self.numbers) {
+        for ((name, _), n) in self.by_name_and_server() {
+            *by_name.entry(name).or_default() += n;
+        }
+        by_name
+    }
+
+    /// The number of all sources of a server.
+    pub fn of_server(&self, server: &str) -> u64 {
+        self.by_name_and_server().into_iter().filter(|((_, of), _)| *of == server).map(|(_, n)| n).sum()
+    }
+
+    fn by_name_and_server(&self) -> BTreeMap<(&str, &str), u64> {
+        let sources = self.sources.get().map_or([].as_slice(), |sources| sources);
+        let sources = sources.iter().map(|name| (name.source.as_str(), name.server.as_str()));
+        let mut by_name = BTreeMap::new();
+        for (name, number) in [("client", ""), ("http", "")].into_iter().chain(sources).zip(&self.numbers) {
             *by_name.entry(name).or_default() += number.value();
         }
         by_name
@@ -342,12 +364,16 @@ impl<L: Label> Family for SecondsBy<L> {
 impl Family for ByVia {
     fn write(page: &mut String, name: &str, help: &str, kind: &str, of: &[&Self]) {
         head(page, name, help, kind);
-        let mut sums = BTreeMap::<&str, u64>::new();
-        for (via, n) in of.iter().flat_map(|by| by.by_name()) {
+        let mut sums = BTreeMap::<(&str, &str), u64>::new();
+        for (via, n) in of.iter().flat_map(|by| by.by_name_and_server()) {
             *sums.entry(via).or_default() += n;
         }
-        for (via, sum) in sums {
-            let _ = writeln!(page, "{name}{{source=\"{}\"}} {sum}", escaped(via));
+        for ((via, server), sum) in sums {
+            let server = match server {
+                "" => String::new(),
+                server => format!(",server=\"{}\"", escaped(server)),
+            };
+            let _ = writeln!(page, "{name}{{source=\"{}\"{server}}} {sum}", escaped(via));
         }
     }
 }
@@ -439,7 +465,7 @@ table! {
 table! {
     /// Written by the relay.
     RelayMetrics {
-        publications_received: ByVia, "counter", "corecast_publications_received_total", "Publications that got a place in a room, by the source of the broker (as configured) that brought them, or client or http for those that came through none.";
+        publications_received: ByVia, "counter", "corecast_publications_received_total", "Publications that got a place in a room, by the source (as configured) and the server that brought them, or client or http for those that came through none.";
         publications_broadcast: Number, "counter", "corecast_publications_broadcast_total", "Publications that went to a shard whose clients are in their room, or were within the last seconds.";
         publications_unrouted: Number, "counter", "corecast_publications_unrouted_total", "Publications for rooms without members here.";
         refused: By<RefuseReason>, "counter", "corecast_publications_refused_total", "Publications refused, by reason.";
@@ -621,9 +647,19 @@ mod tests {
     fn sources_of_one_name_are_told_together_and_what_nobody_configured_is_not() {
         let metrics = Metrics::new(1, Identity::default(), false);
         let received = &metrics.relay.publications_received;
-        received
-            .name_sources(["psubscribe a*", "subscribe b", "psubscribe a*"].map(str::to_owned).into_iter());
-        for (via, n) in [(Via::Source(0), 1), (Via::Source(2), 2), (Via::Source(1), 5), (Via::Http, 7)] {
+        let name =
+            |source: &str, server: &str| SourceName { source: source.to_owned(), server: server.to_owned() };
+        received.name_sources(
+            [
+                name("psubscribe a*", "one"),
+                name("subscribe b", ""),
+                name("psubscribe a*", "one"),
+                name("psubscribe a*", "two"),
+            ]
+            .into_iter(),
+        );
+        let counted = [(Via::Source(0), 1), (Via::Source(2), 2), (Via::Source(3), 4), (Via::Source(1), 5)];
+        for (via, n) in counted.into_iter().chain([(Via::Http, 7)]) {
             received.add(via, n);
         }
         let page = metrics.page();
@@ -633,11 +669,15 @@ mod tests {
         let due = [
             "source=\"client\"} 0",
             "source=\"http\"} 7",
-            "source=\"psubscribe a*\"} 3",
+            "source=\"psubscribe a*\",server=\"one\"} 3",
+            "source=\"psubscribe a*\",server=\"two\"} 4",
             "source=\"subscribe b\"} 5",
         ];
         assert_eq!(told, due);
-        assert_eq!(received.total(), 15);
+        assert_eq!(
+            (received.total(), received.of_server("one"), received.by_name()["psubscribe a*"]),
+            (19, 3, 7)
+        );
     }
 
     #[test]

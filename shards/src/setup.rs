@@ -9,7 +9,7 @@ use crate::auth::Gate;
 use crate::close::CloseReason;
 use crate::config::{BrokerChoice, Config, Health, Origins};
 use crate::limits::{Bounds, EngineBounds};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, SourceName};
 use crate::notice::Noticed;
 use crate::route::Routes;
 
@@ -47,7 +47,11 @@ impl Setup {
     /// Compiles `config`; `gate` and `metrics` come from outside because one reads a file and the other is shared. Domains,
     /// which may come from files too, are put in afterwards.
     pub fn new(config: &Config, gate: Gate, metrics: Arc<Metrics>) -> Self {
-        let sources = config.sources.iter().map(|source| source.subscribe.to_string());
+        let servers = config.broker.servers();
+        let sources = config.sources.iter().map(|source| SourceName {
+            source: source.subscribe.to_string(),
+            server: servers.get(config.server_of(source)).map_or(String::new(), |server| server.name.clone()),
+        });
         metrics.relay.publications_received.name_sources(sources);
         metrics.relay.name_servers(&server_names(config));
         Self {

@@ -82,6 +82,7 @@ fn servers(relay: &RelayMetrics) -> Value {
             "breaks": relay.broker_breaks.of(server).value(),
             "reconnects": relay.broker_reconnects.of(server).value(),
             "attempts_failed": relay.broker_attempts_failed.of(server).value(),
+            "received": relay.publications_received.of_server(name),
             "published": relay.publishes_sent.of(server).value(),
         });
         (name.to_owned(), told)

@@ -40,8 +40,15 @@ pub fn judge(config: &Config) -> Vec<Finding> {
             )]
         }
         BrokerChoice::Redis(servers) => {
-            let judge = |index| judge_server(&config.of_server(index));
-            (0..servers.len()).flat_map(judge).collect()
+            let mut findings = Vec::new();
+            for (index, server) in servers.iter().enumerate() {
+                let of_one = judge_server(&config.of_server(index));
+                findings.extend(of_one.into_iter().map(|finding| match servers.len() {
+                    1 => finding,
+                    _ => Finding { found: format!("{}: {}", server.name, finding.found), ..finding },
+                }));
+            }
+            findings
         }
     }
 }

@@ -24,6 +24,10 @@ use crate::limits::{
 };
 use crate::route::is_name;
 
+mod server;
+
+use server::server_name;
+
 const ROUTE_KEYS: &[&str] = &[
     "path",
     "when_query",
@@ -94,7 +98,7 @@ impl Reader<'_> {
             match (name, value.get_ref()) {
                 ("preset", _) => self.preset(value),
                 ("bounds", DeValue::Table(table)) => self.settings(table, Table::Bounds),
-                ("route" | "room" | "source", DeValue::Array(tables))
+                ("route" | "room" | "source" | "redis", DeValue::Array(tables))
                     if tables.iter().all(|table| table.get_ref().is_table()) =>
                 {
                     for table in tables {
@@ -108,6 +112,10 @@ impl Reader<'_> {
                         name,
                         &input(value).wrong(format!("tables, each under its own [[{name}]]")),
                     );
+                }
+                ("redis", DeValue::Table(_) | DeValue::Array(_)) => {
+                    let due = "one URL, redis = \"redis://localhost:6379\", or several servers, each under its own [[redis]]";
+                    self.fail(value, name, &input(value).wrong(due));
                 }
                 _ => self.setting(Table::Top, key, value),
             }
@@ -166,6 +174,10 @@ impl Reader<'_> {
             "room" => {
                 let class = self.room(&mut Fields::new(table, value, "room"));
                 self.layer.rooms.extend(class.map(|class| (class, origin)));
+            }
+            "redis" => {
+                let server = self.server(&mut Fields::new(table, value, "redis"));
+                self.layer.servers.extend(server.map(|server| (server, origin)));
             }
             _ => {
                 let source = self.source(&mut Fields::new(table, value, "source"));
@@ -578,13 +590,6 @@ fn space(input: &Input) -> Result<String, Wrong> {
     } else {
         Err(input.wrong(due))
     }
-}
-
-/// What a Redis is called; a label in metrics.
-fn server_name(input: &Input) -> Result<String, Wrong> {
-    let due = format!("a name of 1 to {SPACE_BYTES_MAX} letters, digits, '-', '_' or '.'");
-    let text = space(input).map_err(|_| input.wrong(due.as_str()))?;
-    if text.is_empty() { Err(input.wrong(due)) } else { Ok(text) }
 }
 
 fn dialect(input: &Input) -> Result<Dialect, Wrong> {

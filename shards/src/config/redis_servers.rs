@@ -133,7 +133,8 @@ pub(super) fn show_servers(f: &mut fmt::Formatter<'_>, servers: &[Server]) -> fm
 impl BrokerChoice {
     /// One server, under the name that it has where nobody gives it one.
     pub fn redis(target: RedisTarget) -> Self {
-        Self::Redis(vec![RedisServer { name: SERVER_NAME_DEFAULT.to_owned(), target }])
+        let name = SERVER_NAME_DEFAULT.to_owned();
+        Self::Redis(vec![RedisServer { name, target, password_variable: None }])
     }
 
     /// The servers; none with the local broker.
@@ -141,6 +142,14 @@ impl BrokerChoice {
         match self {
             Self::Local => &[],
             Self::Redis(servers) => servers,
+        }
+    }
+
+    /// The one server, where the setting `redis` says all that there is to say of it.
+    pub(super) fn single(&self) -> Option<&RedisServer> {
+        match self.servers() {
+            [server] if server.name == SERVER_NAME_DEFAULT => Some(server),
+            _ => None,
         }
     }
 

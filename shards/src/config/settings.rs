@@ -198,7 +198,7 @@ pub const SETTINGS: &[Setting] = &[
             draft.redis = Some(target);
             Ok(())
         },
-        toml: |config| config.broker.servers().first().map(|server| quoted(&server.target.to_string())),
+        toml: |config| config.broker.single().map(|server| quoted(&server.target.to_string())),
         ..EMPTY
     },
     Setting {
@@ -243,13 +243,7 @@ pub const SETTINGS: &[Setting] = &[
         form: "NAME",
         help: "Name that Redis' certificate must have, where it is not the host of the URL",
         apply: |draft, input| {
-            let due = "a DNS name or an address, for example \"redis.example\"";
-            let text = input.line(due)?;
-            let known = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:".contains(&byte);
-            if text.is_empty() || !text.bytes().all(known) {
-                return Err(input.wrong(due));
-            }
-            draft.redis_tls.server_name = Some(text.to_owned());
+            draft.redis_tls.server_name = Some(RedisTls::read_server_name(input)?);
             Ok(())
         },
         toml: |config| redis_tls(config)?.server_name.as_deref().map(quoted),
@@ -696,7 +690,7 @@ pub(super) fn quoted(text: &str) -> String {
 }
 
 fn redis_tls(config: &Config) -> Option<&RedisTls> {
-    config.broker.servers().first()?.target.tls.as_ref()
+    config.broker.single()?.target.tls.as_ref()
 }
 
 fn path_toml(path: Option<&Path>) -> Option<String> {

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::layers::{ConfigError, Origin, Provenance, Warning};
+use super::servers::check_sources;
 use super::{
     BrokerChoice, Config, Deliver, Dialect, Publish, RedisAddress, Route, ShardCount, Subscribe, Template,
     duration_text,
@@ -31,6 +32,7 @@ pub(super) fn validate(
     check.types();
     check.cluster();
     check.tables();
+    check_sources(config, provenance, errors, warnings);
     warn_of_meetings(config, warnings);
     warn_of_mute_lists(config, provenance, warnings);
     if config.require_broker && config.broker == BrokerChoice::Local {

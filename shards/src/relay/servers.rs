@@ -262,6 +262,7 @@ mod tests {
         let server = |name: &str| RedisServer {
             name: name.to_owned(),
             target: name.parse().expect("a host alone is a target"),
+            password_variable: None,
         };
         let source = |name: &str| Source {
             server: Some(name.to_owned()),
