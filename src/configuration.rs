@@ -27,6 +27,28 @@ pub fn load(args: &ConfigArgs) -> anyhow::Result<Loaded> {
     load_with(args, environment())
 }
 
+/// The same for a command whose Redis `redis` names: a table `[[redis]]` of the file, or else a URL. Which of the servers that
+/// is comes with it; `None` where nobody said.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_naming(args: ConfigArgs, redis: Option<&str>) -> anyhow::Result<(Loaded, Option<usize>)> {
+    let Some(redis) = redis else { return Ok((load(&args)?, None)) };
+    let loaded = load(&args)?;
+    let servers = loaded.config.broker.servers();
+    if let Some(index) = servers.iter().position(|server| loaded.names_servers() && server.name == redis) {
+        return Ok((loaded, Some(index)));
+    }
+    let mut environment = environment();
+    if loaded.names_servers() {
+        // A server that is none of the file's.
+        environment.remove("CORECAST_CONFIG");
+    }
+    let url = ("redis".to_owned(), redis.to_owned());
+    let settings = std::iter::once(url).chain(args.settings).collect();
+    Ok((load_with(&ConfigArgs { settings, ..args }, environment)?, Some(0)))
+}
+
 /// `check-config`: warnings on stderr, the verdict on stdout.
 pub fn check(args: &ConfigArgs) -> anyhow::Result<ExitCode> {
     let loaded = load(args)?;

@@ -19,6 +19,8 @@ use crate::redis::TlsArgs;
 pub struct Preset {
     name: String,
     config: Config,
+    /// Index of the Redis that was asked for.
+    server: Option<usize>,
 }
 
 /// For clap: the names that there are.
@@ -26,16 +28,22 @@ pub fn names() -> PossibleValuesParser {
     PossibleValuesParser::new(shards::config::preset_names())
 }
 
-/// The Redis that `url` names, else the one that the variables name, else the one on this host.
+/// The Redis that `redis` names, as a URL or as a table of the configuration, else the one that the variables name, else the one
+/// on this host.
 ///
 /// # Errors
-/// Those of the configuration.
-pub fn redis(url: Option<&str>, tls: &TlsArgs) -> anyhow::Result<RedisTarget> {
+/// Those of the configuration, and 2 where it names several and nobody said which.
+pub fn redis(redis: Option<&str>, tls: &TlsArgs) -> anyhow::Result<RedisTarget> {
     let broker = ("broker".to_owned(), "redis".to_owned());
-    let settings = url.map(|url| ("redis".to_owned(), url.to_owned())).into_iter().chain([broker]);
-    let settings = settings.chain(tls.settings()).collect();
-    let loaded = configuration::load(&ConfigArgs { settings, ..ConfigArgs::default() })?;
-    Ok(redis_of(&loaded.config)?.clone())
+    let settings = std::iter::once(broker).chain(tls.settings()).collect();
+    let args = ConfigArgs { settings, ..ConfigArgs::default() };
+    let (loaded, server) = configuration::load_naming(args, redis)?;
+    if let ([first, _, ..], None) = (loaded.config.broker.servers(), server) {
+        let sentence =
+            format!("the configuration names several Redis: say which, for example --redis {}", first.name);
+        return Err(Failure::usage(sentence).into());
+    }
+    Ok(redis_of(&loaded.config, server.unwrap_or(0))?.clone())
 }
 
 impl Preset {
@@ -44,12 +52,11 @@ impl Preset {
     /// # Errors
     /// Those of the configuration: a variable or file that makes no sense.
     pub fn load(name: &str, redis: Option<&str>, tls: &TlsArgs) -> anyhow::Result<Self> {
-        let url = redis.map(|url| ("redis".to_owned(), url.to_owned()));
-        let settings = url.into_iter().chain(tls.settings()).collect();
         let presets = Some(vec![name.to_owned()]);
-        let loaded = configuration::load(&ConfigArgs { presets, settings, ..ConfigArgs::default() })?;
+        let args = ConfigArgs { presets, settings: tls.settings(), ..ConfigArgs::default() };
+        let (loaded, server) = configuration::load_naming(args, redis)?;
         configuration::warn(&loaded);
-        Ok(Self { name: name.to_owned(), config: loaded.config })
+        Ok(Self { name: name.to_owned(), config: loaded.config, server })
     }
 
     /// Where its server listens; one that listens everywhere is asked on this host.
@@ -72,7 +79,8 @@ impl Preset {
     /// # Errors
     /// Exit code 2 where its broker is no Redis.
     pub fn redis(&self) -> Result<&RedisTarget, Failure> {
-        redis_of(&self.config)
+        let of_source = || self.source().map_or(0, |source| self.config.server_of(source));
+        redis_of(&self.config, self.server.unwrap_or_else(of_source))
     }
 
     /// The query parameter that names what a connection joins (`room`, `username`); `None` where `/ws` asks for none.
@@ -137,9 +145,9 @@ impl Preset {
     }
 }
 
-fn redis_of(config: &Config) -> Result<&RedisTarget, Failure> {
+fn redis_of(config: &Config, server: usize) -> Result<&RedisTarget, Failure> {
     match &config.broker {
-        BrokerChoice::Redis(target) => Ok(target),
+        BrokerChoice::Redis(servers) => Ok(&servers[server].target),
         BrokerChoice::Local => Err(Failure::usage(
             "the broker is the local one (CORECAST_BROKER?), due was a Redis: name it with --redis",
         )),

@@ -42,8 +42,8 @@ pub struct PublishArgs {
     /// The server, as http://HOST:PORT [default: http://127.0.0.1:8080]; with --feed as ws://HOST:PORT/ws/ingest
     #[arg(long, value_name = "URL", conflicts_with_all = ["redis", "preset", "channel"])]
     url: Option<String>,
-    /// Publish through this Redis instead: redis[s]://[USER[:PASSWORD]@]HOST[:PORT], unix:///PATH.sock or HOST:PORT; without
-    /// a password in it $REDIS_PASSWORD is used
+    /// Publish through this Redis instead: redis[s]://[USER[:PASSWORD]@]HOST[:PORT], unix:///PATH.sock or HOST:PORT, without
+    /// a password in it $REDIS_PASSWORD is used; or the name of a [[redis]] in the file of $CORECAST_CONFIG
     #[arg(long, value_name = "URL")]
     redis: Option<String>,
     #[command(flatten)]

@@ -31,7 +31,7 @@ const REDIRECTS_MAX: u32 = 4;
 /// What failures of TLS begin with.
 pub const NO_TLS: &str = "no TLS";
 
-const TLS_HEADING: &str = "TLS to Redis (rediss://)";
+const TLS_HEADING: &str = "TLS to Redis (rediss://, rediss+sentinel://, rediss+cluster://)";
 
 /// TLS to Redis, for the commands whose Redis is an argument; the server has settings of these names.
 #[derive(Debug, Default, Args)]
@@ -91,9 +91,9 @@ impl RedisConnection {
     pub fn connect(target: &RedisTarget) -> Result<Self, Failure> {
         let (address, opened) = match &target.address {
             RedisAddress::Cluster(nodes) => open_one_of(nodes, target),
-            address => {
-                let address = located(address)?;
-                let opened = open(&RedisTarget { address: address.clone(), ..target.clone() });
+            _ => {
+                let address = located(target)?;
+                let opened = open(&target.at(address.clone()));
                 (address, opened)
             }
         };
@@ -143,7 +143,7 @@ impl RedisConnection {
                     let Some(server) = moved_to(&text) else { return Err(self.refused(verb, &text)) };
                     redirects += 1;
                     let address = RedisAddress::Cluster(vec![server]);
-                    *self = Self::connect(&RedisTarget { address, ..cluster.clone() })?;
+                    *self = Self::connect(&cluster.at(address))?;
                 }
                 (OwnedFrame::Error(text), _) if text.starts_with("NOPERM") => {
                     let cure = cure_of(&self.user, &[verb.as_bytes(), channel.as_bytes()], &text);
@@ -338,7 +338,7 @@ fn open_one_of(nodes: &[Server], target: &RedisTarget) -> (RedisAddress, io::Res
     let mut last = (target.address.clone(), Err(io::ErrorKind::NotFound.into()));
     for Server { host, port } in nodes {
         let address = RedisAddress::Tcp { host: host.clone(), port: *port };
-        let opened = open(&RedisTarget { address: address.clone(), ..target.clone() });
+        let opened = open(&target.at(address.clone()));
         let is_open = opened.is_ok();
         last = (address, opened);
         if is_open {
@@ -352,10 +352,10 @@ fn open_one_of(nodes: &[Server], target: &RedisTarget) -> (RedisAddress, io::Res
 ///
 /// # Errors
 /// Exit code 69 where no sentinel knows.
-pub fn located(address: &RedisAddress) -> Result<RedisAddress, Failure> {
-    match address {
+pub fn located(target: &RedisTarget) -> Result<RedisAddress, Failure> {
+    match &target.address {
         RedisAddress::Sentinel(sentinels) => {
-            let open = |sentinel: &RedisAddress| open(&sentinel.clone().into());
+            let open = |sentinel: &Server| open(&target.of_sentinel(sentinels, sentinel));
             locate(sentinels, Instant::now(), open).map_err(|said| Failure::new(exit::UNAVAILABLE, said))
         }
         other => Ok(other.clone()),

@@ -56,8 +56,8 @@ pub fn run(loaded: &Loaded, passed: Passed, process: Option<&Process>) -> anyhow
         tracing::warn!("{warning}");
     }
     let key = config.api_key_file.as_deref().map(read_key).transpose()?;
-    if let BrokerChoice::Redis(target) = &config.broker {
-        check_tls(target)?;
+    for server in config.broker.servers() {
+        check_tls(&server.target)?;
     }
     // Before any thread starts, so that none of them is interrupted.
     let (sender, said) = mpsc::channel();
@@ -271,7 +271,11 @@ fn announce(config: &Config, server: &Server) {
     let urls: Vec<String> = server.listen.iter().map(|address| format!("http://{address}")).collect();
     let broker = match &config.broker {
         BrokerChoice::Local => "local".to_owned(),
-        BrokerChoice::Redis(target) => target.to_string(),
+        BrokerChoice::Redis(servers) => {
+            let of_several = |name: &str| if servers.len() > 1 { format!("{name}=") } else { String::new() };
+            let shown = servers.iter().map(|server| format!("{}{}", of_several(&server.name), server.target));
+            shown.collect::<Vec<_>>().join(" ")
+        }
     };
     tracing::info!(
         url = urls.join(" "),

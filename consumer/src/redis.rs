@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use redis_protocol::resp2::encode::extend_encode;
 use redis_protocol::resp2::types::OwnedFrame;
 use redis_protocol::resp2::{decode, types::BytesFrame};
-use shards::config::{RedisAddress, RedisTarget};
+use shards::config::{RedisAddress, RedisTarget, Server};
 use shards::redis::KIND;
 use shards::redis::sentinel::locate;
 use shards::resp::{Inbox, Received, excerpt};
@@ -109,10 +109,10 @@ impl Connection {
     /// # Errors
     /// [`RedisError`].
     pub fn open(target: &RedisTarget) -> Result<Self, RedisError> {
-        let address = located(&target.address)?;
+        let address = located(target)?;
         let place = place(&address);
         let user = target.username.clone().unwrap_or_else(|| "default".to_owned());
-        let opened = Stream::open(&RedisTarget { address, ..target.clone() })
+        let opened = Stream::open(&target.at(address))
             .and_then(|stream| stream.set_write_timeout(ANSWER_TIMEOUT).map(|()| stream));
         let stream = opened.map_err(|error| match is_tls(&error) {
             true => RedisError::Tls { place: place.clone(), error },
@@ -317,14 +317,15 @@ fn is_tls(error: &io::Error) -> bool {
 }
 
 /// Where it is now; what sentinels say is asked for anew with each connection.
-fn located(address: &RedisAddress) -> Result<RedisAddress, RedisError> {
+fn located(target: &RedisTarget) -> Result<RedisAddress, RedisError> {
+    let address = &target.address;
     let absent =
         |sentence: String| RedisError::Absent { place: place(address), error: io::Error::other(sentence) };
     match address {
         RedisAddress::Tcp { .. } | RedisAddress::Unix(_) => Ok(address.clone()),
         RedisAddress::Sentinel(sentinels) => {
-            let open = |sentinel: &RedisAddress| {
-                let stream = Stream::open(&sentinel.clone().into())?;
+            let open = |sentinel: &Server| {
+                let stream = Stream::open(&target.of_sentinel(sentinels, sentinel))?;
                 stream.set_read_timeout(ANSWER_TIMEOUT)?;
                 stream.set_write_timeout(ANSWER_TIMEOUT)?;
                 Ok(stream)

@@ -13,6 +13,7 @@ mod nearest;
 mod preset;
 mod redis_servers;
 mod redis_target;
+mod servers;
 pub mod settings;
 mod show;
 mod source;
@@ -121,16 +122,27 @@ pub struct Config {
 pub enum BrokerChoice {
     /// Publications stay in this process.
     Local,
-    /// Publications travel through Redis.
-    Redis(RedisTarget),
+    /// Publications travel through Redis: one server, or several over which the rooms are spread.
+    Redis(Vec<RedisServer>),
+}
+
+/// A Redis, and what sources call it (table `[[redis]]`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RedisServer {
+    /// Of its own among the servers; in metrics, `/stats` and logs too. Default "redis".
+    pub name: String,
+    /// Where it is.
+    pub target: RedisTarget,
+    /// Variable that its password came from, if it did.
+    pub password_variable: Option<String>,
 }
 
 /// A Redis server, out of a URL, `HOST:PORT`, or variables.
 ///
-/// Forms: `redis://[user[:password]@]host[:port][/database]`, `rediss://...` with TLS, `unix:///path.sock[?db=N]`,
-/// `redis+unix://...`, `host:port`;
+/// Forms: `redis://[user[:password]@]host[:port][/database]`, `unix:///path.sock[?db=N]`, `redis+unix://...`, `host:port`;
 /// `redis+sentinel://[user[:password]@]host[:port],.../NAME[/database][?sentinel_username=..&sentinel_password=..]`;
-/// `redis+cluster://[user[:password]@]host[:port],...`.
+/// `redis+cluster://[user[:password]@]host[:port],...`. With TLS `rediss://...`, `rediss+sentinel://...`, which is TLS to the
+/// sentinels too unless `sentinel_tls=no` is among its parameters, and `rediss+cluster://...`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RedisTarget {
     /// Where it listens.
@@ -141,7 +153,7 @@ pub struct RedisTarget {
     pub password: Option<String>,
     /// Database for SELECT; Pub/Sub doesn't know databases, KV does.
     pub database: u32,
-    /// `Some` for `rediss://`.
+    /// `Some` for `rediss://` and its likes.
     pub tls: Option<RedisTls>,
 }
 
@@ -156,7 +168,8 @@ pub struct RedisTls {
     pub cert_file: Option<PathBuf>,
     /// Its key, without a passphrase.
     pub key_file: Option<PathBuf>,
-    /// DNS name or address that Redis' certificate must have. Default: the host of the URL.
+    /// DNS name or address that Redis' certificate must have; of several servers that of each. Default: the host by which a server
+    /// is reached, out of the URL or as sentinels and nodes of a cluster name it.
     pub server_name: Option<String>,
 }
 
@@ -193,6 +206,8 @@ pub struct Sentinels {
     pub username: Option<String>,
     /// Password at the sentinels. Never logged, never shown.
     pub password: Option<String>,
+    /// They speak TLS, with the files of the [`RedisTarget`]; never without TLS to what they watch.
+    pub tls: bool,
 }
 
 /// See [`Config::shards`].
@@ -537,6 +552,8 @@ pub struct Source {
     pub room: Template,
     /// Name space of the room, as in [`Route::space`].
     pub space: String,
+    /// Name of the Redis that it is of. Default: the first.
+    pub server: Option<String>,
     /// What a member receives of a payload.
     pub deliver: Deliver,
     /// How this node's own publications come to its members.
@@ -557,6 +574,7 @@ impl Default for Source {
             variable: None,
             room: Template { parts: vec![TemplatePart::Wildcard] },
             space: String::new(),
+            server: None,
             deliver: Deliver::Raw,
             own: Own::Echo,
             last_value: None,

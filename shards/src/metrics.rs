@@ -12,6 +12,10 @@ use std::time::Duration;
 use crate::close::CloseReason;
 use crate::limits::TABLES_MAX;
 
+mod by_server;
+
+pub use by_server::ByServer;
+
 /// A number with one writer. Counters only grow; gauges are `set`, or grow and shrink by `add` and `sub`.
 #[derive(Debug, Default)]
 pub struct Number(AtomicU64);
@@ -147,26 +151,35 @@ pub enum Via {
     Source(usize),
 }
 
-/// One number per way by which publications come in; the label is the source's `redis`, as configured, or `client` or
-/// `http`. As many as there are sources, at most [`TABLES_MAX`], and two.
+/// One number per way by which publications come in; the label `source` is the source's `redis`, as configured, or `client` or
+/// `http`; a source has its server's name beside it. As many as there are sources, at most [`TABLES_MAX`], and two.
 #[derive(Debug)]
 pub struct ByVia {
     /// Client, HTTP, then the sources.
     numbers: Box<[Number]>,
-    names: OnceLock<Box<[String]>>,
+    sources: OnceLock<Box<[SourceName]>>,
+}
+
+/// What the page calls a source.
+#[derive(Debug, Clone)]
+pub struct SourceName {
+    /// Its `redis`, as configured.
+    pub source: String,
+    /// Its server; empty with the local broker.
+    pub server: String,
 }
 
 impl Default for ByVia {
     fn default() -> Self {
-        Self { numbers: (0..TABLES_MAX + 2).map(|_| Number::default()).collect(), names: OnceLock::new() }
+        Self { numbers: (0..TABLES_MAX + 2).map(|_| Number::default()).collect(), sources: OnceLock::new() }
     }
 }
 
 impl ByVia {
-    /// Says once how the sources are called, in order; those of one name are told together.
-    pub fn name_sources(&self, names: impl Iterator<Item = String>) {
+    /// Says once how the sources are called, in order; those of one name and server are told together.
+    pub fn name_sources(&self, names: impl Iterator<Item = SourceName>) {
         // Told again where two setups share numbers, as in tests: the first names stay.
-        let _told_before = self.names.set(names.collect());
+        let _told_before = self.sources.set(names.collect());
     }
 
     /// Adds `n`; same rule as [`Number::add`].
@@ -184,12 +197,25 @@ impl ByVia {
         self.numbers.iter().map(Number::value).sum()
     }
 
-    /// The number of each name, the nameless left out.
+    /// The number of each name, whatever its server, the nameless left out.
     pub fn by_name(&self) -> BTreeMap<&str, u64> {
-        let sources = self.names.get().map_or([].as_slice(), |names| names);
-        let names = ["client", "http"].into_iter().chain(sources.iter().map(String::as_str));
         let mut by_name = BTreeMap::new();
-        for (name, number) in names.zip(&self.numbers) {
+        for ((name, _), n) in self.by_name_and_server() {
+            *by_name.entry(name).or_default() += n;
+        }
+        by_name
+    }
+
+    /// The number of all sources of a server.
+    pub fn of_server(&self, server: &str) -> u64 {
+        self.by_name_and_server().into_iter().filter(|((_, of), _)| *of == server).map(|(_, n)| n).sum()
+    }
+
+    fn by_name_and_server(&self) -> BTreeMap<(&str, &str), u64> {
+        let sources = self.sources.get().map_or([].as_slice(), |sources| sources);
+        let sources = sources.iter().map(|name| (name.source.as_str(), name.server.as_str()));
+        let mut by_name = BTreeMap::new();
+        for (name, number) in [("client", ""), ("http", "")].into_iter().chain(sources).zip(&self.numbers) {
             *by_name.entry(name).or_default() += number.value();
         }
         by_name
@@ -369,12 +395,16 @@ impl<L: Label> Family for SecondsBy<L> {
 impl Family for ByVia {
     fn write(page: &mut String, name: &str, help: &str, kind: &str, of: &[&Self]) {
         head(page, name, help, kind);
-        let mut sums = BTreeMap::<&str, u64>::new();
-        for (via, n) in of.iter().flat_map(|by| by.by_name()) {
+        let mut sums = BTreeMap::<(&str, &str), u64>::new();
+        for (via, n) in of.iter().flat_map(|by| by.by_name_and_server()) {
             *sums.entry(via).or_default() += n;
         }
-        for (via, sum) in sums {
-            let _ = writeln!(page, "{name}{{source=\"{}\"}} {sum}", escaped(via));
+        for ((via, server), sum) in sums {
+            let server = match server {
+                "" => String::new(),
+                server => format!(",server=\"{}\"", escaped(server)),
+            };
+            let _ = writeln!(page, "{name}{{source=\"{}\"{server}}} {sum}", escaped(via));
         }
     }
 }
@@ -468,7 +498,7 @@ table! {
 table! {
     /// Written by the relay.
     RelayMetrics {
-        publications_received: ByVia, "counter", "corecast_publications_received_total", "Publications that got a place in a room, by the source of the broker (as configured) that brought them, or client or http for those that came through none.";
+        publications_received: ByVia, "counter", "corecast_publications_received_total", "Publications that got a place in a room, by the source (as configured) and the server that brought them, or client or http for those that came through none.";
         publications_broadcast: Number, "counter", "corecast_publications_broadcast_total", "Publications that went to a shard whose clients are in their room, or were within the last seconds.";
         publications_unrouted: Number, "counter", "corecast_publications_unrouted_total", "Publications for rooms without members here.";
         refused: By<RefuseReason>, "counter", "corecast_publications_refused_total", "Publications refused, by reason.";
@@ -476,8 +506,8 @@ table! {
         recoveries: By<Recovery>, "counter", "corecast_recoveries_total", "Newcomers that asked for a room's past, by what became of it.";
         recovered_publications: Number, "counter", "corecast_recovered_publications_total", "Publications that newcomers were given out of logs.";
         recovers_withdrawn: Number, "counter", "corecast_recoveries_withdrawn_total", "Questions for a room's past that were taken back before they were answered: who asked had gone.";
-        streams_up: Number, "gauge", "corecast_streams_up", "1 while the connections that read streams are up; 0 too where no source is a stream.";
-        stream_breaks: Number, "counter", "corecast_stream_breaks_total", "Times the connections that read streams broke.";
+        streams_up: ByServer, "gauge", "corecast_streams_up", "1 while the connections that read streams are up; 0 too where no source is a stream.";
+        stream_breaks: ByServer, "counter", "corecast_stream_breaks_total", "Times the connections that read streams broke.";
         appends: By<AppendFate>, "counter", "corecast_appends_total", "Own publications that were to be appended to a stream, by what became of them.";
         recalls: By<RecallFate>, "counter", "corecast_recalls_total", "Readings of a stream's past for those who ask, by what they brought; one serves all who ask the room at the time.";
         log_rooms: Number, "gauge", "corecast_log_rooms", "Rooms with a log of record.";
@@ -485,12 +515,12 @@ table! {
         ring_depth: Number, "gauge", "corecast_ring_depth", "Commands on the rings to the shards, looked at each tenth of a second.";
         ring_full: Number, "counter", "corecast_ring_full_total", "Times a ring to a shard was full and its spill began.";
         spill_items: Number, "gauge", "corecast_spill_items", "Items in the spills behind the rings.";
-        broker_up: Number, "gauge", "corecast_broker_up", "1 while the broker's subscription is proved alive; always 1 with the local broker.";
-        broker_reconnects: Number, "counter", "corecast_broker_reconnects_total", "Times the broker came back after a break.";
-        broker_attempts_failed: Number, "counter", "corecast_broker_attempts_failed_total", "Attempts to reach the broker that failed, looked at each tenth of a second.";
-        broker_breaks: Number, "counter", "corecast_broker_breaks_total", "Times the broker's subscription broke.";
+        broker_up: ByServer, "gauge", "corecast_broker_up", "1 while the subscription at the server is proved alive; always 1 with the local broker.";
+        broker_reconnects: ByServer, "counter", "corecast_broker_reconnects_total", "Times the server came back after a break.";
+        broker_attempts_failed: ByServer, "counter", "corecast_broker_attempts_failed_total", "Attempts to reach the server that failed, looked at each tenth of a second.";
+        broker_breaks: ByServer, "counter", "corecast_broker_breaks_total", "Times the subscription at the server broke.";
         busy: SecondsBy<Stage>, "counter", "corecast_relay_busy_seconds_total", "Time of the relay by stage; parse, place and offer are told apart by samples, receive is the rest of its CPU time and known only where it has a thread of its own.";
-        publishes_sent: Number, "counter", "corecast_broker_publishes_total", "Publications sent to the broker.";
+        publishes_sent: ByServer, "counter", "corecast_broker_publishes_total", "Publications sent to the server.";
         publishes_local: Number, "counter", "corecast_local_deliveries_total", "Own publications that only members here got, because the broker was away, full, or refused them.";
         last_values_written: Number, "counter", "corecast_last_values_written_total", "Last values that Redis holds for newcomers since.";
         last_values_conflated: Number, "counter", "corecast_last_values_conflated_total", "Last values not written because a newer one of their key came first.";
@@ -655,9 +685,19 @@ mod tests {
     fn sources_of_one_name_are_told_together_and_what_nobody_configured_is_not() {
         let metrics = Metrics::new(1, Identity::default(), false);
         let received = &metrics.relay.publications_received;
-        received
-            .name_sources(["psubscribe a*", "subscribe b", "psubscribe a*"].map(str::to_owned).into_iter());
-        for (via, n) in [(Via::Source(0), 1), (Via::Source(2), 2), (Via::Source(1), 5), (Via::Http, 7)] {
+        let name =
+            |source: &str, server: &str| SourceName { source: source.to_owned(), server: server.to_owned() };
+        received.name_sources(
+            [
+                name("psubscribe a*", "one"),
+                name("subscribe b", ""),
+                name("psubscribe a*", "one"),
+                name("psubscribe a*", "two"),
+            ]
+            .into_iter(),
+        );
+        let counted = [(Via::Source(0), 1), (Via::Source(2), 2), (Via::Source(3), 4), (Via::Source(1), 5)];
+        for (via, n) in counted.into_iter().chain([(Via::Http, 7)]) {
             received.add(via, n);
         }
         let page = metrics.page();
@@ -667,11 +707,15 @@ mod tests {
         let due = [
             "source=\"client\"} 0",
             "source=\"http\"} 7",
-            "source=\"psubscribe a*\"} 3",
+            "source=\"psubscribe a*\",server=\"one\"} 3",
+            "source=\"psubscribe a*\",server=\"two\"} 4",
             "source=\"subscribe b\"} 5",
         ];
         assert_eq!(told, due);
-        assert_eq!(received.total(), 15);
+        assert_eq!(
+            (received.total(), received.of_server("one"), received.by_name()["psubscribe a*"]),
+            (19, 3, 7)
+        );
     }
 
     #[test]

@@ -19,14 +19,11 @@ use smallvec::SmallVec;
 
 use crate::arena::Arena;
 use crate::command::{ConnectionId, Down, Label, Ledger, Outcome, Recover, RoomSlot, Up};
-use crate::config::Deliver;
-use crate::envelope;
 use crate::frame::Frame;
 use crate::limits::{EngineBounds, NODE_LOG_BYTES_MAX, PAYLOAD_BYTES_MAX, RECALLED_BYTES_MAX, ROOM_LINGER};
 use crate::log::{Log, Record};
 use crate::metrics::{GapReason, RefuseReason, RelayMetrics, Via};
 use crate::redis::Trim;
-use crate::route::plain_name;
 use crate::setup::Setup;
 use crate::shard::{Micros, ticks_in};
 
@@ -36,16 +33,15 @@ mod last_value;
 mod own;
 mod recalls;
 mod recovery;
+mod servers;
 mod streamed;
 mod surveys;
 #[cfg(test)]
 mod tests;
 
-use arrival::Arrival;
-use last_value::LastValues;
-use own::Own;
 pub use own::PublishFailure;
-use streamed::{Feed, Streamed};
+use servers::{Fed, Server, run_of};
+use streamed::Feed;
 
 /// The rings to the shards.
 pub trait Outlet {
@@ -161,8 +157,8 @@ struct LogRoom {
     /// It is among the idle rooms.
     listed_idle: bool,
     class: u8,
-    /// Index of the source that feeds it.
-    source: Option<u8>,
+    /// What feeds it.
+    source: Option<Fed>,
     /// Its channel is subscribed for its first reader and left after its last.
     on_demand: bool,
     /// On-demand sources: SUBSCRIBE has been asked for.
@@ -223,11 +219,8 @@ pub struct Relay {
     /// Of its own in each process: clients choose the names, and could choose those that collide under a known one.
     hasher: foldhash::fast::RandomState,
     backlogs: Vec<Backlog>,
-    broker_state: BrokerState,
-    was_up: bool,
-    /// See [`Relay::note_skipped`].
-    skipped: u64,
-    run: u64,
+    /// As the configuration lists them.
+    servers: Vec<Server>,
     /// What every epoch counts from: tells this process's numbers from those of another, or of the one before.
     epoch_base: u64,
     incarnations: u32,
@@ -235,21 +228,18 @@ pub struct Relay {
     instance_id: Box<str>,
     /// The labels used last.
     labels: Vec<Arc<Label>>,
-    last_values: LastValues,
-    own: Own,
-    streamed: Streamed,
     /// Rooms that had no readers, each once, by the tick at which to look whether they still have none.
     idle: BinaryHeap<Reverse<(u32, u32, u16)>>,
     log_bytes: usize,
     question: Option<Question>,
     questions: u64,
     surveys: surveys::Surveys,
-    /// For the broker's connection, in order; taken by the driver after each call.
-    pub broker: VecDeque<BrokerCommand>,
+    /// For the broker's connections, in order, each with the index of its server; taken by the driver after each call.
+    pub broker: VecDeque<(usize, BrokerCommand)>,
 }
 
 impl Relay {
-    /// A relay for the shards of `setup`. `epoch_base` is random per process.
+    /// A relay for the shards of `setup`; `broker_state` is that of each server. `epoch_base` is random per process.
     pub fn new(setup: Arc<Setup>, broker_state: BrokerState, epoch_base: u64) -> Self {
         let shards = setup.metrics.shards.len() as u16;
         let relay = Self {
@@ -258,17 +248,11 @@ impl Relay {
             names: HashTable::new(),
             hasher: foldhash::fast::RandomState::default(),
             backlogs: (0..shards).map(|_| Backlog::default()).collect(),
-            broker_state,
-            was_up: false,
-            skipped: 0,
-            run: 0,
+            servers: (0..setup.routes.servers_len()).map(|_| Server::new(broker_state)).collect(),
             epoch_base,
             incarnations: 0,
             instance_id: instance_id(setup.routes.node_id(), epoch_base),
             labels: Vec::new(),
-            last_values: LastValues::default(),
-            own: Own::default(),
-            streamed: Streamed::default(),
             idle: BinaryHeap::new(),
             log_bytes: 0,
             question: None,
@@ -277,7 +261,9 @@ impl Relay {
             broker: VecDeque::new(),
             setup,
         };
-        relay.metrics().broker_up.set(u64::from(broker_state != BrokerState::Down));
+        for server in 0..relay.servers.len() {
+            relay.metrics().broker_up.of(server).set(u64::from(broker_state != BrokerState::Down));
+        }
         relay
     }
 
@@ -307,24 +293,23 @@ impl Relay {
 
     fn join(&mut self, interest: Interest, name: Arc<str>, outlet: &mut impl Outlet) {
         let index = self.room_named(name);
-        let broker_state = self.broker_state;
         let Some(room) = self.rooms.at_mut(index) else { return };
         if room.feed.is_some() {
             return self.join_stream(index, interest, outlet);
         }
-        let on_demand = room.on_demand;
-        let mut command = None;
-        if on_demand && broker_state != BrokerState::Local && !room.subscribed {
+        let server = room.source.filter(|_| room.on_demand).map(|source| usize::from(source.server));
+        let state = server.map_or(BrokerState::Local, |server| self.servers[server].state);
+        if let Some(server) = server.filter(|_| state != BrokerState::Local && !room.subscribed) {
             room.subscribed = true;
             room.confirmed = false;
-            command =
-                self.setup.routes.channel_of_room(&room.name).map(|(_, channel)| channel.as_bytes().into());
+            let channel = self.setup.routes.channel_of_room(&room.name);
+            let subscribe = |channel: Cow<'_, str>| BrokerCommand::Subscribe(channel.as_bytes().into());
+            self.broker.extend(channel.map(|(_, channel)| (server, subscribe(channel))));
         }
-        let waits = on_demand && broker_state == BrokerState::Up && !room.confirmed;
+        let waits = state == BrokerState::Up && !room.confirmed;
         if waits {
             room.exceptional.get_or_insert_default().waiting.push(interest);
         }
-        self.broker.extend(command.map(BrokerCommand::Subscribe));
         if !waits {
             self.admit(index, interest, outlet);
         }
@@ -332,11 +317,12 @@ impl Relay {
 
     /// Sets the shard's interest and tells it where live begins. Everything placed from now on follows on its ring.
     fn admit(&mut self, index: u32, interest: Interest, outlet: &mut impl Outlet) {
-        let (base, run) = (self.epoch_base, self.run);
         let Some(room) = self.rooms.at_mut(index) else { return };
+        let (base, run) = (self.epoch_base, run_of(&self.servers, room.source));
         room.interest.push(interest);
         // What a break means for a stream, it says itself.
-        let source = room.source.filter(|_| room.feed.is_none()).map(|source| (source, run as u16));
+        let source = room.source.filter(|_| room.feed.is_none());
+        let source = source.map(|Fed { source, .. }| (source, run as u16));
         let joined =
             Down::Joined { slot: interest.slot, epoch: room.epoch(base, run), head: room.next, source };
         self.offer(interest.shard, joined, outlet);
@@ -431,9 +417,11 @@ impl Relay {
         if let Some(feed) = &room.feed {
             self.unfollow(feed, room.subscribed);
         } else if room.subscribed
+            && let Some(Fed { server, .. }) = room.source
             && let Some((_, channel)) = self.setup.routes.channel_of_room(&room.name)
         {
-            self.broker.push_back(BrokerCommand::Unsubscribe(channel.as_bytes().into()));
+            let command = BrokerCommand::Unsubscribe(channel.as_bytes().into());
+            self.broker.push_back((usize::from(server), command));
         }
     }
 
@@ -464,7 +452,8 @@ impl Relay {
         let channel = routes.channel_of_room(&name);
         let source = channel.as_ref().map(|(source, _)| *source);
         let feed = channel.filter(|(source, _)| routes.is_stream(*source));
-        let feed = feed.map(|(_, stream)| Box::new(Feed::new(stream.as_bytes())));
+        let feed =
+            feed.map(|(source, stream)| Box::new(Feed::new(routes.server_of(source), stream.as_bytes())));
         let room = LogRoom {
             next: FIRST_OFFSET,
             interest: SmallVec::new(),
@@ -475,7 +464,10 @@ impl Relay {
             listed_idle: false,
             class: self.setup.routes.class_of(&name),
             on_demand: source.is_some_and(|source| self.setup.routes.is_on_demand(source)),
-            source: source.map(|source| source as u8),
+            source: source.map(|source| Fed {
+                source: source as u8,
+                server: self.setup.routes.server_of(source) as u8,
+            }),
             subscribed: false,
             confirmed: false,
             has_lapsed: false,
@@ -549,7 +541,7 @@ impl Relay {
         };
         self.metrics().publications_received.add(via, 1);
         let generation = self.rooms.generation(index).unwrap_or_default();
-        let Self { rooms, setup, backlogs, run, epoch_base, .. } = self;
+        let Self { rooms, setup, backlogs, servers, epoch_base, .. } = self;
         let metrics = &setup.metrics.relay;
         let Some(room) = rooms.at_mut(index) else { return Outcome::Nobody };
         let offset = room.next;
@@ -560,9 +552,10 @@ impl Relay {
         if room.is_idle() && !room.subscribed && history_frames > 0 {
             room.idle_since = now.ticks();
         }
+        let run = run_of(servers, room.source);
         // A break of the broker is none in the numbers of a stream.
-        let record_run = if room.feed.is_some() { 0 } else { *run as u16 };
-        let (epoch, is_kept) = (room.epoch(*epoch_base, *run), room.is_kept(history_frames));
+        let record_run = if room.feed.is_some() { 0 } else { run as u16 };
+        let (epoch, is_kept) = (room.epoch(*epoch_base, run), room.is_kept(history_frames));
         metrics.publications_broadcast.add(u64::from(!room.interest.is_empty()));
         for at in 0..room.interest.len() {
             let Interest { shard, slot } = room.interest[at];
@@ -680,185 +673,9 @@ impl Relay {
         }
     }
 
-    // ---- the broker
-
     /// Commands on the rings to all shards, as its driver sees them.
     pub fn note_ring_depth(&mut self, commands: usize) {
         self.metrics().ring_depth.set(commands as u64);
-    }
-
-    /// Publications that Redis sent and that were skipped because they are too big, since the start.
-    pub fn note_skipped(&mut self, skipped: u64) {
-        self.metrics().refused.add(RefuseReason::TooBig, skipped - self.skipped);
-        self.skipped = skipped;
-    }
-
-    /// Attempts to reach Redis that failed, since the start.
-    pub fn note_attempts_failed(&self, failed: u64) {
-        self.metrics().broker_attempts_failed.set(failed);
-    }
-
-    /// What Redis is now; the local broker's state never changes.
-    pub fn broker_state(&self) -> BrokerState {
-        self.broker_state
-    }
-
-    /// The fixed subscriptions are confirmed and proved alive. After a break every room of a source begins a new run.
-    pub fn broker_up(&mut self, outlet: &mut impl Outlet) {
-        self.broker_state = BrokerState::Up;
-        self.metrics().broker_up.set(1);
-        if !self.was_up {
-            self.was_up = true;
-            return;
-        }
-        self.run += 1;
-        self.metrics().broker_reconnects.add(1);
-        let is_touched = |room: &LogRoom| room.source.is_some() && room.feed.is_none();
-        let touched =
-            self.rooms.iter().filter(|(_, room)| is_touched(room) && !room.interest.is_empty()).count();
-        self.metrics().gaps.add(GapReason::Broker, touched as u64);
-        for shard in 0..self.shards {
-            for source in 0..self.setup.routes.sources_len() {
-                if self.setup.routes.is_stream(source) {
-                    continue;
-                }
-                self.offer(shard, Down::SourceGap { source: source as u8, run: self.run }, outlet);
-            }
-        }
-    }
-
-    /// The subscription broke. Whoever waits for a confirmation is admitted: local routing goes on, and a gap follows
-    /// when the broker is back. Own publications that have not returned are delivered here, once.
-    pub fn broker_down(&mut self, outlet: &mut impl Outlet, _now: Micros) {
-        if self.broker_state == BrokerState::Up {
-            self.metrics().broker_breaks.add(1);
-        }
-        self.broker_state = BrokerState::Down;
-        self.metrics().broker_up.set(0);
-        for index in 0..self.rooms.span() {
-            if let Some(room) = self.rooms.at_mut(index) {
-                if room.feed.is_some() {
-                    continue;
-                }
-                // What had lapsed is part of this break.
-                (room.confirmed, room.has_lapsed) = (false, false);
-            }
-            self.admit_waiting(index, outlet);
-        }
-        self.forget_last_values();
-        self.deliver_unreturned(None, outlet);
-    }
-
-    /// Redis has confirmed an on-demand channel: every (UN)SUBSCRIBE of it is answered and the last was a SUBSCRIBE.
-    pub fn confirmed(&mut self, channel: &[u8], outlet: &mut impl Outlet) {
-        let setup = Arc::clone(&self.setup);
-        for (_, name) in setup.routes.rooms_of_channel(None, channel) {
-            let Some(index) = self.find(&name) else { continue };
-            let Some(room) = self.rooms.at_mut(index).filter(|room| room.subscribed) else { continue };
-            room.confirmed = true;
-            if std::mem::take(&mut room.has_lapsed) {
-                self.begin_epoch(index, outlet);
-            }
-            self.admit_waiting(index, outlet);
-        }
-    }
-
-    /// Redis ended the subscription of an on-demand channel unasked, or the node of the cluster that has it is away; it is
-    /// subscribed again, and confirmed anew. Meanwhile the room is as if the broker were down, the others are not.
-    pub fn lapsed(&mut self, channel: &[u8], outlet: &mut impl Outlet) {
-        let setup = Arc::clone(&self.setup);
-        for (_, name) in setup.routes.rooms_of_channel(None, channel) {
-            let Some(index) = self.find(&name) else { continue };
-            let Some(room) = self.rooms.at_mut(index).filter(|room| room.subscribed) else { continue };
-            (room.confirmed, room.has_lapsed) = (false, true);
-            self.metrics().gaps.add(GapReason::Broker, 1);
-            self.admit_waiting(index, outlet);
-        }
-        self.deliver_unreturned(Some(channel), outlet);
-    }
-
-    /// Publications of one room are missing: its numbers go on in a new epoch, which its members are told.
-    fn begin_epoch(&mut self, index: u32, outlet: &mut impl Outlet) {
-        let (base, run) = (self.epoch_base, self.run);
-        self.incarnations += 1;
-        let Some(room) = self.rooms.at_mut(index) else { return };
-        room.incarnation = self.incarnations;
-        let (epoch, last, interest) = (room.epoch(base, run), room.next - 1, room.interest.clone());
-        for Interest { shard, slot } in interest {
-            self.offer(shard, Down::RoomGap { slot, epoch, last }, outlet);
-        }
-    }
-
-    /// Redis does not permit an on-demand channel. Whoever waits is admitted: the room works on this node, and its gap
-    /// from the others is counted; the broker's log line names the ACL rule that is due.
-    pub fn channel_refused(&mut self, channel: &[u8], outlet: &mut impl Outlet) {
-        let setup = Arc::clone(&self.setup);
-        for (_, name) in setup.routes.rooms_of_channel(None, channel) {
-            let Some(index) = self.find(&name) else { continue };
-            let Some(room) = self.rooms.at_mut(index) else { continue };
-            room.subscribed = false;
-            self.metrics().gaps.add(GapReason::Broker, 1);
-            self.admit_waiting(index, outlet);
-        }
-    }
-
-    fn admit_waiting(&mut self, index: u32, outlet: &mut impl Outlet) {
-        let Some(room) = self.rooms.at_mut(index) else { return };
-        let waiting = room.exceptional.as_mut().map(|e| std::mem::take(&mut e.waiting)).unwrap_or_default();
-        room.tidy();
-        for interest in waiting {
-            self.admit(index, interest, outlet);
-        }
-    }
-
-    /// A message arrived on a channel; `pattern` is that of a pmessage.
-    pub fn message(
-        &mut self,
-        pattern: Option<&[u8]>,
-        channel: &[u8],
-        payload: &[u8],
-        outlet: &mut impl Outlet,
-        now: Micros,
-    ) {
-        let setup = Arc::clone(&self.setup);
-        let own = self.own.returned(channel, payload);
-        if own.as_ref().is_none_or(|(_, returned)| !returned.delivered) {
-            let except = own.as_ref().and_then(|(_, returned)| returned.except);
-            let mut rooms = 0;
-            for (source, room) in setup.routes.rooms_of_channel(pattern, channel) {
-                rooms += 1;
-                let deliver = setup.routes.deliver(source);
-                if *deliver == Deliver::Event {
-                    let event = envelope::event(payload, None);
-                    self.arrived(Arrival { source, room, payload, event, except }, outlet, now);
-                    continue;
-                }
-                let delivered = envelope::unwrap(deliver, plain_name(&room), payload);
-                let label = match &own {
-                    Some((_, returned)) => returned.label.clone(),
-                    None => None,
-                };
-                let particulars = Particulars { via: Via::Source(source), label, except };
-                self.place(&room, &delivered, particulars, outlet, now);
-            }
-            for (source, field) in setup.routes.payload_sources(pattern, channel) {
-                let event = envelope::event(payload, Some(field));
-                let name = event.as_ref().and_then(|event| event.room.as_deref());
-                let Some(room) = name.and_then(|name| setup.routes.room_of_payload(source, name)) else {
-                    continue;
-                };
-                rooms += 1;
-                let room = Cow::Owned(room);
-                self.arrived(Arrival { source, room, payload, event, except }, outlet, now);
-            }
-            if rooms == 0 {
-                self.metrics().refused.add(RefuseReason::BadRoom, 1);
-            }
-        }
-        if let Some((index, _)) = own {
-            self.answer_entry(index, outlet);
-            self.forget_settled();
-        }
     }
 
     // ---- the ledger
@@ -930,6 +747,10 @@ impl LogRoom {
     /// Whether its log holds what was read back out of a stream, for those who ask next.
     fn keeps_recalled(&self) -> bool {
         self.feed.as_ref().is_some_and(|feed| feed.keeps_recalled())
+    }
+
+    fn is_fed_by(&self, server: usize) -> bool {
+        self.source.is_some_and(|source| usize::from(source.server) == server)
     }
 
     /// Shards that are in the room or wait to be.

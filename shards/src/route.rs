@@ -37,6 +37,7 @@ pub struct Routes {
     rooms_max: usize,
     classes: Vec<RoomClass>,
     sources: Vec<CompiledSource>,
+    servers_len: usize,
     /// Those of them whose rooms the payload names.
     payload_sources: Vec<usize>,
 }
@@ -129,6 +130,8 @@ fn user_fault(bytes: usize) -> String {
 /// A source with its room as prefix and suffix of what the `*` or `{1}` stands for.
 #[derive(Debug, Clone)]
 struct CompiledSource {
+    /// Index of its Redis.
+    server: usize,
     subscribe: Subscribe,
     /// `prefix*suffix` for a pattern, as Redis repeats it in a pmessage.
     pattern: Option<String>,
@@ -166,7 +169,7 @@ impl Routes {
             routes.push(echo_route());
         }
         let sources: Vec<CompiledSource> =
-            config.sources.iter().map(|source| CompiledSource::new(source, &config.node_id)).collect();
+            config.sources.iter().map(|source| CompiledSource::new(source, config)).collect();
         let names_room = |source: &CompiledSource| matches!(source.room, SourceRoom::Payload { .. });
         let payload_sources = (0..sources.len()).filter(|index| names_room(&sources[*index])).collect();
         Self {
@@ -178,6 +181,7 @@ impl Routes {
             rooms_max: config.bounds.rooms_per_connection_max,
             classes: config.rooms.clone(),
             sources,
+            servers_len: config.broker.servers().len().max(1),
         }
     }
 
@@ -327,17 +331,19 @@ impl Routes {
         Ok(text)
     }
 
-    /// The sources that `channel` belongs to and whose rooms the payload names: each with its index and the member that
+    /// The sources of `server` that `channel` belongs to and whose rooms the payload names: each with its index and the member that
     /// does. `pattern` as in [`Routes::rooms_of_channel`].
     pub fn payload_sources<'a>(
         &'a self,
+        server: usize,
         pattern: Option<&'a [u8]>,
         channel: &'a [u8],
     ) -> impl Iterator<Item = (usize, &'a str)> {
         self.payload_sources.iter().filter_map(move |index| {
             let source = &self.sources[*index];
             let SourceRoom::Payload { field, .. } = &source.room else { return None };
-            source.is_fed_by(pattern, channel).then_some((*index, field.as_str()))
+            (source.server == server && source.is_fed_by(pattern, channel))
+                .then_some((*index, field.as_str()))
         })
     }
 
@@ -361,34 +367,42 @@ impl Routes {
         u8::try_from(index).unwrap_or(u8::MAX)
     }
 
-    /// Every room that a message from Redis feeds, by full name, each with the index of its source in
+    /// Every room that a message from `server` feeds, by full name, each with the index of its source in
     /// [`Config::sources`].
     ///
     /// `pattern` is that of a pmessage, `None` for a message. A channel gives no room where its part of the name isn't one:
     /// empty, too long, not UTF-8, or with control characters.
     pub fn rooms_of_channel<'a>(
         &'a self,
+        server: usize,
         pattern: Option<&'a [u8]>,
         channel: &'a [u8],
     ) -> impl Iterator<Item = (usize, Cow<'a, str>)> {
         let room = move |source: &'a CompiledSource| source.room_of(pattern, channel);
-        self.sources.iter().enumerate().filter_map(move |(index, source)| Some((index, room(source)?)))
+        let of_server = self.sources.iter().enumerate().filter(move |(_, source)| source.server == server);
+        of_server.filter_map(move |(index, source)| Some((index, room(source)?)))
     }
 
     /// The first of [`Routes::rooms_of_channel`].
     pub fn room_of_channel<'a>(
         &'a self,
+        server: usize,
         pattern: Option<&'a [u8]>,
         channel: &'a [u8],
     ) -> Option<(usize, Cow<'a, str>)> {
-        self.rooms_of_channel(pattern, channel).next()
+        self.rooms_of_channel(server, pattern, channel).next()
     }
 
-    /// Every room that an entry of the stream `key` feeds, by full name, each with the index of its source in
+    /// Every room that an entry of the stream `key` of `server` feeds, by full name, each with the index of its source in
     /// [`Config::sources`]. Streams and channels may have one name, and never feed each other's rooms.
-    pub fn rooms_of_stream<'a>(&'a self, key: &'a [u8]) -> impl Iterator<Item = (usize, Cow<'a, str>)> {
+    pub fn rooms_of_stream<'a>(
+        &'a self,
+        server: usize,
+        key: &'a [u8],
+    ) -> impl Iterator<Item = (usize, Cow<'a, str>)> {
         let room = move |source: &'a CompiledSource| source.room_of_stream(key);
-        self.sources.iter().enumerate().filter_map(move |(index, source)| Some((index, room(source)?)))
+        let of_server = self.sources.iter().enumerate().filter(move |(_, source)| source.server == server);
+        of_server.filter_map(move |(index, source)| Some((index, room(source)?)))
     }
 
     /// Whether the rooms of source `source_index` are fed by streams; [`channel_of_room`](Self::channel_of_room) is then
@@ -423,9 +437,20 @@ impl Routes {
         self.routes.get(route_index).is_some_and(|route| route.user.as_ref() == Some(&route.room))
     }
 
-    /// Sources of the configuration.
-    pub fn sources_len(&self) -> usize {
-        self.sources.len()
+    /// Servers that publications travel through; the local broker counts as one.
+    pub fn servers_len(&self) -> usize {
+        self.servers_len
+    }
+
+    /// Index of the server of source `source_index`.
+    pub fn server_of(&self, source_index: usize) -> usize {
+        self.sources[source_index].server
+    }
+
+    /// Indices of the sources of `server`.
+    pub fn sources_of(&self, server: usize) -> impl Iterator<Item = usize> {
+        let of_server = self.sources.iter().enumerate().filter(move |(_, source)| source.server == server);
+        of_server.map(|(index, _)| index)
     }
 
     /// Whether the channels of source `source_index` are subscribed for their rooms' first members.
@@ -460,7 +485,7 @@ impl Routes {
 }
 
 impl CompiledSource {
-    fn new(source: &Source, node_id: &str) -> Self {
+    fn new(source: &Source, config: &Config) -> Self {
         let mut texts = Vec::new();
         let mut text = full_name(&source.space, "");
         let mut field = None;
@@ -468,7 +493,7 @@ impl CompiledSource {
             match part {
                 TemplatePart::Wildcard => texts.push(std::mem::take(&mut text)),
                 TemplatePart::Literal(literal) => text.push_str(literal),
-                TemplatePart::NodeId => text.push_str(node_id),
+                TemplatePart::NodeId => text.push_str(&config.node_id),
                 TemplatePart::Json(name) => {
                     field = Some(name.clone());
                     texts.push(std::mem::take(&mut text));
@@ -491,6 +516,7 @@ impl CompiledSource {
         let pattern = matches!(source.subscribe, Subscribe::Pattern { .. });
         let pattern = pattern.then(|| source.subscribe.to_string()["psubscribe ".len()..].to_owned());
         Self {
+            server: config.server_of(source),
             subscribe: source.subscribe.clone(),
             pattern,
             room,
@@ -881,7 +907,7 @@ separator = ","
     }
 
     fn fed(routes: &Routes, pattern: Option<&str>, channel: &[u8]) -> Vec<(usize, String)> {
-        let rooms = routes.rooms_of_channel(pattern.map(str::as_bytes), channel);
+        let rooms = routes.rooms_of_channel(0, pattern.map(str::as_bytes), channel);
         rooms.map(|(index, room)| (index, room.into_owned())).collect()
     }
 
@@ -951,12 +977,12 @@ separator = ","
             ..Source::default()
         });
         let routes = Routes::new(&config);
-        let of_channel: Vec<_> = routes.rooms_of_channel(None, b"orders:7").collect();
-        let of_stream: Vec<_> = routes.rooms_of_stream(b"orders:7").collect();
+        let of_channel: Vec<_> = routes.rooms_of_channel(0, None, b"orders:7").collect();
+        let of_stream: Vec<_> = routes.rooms_of_stream(0, b"orders:7").collect();
         assert_eq!(of_channel, [(0, Cow::Borrowed("channel:7"))]);
         assert_eq!(of_stream, [(1, Cow::Borrowed("stream:7"))]);
-        assert_eq!(routes.rooms_of_stream(b"others:7").count(), 0);
-        assert_eq!(routes.rooms_of_stream(b"orders:").count(), 0, "no name");
+        assert_eq!(routes.rooms_of_stream(0, b"others:7").count(), 0);
+        assert_eq!(routes.rooms_of_stream(0, b"orders:").count(), 0, "no name");
         assert_eq!(routes.channel_of_room("stream:7"), Some((1, Cow::Borrowed("orders:7"))));
         assert!(routes.is_stream(1) && !routes.is_stream(0) && !routes.is_on_demand(1));
     }
@@ -972,7 +998,7 @@ separator = ","
     #[test]
     fn the_room_of_a_plain_channel_is_borrowed() {
         let routes = routes("event-fanout", "");
-        let (_, room) = routes.room_of_channel(Some(b"room:*"), b"room:lobby").unwrap();
+        let (_, room) = routes.room_of_channel(0, Some(b"room:*"), b"room:lobby").unwrap();
         assert!(matches!(room, Cow::Borrowed("lobby")), "no allocation per publication");
         assert_eq!(routes.deliver(0), &Deliver::Field("data".to_owned()));
     }
@@ -1001,7 +1027,7 @@ separator = ","
                 prop_assert!(!resolved.rooms.concat().contains(SPACE_END));
             }
             let channel = format!("room:{text}");
-            for (_, room) in routes.rooms_of_channel(Some(b"room:*"), channel.as_bytes()) {
+            for (_, room) in routes.rooms_of_channel(0, Some(b"room:*"), channel.as_bytes()) {
                 prop_assert!(!room.contains(SPACE_END));
             }
         }

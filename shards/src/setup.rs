@@ -7,9 +7,9 @@ use domains::Registry;
 
 use crate::auth::Gate;
 use crate::close::CloseReason;
-use crate::config::{Config, Health, Origins};
+use crate::config::{BrokerChoice, Config, Health, Origins};
 use crate::limits::{Bounds, EngineBounds};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, SourceName};
 use crate::notice::Noticed;
 use crate::route::Routes;
 
@@ -47,8 +47,13 @@ impl Setup {
     /// Compiles `config`; `gate` and `metrics` come from outside because one reads a file and the other is shared. Domains,
     /// which may come from files too, are put in afterwards.
     pub fn new(config: &Config, gate: Gate, metrics: Arc<Metrics>) -> Self {
-        let sources = config.sources.iter().map(|source| source.subscribe.to_string());
+        let servers = config.broker.servers();
+        let sources = config.sources.iter().map(|source| SourceName {
+            source: source.subscribe.to_string(),
+            server: servers.get(config.server_of(source)).map_or(String::new(), |server| server.name.clone()),
+        });
         metrics.relay.publications_received.name_sources(sources);
+        metrics.relay.name_servers(&server_names(config));
         Self {
             routes: Routes::new(config),
             gate,
@@ -90,13 +95,37 @@ impl Setup {
         if self.has_successor.load(Relaxed) { CloseReason::ServiceRestart } else { CloseReason::GoingAway }
     }
 
-    /// Whether the broker has answered, or an attempt to reach it has failed.
+    /// Whether each server of the broker has answered, or an attempt to reach it has failed.
     pub fn broker_is_known(&self) -> bool {
-        self.broker_is_up() || self.metrics.relay.broker_attempts_failed.value() > 0
+        let relay = &self.metrics.relay;
+        let known = relay.broker_up.by_name().zip(relay.broker_attempts_failed.by_name());
+        known.into_iter().all(|((_, up), (_, failed))| up == 1 || failed > 0)
     }
 
-    /// Whether the broker answers; always so for the local one.
+    /// Whether the broker answers, each of its servers; always so for the local one.
     pub fn broker_is_up(&self) -> bool {
-        self.metrics.relay.broker_up.value() == 1
+        self.servers_away().next().is_none()
+    }
+
+    /// What `/readyz` says of a broker that doesn't answer.
+    pub fn broker_fault(&self) -> String {
+        match self.routes.servers_len() {
+            1 => "the broker is away\n".to_owned(),
+            _ => format!("away: {}\n", self.servers_away().collect::<Vec<_>>().join(", ")),
+        }
+    }
+
+    /// Names of the broker's servers that don't answer.
+    pub fn servers_away(&self) -> impl Iterator<Item = &str> {
+        let servers = self.metrics.relay.broker_up.by_name();
+        servers.filter(|(_, up)| *up == 0).map(|(name, _)| name)
+    }
+}
+
+/// What metrics call the servers of the broker.
+fn server_names(config: &Config) -> Vec<String> {
+    match &config.broker {
+        BrokerChoice::Local => vec!["local".to_owned()],
+        BrokerChoice::Redis(servers) => servers.iter().map(|server| server.name.clone()).collect(),
     }
 }

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::command::Ledger;
-use crate::metrics::{By, Label, SecondsBy};
+use crate::metrics::{By, Label, RelayMetrics, SecondsBy};
 use crate::setup::Setup;
 
 /// One object: what runs, connections, deliveries with their ledger, the broker, and the shards one by one.
@@ -61,8 +61,9 @@ pub fn page(setup: &Setup, ledger: &Ledger) -> String {
         },
         "broker": {
             "up": setup.broker_is_up(),
-            "breaks": relay.broker_breaks.value(),
-            "reconnects": relay.broker_reconnects.value(),
+            "breaks": relay.broker_breaks.total(),
+            "reconnects": relay.broker_reconnects.total(),
+            "servers": servers(relay),
         },
         "relay": { "busy_seconds": seconds(&relay.busy) },
         "window_bytes": metrics.sum(|s| s.window_bytes.value()),
@@ -70,6 +71,23 @@ pub fn page(setup: &Setup, ledger: &Ledger) -> String {
         "shards": shards,
     });
     format!("{page}\n")
+}
+
+/// Each server of the broker, by its name.
+fn servers(relay: &RelayMetrics) -> Value {
+    let names = relay.broker_up.by_name().enumerate();
+    let server = |(server, (name, up)): (usize, (&str, u64))| {
+        let told = json!({
+            "up": up == 1,
+            "breaks": relay.broker_breaks.of(server).value(),
+            "reconnects": relay.broker_reconnects.of(server).value(),
+            "attempts_failed": relay.broker_attempts_failed.of(server).value(),
+            "received": relay.publications_received.of_server(name),
+            "published": relay.publishes_sent.of(server).value(),
+        });
+        (name.to_owned(), told)
+    };
+    Value::Object(names.map(server).collect())
 }
 
 fn by<L: Label>(numbers: &By<L>) -> Value {

@@ -154,7 +154,7 @@ pub fn redis_target(flag: Option<&str>, tls: &TlsArgs) -> Result<(RedisTarget, V
             shards::config::load(&inputs).map_err(|errors| Failure { code, sentence: errors.to_string() })?;
         let warnings = loaded.warnings.iter().map(ToString::to_string).collect();
         match loaded.config.broker {
-            BrokerChoice::Redis(target) => return Ok((target, warnings)),
+            BrokerChoice::Redis(mut servers) => return Ok((servers.swap_remove(0).target, warnings)),
             // Nobody named one; REDIS_PASSWORD may be set all the same.
             BrokerChoice::Local => {
                 let named = environment.insert("REDIS_ADDR".to_owned(), "localhost:6379".to_owned());

@@ -39,15 +39,29 @@ pub fn judge(config: &Config) -> Vec<Finding> {
                 "the broker is the local one: one process, and nobody publishes from outside but HTTP",
             )]
         }
-        BrokerChoice::Redis(target) => {
-            let (target, sentinels) = sentinels::judge(target);
-            let findings = match Asked::of(&target, config) {
-                Ok(asked) => judge_asked(&asked, &target, config),
-                Err(failure) => vec![judge_failure(&failure, &target)],
-            };
-            sentinels.into_iter().chain(cluster::judge(&target)).chain(findings).collect()
+        BrokerChoice::Redis(servers) => {
+            let mut findings = Vec::new();
+            for (index, server) in servers.iter().enumerate() {
+                let of_one = judge_server(&config.of_server(index));
+                findings.extend(of_one.into_iter().map(|finding| match servers.len() {
+                    1 => finding,
+                    _ => Finding { found: format!("{}: {}", server.name, finding.found), ..finding },
+                }));
+            }
+            findings
         }
     }
+}
+
+/// The one server of `config`.
+fn judge_server(config: &Config) -> Vec<Finding> {
+    let [server] = config.broker.servers() else { return Vec::new() };
+    let (target, sentinels) = sentinels::judge(&server.target);
+    let findings = match Asked::of(&target, config) {
+        Ok(asked) => judge_asked(&asked, &target, config),
+        Err(failure) => vec![judge_failure(&failure, &target)],
+    };
+    sentinels.into_iter().chain(cluster::judge(&target)).chain(findings).collect()
 }
 
 fn judge_failure(failure: &Failure, target: &RedisTarget) -> Finding {

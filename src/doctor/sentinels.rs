@@ -17,12 +17,12 @@ pub fn judge(target: &RedisTarget) -> (RedisTarget, Option<Finding>) {
     let mut words = Vec::new();
     for server in &sentinels.servers {
         let alone = Sentinels { servers: vec![server.clone()], ..Sentinels::clone(sentinels) };
-        let found = located(&RedisAddress::Sentinel(Box::new(alone)));
+        let found = located(&target.at(RedisAddress::Sentinel(Box::new(alone))));
         let word = found.as_ref().map(place).map_err(|failure| failure.sentence.clone());
         words.push((server.to_string(), word));
         address = address.or(found.ok());
     }
-    let located = RedisTarget { address: address.unwrap_or(target.address.clone()), ..target.clone() };
+    let located = target.at(address.unwrap_or_else(|| target.address.clone()));
     (located, Some(judge_words(&sentinels.primary, &words)))
 }
 

@@ -1,10 +1,14 @@
 //! A Redis Cluster of one test's own, on 127.0.0.1 and free ports: primaries with equal shares of the slots, replicas if wanted.
 
+use std::net::SocketAddr;
+
 use redis_protocol::redis_keyslot;
 use redis_protocol::resp2::types::OwnedFrame;
 
+use super::authority::{Authority, Identity};
 use super::deadline::{LONG, eventually, eventually_ok};
 use super::redis::{Redis, text};
+use super::tls_redis;
 use super::tool::free_port;
 
 const SLOTS: usize = 16384;
@@ -13,22 +17,36 @@ pub struct Cluster {
     /// The primaries first, then the replica of each, in the same order.
     pub nodes: Vec<Redis>,
     primaries: usize,
+    tls: Option<Authority>,
 }
 
 impl Cluster {
     /// Returns when every node says that the cluster is well, and each replica is in step.
     #[track_caller]
     pub fn start(primaries: usize, has_replicas: bool) -> Self {
+        Self::start_of(primaries, has_replicas, None)
+    }
+
+    /// With TLS, also among themselves; their certificates are for 127.0.0.1.
+    #[track_caller]
+    pub fn start_tls(primaries: usize, has_replicas: bool) -> Self {
+        let authority = Authority::new("an authority");
+        let identity = authority.issue("redis", &["127.0.0.1"]);
+        Self::start_of(primaries, has_replicas, Some((authority, identity)))
+    }
+
+    #[track_caller]
+    fn start_of(primaries: usize, has_replicas: bool, tls: Option<(Authority, Identity)>) -> Self {
         let count = if has_replicas { 2 * primaries } else { primaries };
-        let (nodes, buses): (Vec<Redis>, Vec<u16>) = (0..count).map(|_| node()).unzip();
-        let cluster = Self { nodes, primaries };
+        let (nodes, buses): (Vec<Redis>, Vec<u16>) = (0..count).map(|_| node(tls.as_ref())).unzip();
+        let cluster = Self { nodes, primaries, tls: tls.map(|(authority, _)| authority) };
         for (index, node) in cluster.nodes.iter().enumerate() {
             node.cli(&["CLUSTER", "SET-CONFIG-EPOCH", &(index + 1).to_string()]);
             if index < primaries {
                 let (first, last) = cluster.share(index);
                 node.cli(&["CLUSTER", "ADDSLOTSRANGE", &first.to_string(), &last.to_string()]);
             }
-            let port = cluster.nodes[0].address().port().to_string();
+            let port = cluster.address(0).port().to_string();
             if index > 0 {
                 node.cli(&["CLUSTER", "MEET", "127.0.0.1", &port, &buses[0].to_string()]);
             }
@@ -51,7 +69,21 @@ impl Cluster {
 
     /// What the server is given as `--redis`: two of the nodes.
     pub fn url(&self) -> String {
-        format!("redis+cluster://{},{}", self.nodes[0].address(), self.nodes[1].address())
+        let scheme = if self.tls.is_some() { "rediss" } else { "redis" };
+        format!("{scheme}+cluster://{},{}", self.address(0), self.address(1))
+    }
+
+    /// Who signed its nodes' certificates.
+    pub fn authority(&self) -> &Authority {
+        self.tls.as_ref().expect("it has TLS")
+    }
+
+    /// Where the server reaches a node.
+    fn address(&self, node: usize) -> SocketAddr {
+        match &self.tls {
+            Some(_) => self.nodes[node].second_address(),
+            None => self.nodes[node].address(),
+        }
     }
 
     /// First and last slot of a primary, as the cluster was made.
@@ -137,9 +169,17 @@ impl Cluster {
 
 /// A node that has met nobody, and the port of its bus.
 #[track_caller]
-fn node() -> (Redis, u16) {
+fn node(tls: Option<&(Authority, Identity)>) -> (Redis, u16) {
     let bus = free_port();
     let port = bus.to_string();
     let args = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-port", &port];
-    (Redis::start_with(&[&args[..], &["--repl-diskless-sync-delay", "0"]].concat()), bus)
+    let args = [&args[..], &["--repl-diskless-sync-delay", "0"]].concat();
+    let redis = match tls {
+        Some((authority, identity)) => {
+            let sealed = ["--tls-cluster", "yes", "--tls-replication", "yes"];
+            tls_redis::start_node(authority, identity, &[&args[..], &sealed].concat())
+        }
+        None => Redis::start_with(&args),
+    };
+    (redis, bus)
 }

@@ -33,24 +33,7 @@ impl TlsRedis {
     /// When the redis-server at hand has no TLS, with what to install.
     #[track_caller]
     pub fn start_as(authority: Authority, identity: &Identity, args: &[&str]) -> Self {
-        let program = ["CORECAST_TEST_TLS_REDIS_SERVER", "CORECAST_TEST_REDIS_SERVER"];
-        let program = program.iter().find_map(|name| std::env::var(name).ok());
-        let program = program.unwrap_or_else(|| "redis-server".to_owned());
-        assert_has_tls(&program);
-        let ca_file = authority.ca_file();
-        let tls = [
-            "--tls-port",
-            FREE_PORT,
-            "--tls-cert-file",
-            &identity.cert,
-            "--tls-key-file",
-            &identity.key,
-            "--tls-ca-cert-file",
-            &ca_file,
-        ];
-        // The last of two that say the same holds.
-        let optional = ["--tls-auth-clients", "no"];
-        let redis = Redis::start_program(&program, &[&tls[..], &optional, args].concat());
+        let redis = start_node(&authority, identity, args);
         Self { redis, authority }
     }
 
@@ -73,6 +56,37 @@ impl TlsRedis {
         let server = Server::builder().preset("event-fanout").redis_url(url).driver(driver).shards(1);
         server.arg("--redis-ca-file").arg(&self.authority.ca_file())
     }
+}
+
+/// A redis-server with this certificate, which may be one of several; it asks nobody for one.
+///
+/// # Panics
+/// When the redis-server at hand has no TLS, with what to install.
+#[track_caller]
+pub fn start_node(authority: &Authority, identity: &Identity, args: &[&str]) -> Redis {
+    let program = program();
+    assert_has_tls(&program);
+    let ca_file = authority.ca_file();
+    let tls = [
+        "--tls-port",
+        FREE_PORT,
+        "--tls-cert-file",
+        &identity.cert,
+        "--tls-key-file",
+        &identity.key,
+        "--tls-ca-cert-file",
+        &ca_file,
+    ];
+    // The last of two that say the same holds.
+    let optional = ["--tls-auth-clients", "no"];
+    Redis::start_program(&program, &[&tls[..], &optional, args].concat())
+}
+
+/// The redis-server that has TLS.
+pub fn program() -> String {
+    let program = ["CORECAST_TEST_TLS_REDIS_SERVER", "CORECAST_TEST_REDIS_SERVER"];
+    let program = program.iter().find_map(|name| std::env::var(name).ok());
+    program.unwrap_or_else(|| "redis-server".to_owned())
 }
 
 impl Deref for TlsRedis {

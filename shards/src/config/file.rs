@@ -24,6 +24,10 @@ use crate::limits::{
 };
 use crate::route::is_name;
 
+mod server;
+
+use server::server_name;
+
 const ROUTE_KEYS: &[&str] = &[
     "path",
     "when_query",
@@ -43,7 +47,7 @@ const ROUTE_KEYS: &[&str] = &[
 ];
 const ROOM_KEYS: &[&str] = &["name", "space", "history", "slow"];
 const SOURCE_KEYS: &[&str] =
-    &["redis", "variable", "room", "space", "deliver", "own", "last_value", "maxlen", "maxage"];
+    &["redis", "server", "variable", "room", "space", "deliver", "own", "last_value", "maxlen", "maxage"];
 const LAST_VALUE_KEYS: &[&str] = &["prefix", "ttl", "timeout"];
 const PUBLISHES: &[(&str, Publish)] = &[
     ("none", Publish::None),
@@ -94,7 +98,7 @@ impl Reader<'_> {
             match (name, value.get_ref()) {
                 ("preset", _) => self.preset(value),
                 ("bounds", DeValue::Table(table)) => self.settings(table, Table::Bounds),
-                ("route" | "room" | "source", DeValue::Array(tables))
+                ("route" | "room" | "source" | "redis", DeValue::Array(tables))
                     if tables.iter().all(|table| table.get_ref().is_table()) =>
                 {
                     for table in tables {
@@ -108,6 +112,10 @@ impl Reader<'_> {
                         name,
                         &input(value).wrong(format!("tables, each under its own [[{name}]]")),
                     );
+                }
+                ("redis", DeValue::Table(_) | DeValue::Array(_)) => {
+                    let due = "one URL, redis = \"redis://localhost:6379\", or several servers, each under its own [[redis]]";
+                    self.fail(value, name, &input(value).wrong(due));
                 }
                 _ => self.setting(Table::Top, key, value),
             }
@@ -166,6 +174,10 @@ impl Reader<'_> {
             "room" => {
                 let class = self.room(&mut Fields::new(table, value, "room"));
                 self.layer.rooms.extend(class.map(|class| (class, origin)));
+            }
+            "redis" => {
+                let server = self.server(&mut Fields::new(table, value, "redis"));
+                self.layer.servers.extend(server.map(|server| (server, origin)));
             }
             _ => {
                 let source = self.source(&mut Fields::new(table, value, "source"));
@@ -329,6 +341,7 @@ impl Reader<'_> {
         });
         let asks_payload = room.as_ref().is_some_and(Template::asks_payload);
         let space = self.optional(fields, "space", space);
+        let server = self.optional(fields, "server", server_name);
         let variable = self.optional(fields, "variable", |input| {
             let due = "the name of a variable that may name the channel instead";
             match &subscribe {
@@ -374,6 +387,7 @@ impl Reader<'_> {
             variable,
             room: room?,
             space: space.unwrap_or_default(),
+            server,
             deliver,
             own: own.unwrap_or(Own::Echo),
             last_value,

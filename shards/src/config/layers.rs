@@ -8,9 +8,12 @@ use super::file::parse_layer;
 use super::input::Input;
 use super::nearest::hint;
 use super::preset::{PRESETS, Preset, preset_layers};
+use super::servers::choose_servers;
 use super::settings::{BrokerKind, Combine, Draft, SETTINGS, Setting};
 use super::validate::validate;
-use super::{BrokerChoice, Config, RedisAddress, RedisTarget, RedisTls, RoomClass, Route, Source, Subscribe};
+use super::{
+    BrokerChoice, Config, RedisAddress, RedisServer, RedisTarget, RoomClass, Route, Source, Subscribe,
+};
 
 /// All that decides a configuration, as text.
 #[derive(Debug, Default)]
@@ -53,6 +56,11 @@ impl Loaded {
         self.provenance.settings.contains_key(setting)
     }
 
+    /// Whether tables `[[redis]]` name the servers.
+    pub fn names_servers(&self) -> bool {
+        !self.provenance.servers.is_empty()
+    }
+
     /// A value that only the machine or another library could judge was refused: as a fault of where it came from.
     pub fn refused(&self, setting: &str, message: impl Into<String>) -> ConfigErrors {
         let origin = self.provenance.settings.get(setting).cloned().unwrap_or_default();
@@ -75,6 +83,8 @@ pub struct Provenance {
     pub(super) rooms: Vec<Origin>,
     /// Parallel to [`Config::sources`].
     pub(super) sources: Vec<Origin>,
+    /// Name and place of each table `[[redis]]`.
+    pub(super) servers: Vec<(String, Origin)>,
     /// The password to Redis is `REDIS_PASSWORD`'s.
     pub(super) password_from_variable: bool,
 }
@@ -127,6 +137,7 @@ pub(super) struct Layer {
     pub routes: Vec<(Route, Origin)>,
     pub rooms: Vec<(RoomClass, Origin)>,
     pub sources: Vec<(Source, Origin)>,
+    pub servers: Vec<(RedisServer, Origin)>,
 }
 
 /// Merges `inputs`: flags over environment over file over presets over corecast's own defaults.
@@ -168,12 +179,26 @@ pub(super) fn load_with(presets: &[Preset], inputs: &Inputs<'_>) -> Result<Loade
             provenance.settings.insert(setting.name, origin.clone());
         }
     }
-    choose_broker(&mut draft, environment.redis_password, &mut provenance, &mut errors, &mut warnings);
+    let mut file = file;
+    match std::mem::take(&mut file.servers) {
+        tables if tables.is_empty() => {
+            choose_broker(
+                &mut draft,
+                environment.redis_password,
+                &mut provenance,
+                &mut errors,
+                &mut warnings,
+            );
+        }
+        tables => {
+            let variables = &inputs.environment;
+            choose_servers(tables, variables, &mut draft, &mut provenance, &mut errors, &mut warnings);
+        }
+    }
     let mut config = draft.config;
     config.listen_presets = listen_presets(&config, &preset_layers, &presets);
     check_listeners(&config, &presets, &provenance, &mut errors);
     config.presets = presets;
-    let mut file = file;
     let mut preset_layers = preset_layers;
     for layer in preset_layers.iter_mut().chain([&mut file]) {
         name_channels(layer, &inputs.environment, &mut errors);
@@ -287,7 +312,11 @@ fn choose_broker(
         database: 0,
         tls: None,
     });
-    choose_tls(&draft.redis_tls, &mut target, provenance, errors);
+    if let Err((key, message)) = draft.redis_tls.put_into(&mut target, "--redis-") {
+        let key = format!("redis_{key}");
+        let origin = provenance.settings.get(key.as_str()).cloned().unwrap_or_default();
+        errors.push(origin.error(&key, message));
+    }
     if let Some(password) = password_variable {
         let variable_level = Origin::Variable(String::new()).level();
         match &target.password {
@@ -305,55 +334,11 @@ fn choose_broker(
             }
         }
     }
-    draft.config.broker = BrokerChoice::Redis(target);
+    draft.config.broker = BrokerChoice::redis(target);
     // Which setting made it Redis is what `config show` should name.
     if draft.broker != Some(BrokerKind::Redis) {
         provenance.settings.insert("broker", target_origin);
     }
-}
-
-/// Gives a `rediss://` target its files. Files for one without TLS are an error: whoever named them believes that what
-/// travels to Redis is sealed.
-fn choose_tls(
-    tls: &RedisTls,
-    target: &mut RedisTarget,
-    provenance: &Provenance,
-    errors: &mut Vec<ConfigError>,
-) {
-    let RedisTls { ca_file, cert_file, key_file, server_name } = tls;
-    let said = [
-        ("redis_ca_file", ca_file.is_some()),
-        ("redis_cert_file", cert_file.is_some()),
-        ("redis_key_file", key_file.is_some()),
-        ("redis_server_name", server_name.is_some()),
-    ];
-    let mut fail = |key: &'static str, message: String| {
-        let origin = provenance.settings.get(key).cloned().unwrap_or_default();
-        errors.push(origin.error(key, message));
-    };
-    let Some(wanted) = &mut target.tls else {
-        if let Some((key, _)) = said.into_iter().find(|(_, is_said)| *is_said) {
-            let cure = match target.address {
-                RedisAddress::Sentinel(_) | RedisAddress::Cluster(_) => {
-                    "and TLS is for one server, rediss://HOST:PORT: leave it out"
-                }
-                _ => "due rediss://: correct the URL, or leave it out",
-            };
-            let message = format!("found it beside {target}, which has no TLS, {cure}");
-            fail(key, message);
-        }
-        return;
-    };
-    match (cert_file, key_file) {
-        (Some(_), None) => {
-            fail("redis_cert_file", "found no key to it: name that with --redis-key-file".to_owned())
-        }
-        (None, Some(_)) => {
-            fail("redis_key_file", "found no certificate to it: name that with --redis-cert-file".to_owned());
-        }
-        _ => {}
-    }
-    wanted.clone_from(tls);
 }
 
 /// An address can only be the own one of a preset that is there.

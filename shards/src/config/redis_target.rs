@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::redis_servers::{from_cluster_url, from_sentinel_url, show_sentinels, show_servers};
-use super::{RedisAddress, RedisTarget, RedisTls};
+use super::{RedisAddress, RedisTarget, RedisTls, Sentinels, Server};
 use crate::limits::REDIS_SERVERS_MAX;
 
 /// Redis' own port.
@@ -18,16 +18,10 @@ pub(super) const PASSWORD_SHOWN: &str = "***";
 pub enum RedisTargetError {
     /// Another scheme.
     #[error(
-        "found the scheme {0:?}, due redis://, rediss:// (TLS), unix://, redis+unix://, redis+sentinel:// or redis+cluster://, \
+        "found the scheme {0:?}, due redis://, redis+sentinel://, redis+cluster://, the same with rediss for TLS, unix://, redis+unix://, \
          or HOST:PORT without a scheme"
     )]
     Scheme(String),
-    /// TLS to sentinels or to a cluster.
-    #[error(
-        "found the scheme {0:?}, but TLS is for one server, rediss://HOST:PORT: sentinels, what they watch, and a cluster's nodes \
-         are reached without it"
-    )]
-    TlsOfSeveral(String),
     /// Nothing at all.
     #[error("found nothing, due HOST:PORT or a URL, for example redis://localhost:6379")]
     Empty,
@@ -61,8 +55,17 @@ pub enum RedisTargetError {
     )]
     PrimaryName(String),
     /// A query parameter of a Sentinel URL.
-    #[error("found the parameter {0:?}, due db, sentinel_username or sentinel_password")]
+    #[error("found the parameter {0:?}, due db, sentinel_username, sentinel_password or sentinel_tls")]
     SentinelParameter(String),
+    /// Neither of the two words.
+    #[error("found sentinel_tls={0}, due yes or no")]
+    SentinelTls(String),
+    /// TLS to sentinels alone.
+    #[error(
+        "found sentinel_tls beside redis+sentinel://, due rediss+sentinel://, which is TLS to the Redis, and without \
+         sentinel_tls=no to its sentinels too"
+    )]
+    SentinelTlsAlone,
     /// Two commas in a row, or none where a server is due.
     #[error("found an empty place in the list of servers, due HOST:PORT between commas")]
     Server,
@@ -91,13 +94,12 @@ impl FromStr for RedisTarget {
         let scheme = |scheme: &str| scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'+');
         match text.split_once("://").filter(|(before, _)| scheme(before)) {
             Some(("redis", rest)) => from_url(rest),
-            Some(("rediss", rest)) => Ok(RedisTarget { tls: Some(RedisTls::default()), ..from_url(rest)? }),
+            Some(("rediss", rest)) => from_url(rest).map(sealed),
             Some(("unix" | "redis+unix", rest)) => from_unix_url(rest),
-            Some(("redis+sentinel", rest)) => from_sentinel_url(rest),
+            Some(("redis+sentinel", rest)) => from_sentinel_url(rest, false),
+            Some(("rediss+sentinel", rest)) => from_sentinel_url(rest, true).map(sealed),
             Some(("redis+cluster", rest)) => from_cluster_url(rest),
-            Some((scheme @ ("rediss+sentinel" | "rediss+cluster"), _)) => {
-                Err(RedisTargetError::TlsOfSeveral(scheme.to_owned()))
-            }
+            Some(("rediss+cluster", rest)) => from_cluster_url(rest).map(sealed),
             Some((scheme, _)) => Err(RedisTargetError::Scheme(scheme.to_owned())),
             None => {
                 let (host, port) = host_and_port(text, PORT_DEFAULT)?;
@@ -114,8 +116,10 @@ impl fmt::Display for RedisTarget {
             (RedisAddress::Tcp { .. }, None) => "redis://",
             (RedisAddress::Tcp { .. }, Some(_)) => "rediss://",
             (RedisAddress::Unix(_), _) => "unix://",
-            (RedisAddress::Sentinel(_), _) => "redis+sentinel://",
-            (RedisAddress::Cluster(_), _) => "redis+cluster://",
+            (RedisAddress::Sentinel(_), None) => "redis+sentinel://",
+            (RedisAddress::Sentinel(_), Some(_)) => "rediss+sentinel://",
+            (RedisAddress::Cluster(_), None) => "redis+cluster://",
+            (RedisAddress::Cluster(_), Some(_)) => "rediss+cluster://",
         })?;
         if self.username.is_some() || self.password.is_some() {
             encode(f, self.username.as_deref().unwrap_or_default())?;
@@ -128,7 +132,7 @@ impl fmt::Display for RedisTarget {
             RedisAddress::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}")?,
             RedisAddress::Tcp { host, port } => write!(f, "{host}:{port}")?,
             RedisAddress::Unix(path) => write!(f, "{}", path.display())?,
-            RedisAddress::Sentinel(sentinels) => return show_sentinels(f, sentinels, self.database),
+            RedisAddress::Sentinel(sentinels) => return show_sentinels(f, sentinels, self),
             RedisAddress::Cluster(nodes) => return show_servers(f, nodes),
         }
         match (&self.address, self.database) {
@@ -177,6 +181,10 @@ pub(super) fn bare(address: RedisAddress) -> RedisTarget {
     RedisTarget { address, username: None, password: None, database: 0, tls: None }
 }
 
+fn sealed(target: RedisTarget) -> RedisTarget {
+    RedisTarget { tls: Some(RedisTls::default()), ..target }
+}
+
 impl From<RedisAddress> for RedisTarget {
     /// Without user, password, database and TLS.
     fn from(address: RedisAddress) -> Self {
@@ -185,13 +193,28 @@ impl From<RedisAddress> for RedisTarget {
 }
 
 impl RedisTarget {
-    /// The name that its certificate must have; `None` without TLS.
+    /// The name that its certificate must have; `None` without TLS. Of several servers the first one's.
     pub fn tls_name(&self) -> Option<&str> {
-        match (&self.tls, &self.address) {
-            (Some(RedisTls { server_name: Some(name), .. }), _) => Some(name),
-            (Some(_), RedisAddress::Tcp { host, .. }) => Some(host),
-            _ => None,
-        }
+        let RedisTls { server_name, .. } = self.tls.as_ref()?;
+        let host = match &self.address {
+            RedisAddress::Tcp { host, .. } => Some(host),
+            RedisAddress::Unix(_) => None,
+            RedisAddress::Sentinel(sentinels) => sentinels.servers.first().map(|server| &server.host),
+            RedisAddress::Cluster(nodes) => nodes.first().map(|node| &node.host),
+        };
+        server_name.as_ref().or(host).map(String::as_str)
+    }
+
+    /// One of its servers, reached as it is: the primary that its sentinels name, or a node of its cluster.
+    pub fn at(&self, address: RedisAddress) -> Self {
+        Self { address, ..self.clone() }
+    }
+
+    /// One of `sentinels`, which are this target's: without user, password and database, which are the Redis' own.
+    pub fn of_sentinel(&self, sentinels: &Sentinels, server: &Server) -> Self {
+        let address = RedisAddress::Tcp { host: server.host.clone(), port: server.port };
+        let tls = self.tls.clone().filter(|_| sentinels.tls);
+        Self { tls, ..bare(address) }
     }
 }
 
@@ -350,9 +373,6 @@ mod tests {
     #[test]
     fn each_fault_has_its_sentence() {
         assert!(refused("http://h").contains("found the scheme \"http\", due redis://"));
-        for scheme in ["rediss+sentinel://h/orders", "rediss+cluster://h"] {
-            assert!(refused(scheme).contains("but TLS is for one server, rediss://HOST:PORT"));
-        }
         assert!(refused("tcp://10.0.0.1:6379").contains("found the scheme \"tcp\""));
         assert!(refused("").contains("due HOST:PORT or a URL"));
         assert!(refused("redis://h:0").contains("found the port \"0\", due a number from 1 to 65535"));

@@ -190,7 +190,7 @@ pub const SETTINGS: &[Setting] = &[
         name: "redis",
         heading: BROKER,
         form: "URL",
-        help: "redis://[user[:password]@]host[:port][/database], rediss://... for TLS, unix:///path[?db=N], HOST:PORT, or several servers: redis+sentinel://host:port,host:port/NAME, redis+cluster://host:port,host:port",
+        help: "redis://[user[:password]@]host[:port][/database], unix:///path[?db=N], HOST:PORT, or several servers: redis+sentinel://host:port,host:port/NAME, redis+cluster://host:port,host:port; with TLS rediss in the place of redis",
         apply: |draft, input| {
             let text = input.text("a URL or HOST:PORT, for example \"redis://localhost:6379\"")?;
             let target =
@@ -198,10 +198,7 @@ pub const SETTINGS: &[Setting] = &[
             draft.redis = Some(target);
             Ok(())
         },
-        toml: |config| match &config.broker {
-            BrokerChoice::Local => None,
-            BrokerChoice::Redis(target) => Some(quoted(&target.to_string())),
-        },
+        toml: |config| config.broker.single().map(|server| quoted(&server.target.to_string())),
         ..EMPTY
     },
     Setting {
@@ -246,13 +243,7 @@ pub const SETTINGS: &[Setting] = &[
         form: "NAME",
         help: "Name that Redis' certificate must have, where it is not the host of the URL",
         apply: |draft, input| {
-            let due = "a DNS name or an address, for example \"redis.example\"";
-            let text = input.line(due)?;
-            let known = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:".contains(&byte);
-            if text.is_empty() || !text.bytes().all(known) {
-                return Err(input.wrong(due));
-            }
-            draft.redis_tls.server_name = Some(text.to_owned());
+            draft.redis_tls.server_name = Some(RedisTls::read_server_name(input)?);
             Ok(())
         },
         toml: |config| redis_tls(config)?.server_name.as_deref().map(quoted),
@@ -699,10 +690,7 @@ pub(super) fn quoted(text: &str) -> String {
 }
 
 fn redis_tls(config: &Config) -> Option<&RedisTls> {
-    match &config.broker {
-        BrokerChoice::Redis(target) => target.tls.as_ref(),
-        BrokerChoice::Local => None,
-    }
+    config.broker.single()?.target.tls.as_ref()
 }
 
 fn path_toml(path: Option<&Path>) -> Option<String> {

@@ -1,11 +1,12 @@
 //! A configuration as the TOML file that would make it, each value with the place it came from.
 
 use std::fmt::Write;
+use std::path::PathBuf;
 
 use super::layers::{Loaded, Origin};
 use super::settings::{SETTINGS, Table, list_toml, quoted};
 use super::units::{duration_text, size_text};
-use super::{Dialect, LastValue, Own, Publish, Role, RoomClass, Route, SlowPolicy, Source};
+use super::{Dialect, LastValue, Own, Publish, RedisServer, Role, RoomClass, Route, SlowPolicy, Source};
 
 /// Writes `loaded` as a file: reading it back gives the same [`Config`](super::Config), but for the password to Redis, which is `***`.
 pub fn show(loaded: &Loaded) -> String {
@@ -38,6 +39,10 @@ pub fn show(loaded: &Loaded) -> String {
         }
     }
     let provenance = &loaded.provenance;
+    if config.broker.single().is_none() {
+        let servers = config.broker.servers().iter().zip(&provenance.servers);
+        servers.for_each(|(server, (_, origin))| lines.server(server, origin));
+    }
     config.routes.iter().zip(&provenance.routes).for_each(|(route, origin)| lines.route(route, origin));
     config.rooms.iter().zip(&provenance.rooms).for_each(|(class, origin)| lines.class(class, origin));
     config.sources.iter().zip(&provenance.sources).for_each(|(source, origin)| lines.source(source, origin));
@@ -97,6 +102,7 @@ impl Lines {
     fn source(&mut self, source: &Source, origin: &Origin) {
         self.heading("[[source]]", &origin.to_string());
         self.text("redis", &source.subscribe.to_string());
+        self.maybe("server", source.server.as_deref());
         self.maybe("variable", source.variable.as_deref());
         self.text("room", &source.room.to_string());
         self.maybe("space", Some(source.space.as_str()).filter(|space| !space.is_empty()));
@@ -112,6 +118,23 @@ impl Lines {
             self.key("maxlen", &maxlen.to_string(), "");
         }
         self.maybe("maxage", source.maxage.map(duration_text).as_deref());
+    }
+
+    fn server(&mut self, server: &RedisServer, origin: &Origin) {
+        self.heading("[[redis]]", &origin.to_string());
+        self.text("name", &server.name);
+        let mut target = server.target.clone();
+        if server.password_variable.is_some() {
+            target.password = None;
+        }
+        self.text("url", &target.to_string());
+        self.maybe("password_variable", server.password_variable.as_deref());
+        let Some(tls) = &target.tls else { return };
+        let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.to_string_lossy().into_owned());
+        self.maybe("ca_file", path(&tls.ca_file).as_deref());
+        self.maybe("cert_file", path(&tls.cert_file).as_deref());
+        self.maybe("key_file", path(&tls.key_file).as_deref());
+        self.maybe("server_name", tls.server_name.as_deref());
     }
 
     fn heading(&mut self, heading: &str, origin: &str) {

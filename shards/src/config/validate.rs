@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::layers::{ConfigError, Origin, Provenance, Warning};
+use super::servers::check_sources;
 use super::{
     BrokerChoice, Config, Deliver, Dialect, Publish, RedisAddress, Route, ShardCount, Source, Subscribe,
     Template, TemplatePart, duration_text,
@@ -32,6 +33,7 @@ pub(super) fn validate(
     check.cluster();
     check.streams();
     check.tables();
+    check_sources(config, provenance, errors, warnings);
     warn_of_meetings(config, warnings);
     warn_of_mute_lists(config, provenance, warnings);
     if config.require_broker && config.broker == BrokerChoice::Local {
@@ -213,12 +215,13 @@ impl Check<'_> {
     /// A cluster sends what is published with PUBLISH over the bus to each of its nodes, whoever listens there; what scales with it
     /// is sharded Pub/Sub, which knows exact channels only.
     fn cluster(&mut self) {
-        if !matches!(&self.config.broker, BrokerChoice::Redis(target) if matches!(target.address, RedisAddress::Cluster(_)))
-        {
-            return;
-        }
+        let servers = self.config.broker.servers();
         for (source, origin) in self.config.sources.iter().zip(&self.provenance.sources) {
             let subscribe = &source.subscribe;
+            let server = servers.get(self.config.server_of(source));
+            if !server.is_some_and(|server| matches!(server.target.address, RedisAddress::Cluster(_))) {
+                continue;
+            }
             if matches!(subscribe, Subscribe::Stream { .. }) {
                 let sentence = format!(
                     "found the source {:?}, whose streams a cluster spreads over its nodes: name one server, redis://HOST:PORT",

@@ -375,7 +375,7 @@ impl Link {
 /// Keeps the link up: one attempt after the other, with a wait between them.
 async fn supervise<E: BrokerEvents + 'static>(link: Rc<Link>, events: Rc<RefCell<E>>, target: RedisTarget) {
     let watch = match &target.address {
-        RedisAddress::Sentinel(sentinels) => Some(Watch::start(sentinels, &link)),
+        RedisAddress::Sentinel(sentinels) => Some(Watch::start(&target, sentinels, &link)),
         _ => None,
     };
     let is_over = || link.is_stopping() || watch.as_ref().is_some_and(|watch| watch.has_moved());
@@ -386,7 +386,7 @@ async fn supervise<E: BrokerEvents + 'static>(link: Rc<Link>, events: Rc<RefCell
             None => Ok(target.address.clone()),
         };
         let address = describe(place.as_ref().unwrap_or(&target.address));
-        let place = place.map(|address| RedisTarget { address, ..target.clone() });
+        let place = place.map(|address| target.at(address));
         let connections = match &place {
             Ok(place) => connect(place, is_over).await,
             Err(reason) => Err(reason.clone()),

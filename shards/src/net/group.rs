@@ -176,7 +176,7 @@ mod tests {
     fn config() -> Config {
         let redis: RedisTarget = "localhost:6379".parse().expect("a target");
         let listen = ["127.0.0.1:0", "[::1]:0"].map(|text| text.parse().expect("an address")).to_vec();
-        Config { listen, broker: BrokerChoice::Redis(redis), ..Config::default() }
+        Config { listen, broker: BrokerChoice::redis(redis), ..Config::default() }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::connection::Clock;
 use super::ring::RelayEnd;
 use super::stages::{Sample, Stages};
 use crate::command::Down;
-use crate::config::{BrokerChoice, Config, RedisAddress, RedisTarget, Subscribe};
+use crate::config::{BrokerChoice, Config, RedisAddress, RedisServer, Subscribe};
 use crate::limits::TURN_COMMANDS_MAX;
 use crate::metrics::Stage;
 use crate::redis::{Append, PublishError, Refused, SessionError, StreamsEvent};
@@ -57,13 +57,14 @@ impl Refusals {
     }
 }
 
-/// Publishing to the channels of all sources, as ACL rules.
-fn publish_rules(config: &Config) -> String {
-    let verb = match &config.broker {
-        BrokerChoice::Redis(RedisTarget { address: RedisAddress::Cluster(_), .. }) => "+spublish",
+/// Publishing to the channels of all sources of the server with this index, as ACL rules.
+fn publish_rules(config: &Config, index: usize, server: &RedisServer) -> String {
+    let verb = match &server.target.address {
+        RedisAddress::Cluster(_) => "+spublish",
         _ => "+publish",
     };
-    let channels = config.sources.iter().map(|source| match &source.subscribe {
+    let sources = config.sources.iter().filter(|source| config.server_of(source) == index);
+    let channels = sources.map(|source| match &source.subscribe {
         Subscribe::Channel(channel) => format!("'&{channel}'"),
         Subscribe::Pattern { prefix, suffix }
         | Subscribe::OnDemand { prefix, suffix }
@@ -111,10 +112,16 @@ struct Driver {
     relay: Relay,
     rings: Rings,
     clock: Clock,
-    link: Option<BrokerLink>,
+    /// To each server; none with the local broker.
+    links: Vec<Link>,
     stages: Stages,
     /// When the read returned whose publications are being told.
     batch_arrived: Micros,
+}
+
+/// The way to one server.
+struct Link {
+    broker: BrokerLink,
     refusals: Refusals,
 }
 
@@ -138,13 +145,42 @@ impl Driver {
         any
     }
 
+    /// What a stream of a server says.
+    fn stream(&mut self, server: usize, event: StreamsEvent<'_>) {
+        let Self { relay, rings, clock, batch_arrived, .. } = self;
+        match event {
+            StreamsEvent::Entry { stream, number, payload } => {
+                rings.sample = self.stages.publication_begins();
+                relay.stream_entry(server, stream, number, payload, rings, *batch_arrived);
+                self.stages.publication_ends(rings.sample.take());
+            }
+            StreamsEvent::Anchored { stream, position } => {
+                relay.stream_anchored(server, &stream, position, rings, clock.now());
+            }
+            StreamsEvent::Gap { stream, to, .. } => relay.stream_gap(server, &stream, to, rings),
+            StreamsEvent::Broken { stream, position } => {
+                relay.stream_broken(server, &stream, position, rings, clock.now());
+            }
+            StreamsEvent::Refused { stream, .. } => {
+                relay.stream_refused(server, &stream, rings, clock.now());
+            }
+            StreamsEvent::Recalled { token, result } => {
+                relay.recalled(server, token, result, rings, clock.now());
+            }
+            StreamsEvent::Appended { token, result } => {
+                let result = result.map_err(|error| self.failure(server, &error));
+                self.relay.appended(server, token, result, &mut self.rings);
+            }
+        }
+    }
+
     /// What the relay hears of a publication that failed.
-    fn failure(&mut self, error: &PublishError) -> PublishFailure {
+    fn failure(&mut self, server: usize, error: &PublishError) -> PublishFailure {
         match error {
             PublishError::Unsent => PublishFailure::Unsent,
             PublishError::Unknown => PublishFailure::Unknown,
             PublishError::Rejected(error) => {
-                self.refusals.note(error, Instant::now());
+                self.links[server].refusals.note(error, Instant::now());
                 PublishFailure::Refused
             }
         }
@@ -178,47 +214,47 @@ impl Driver {
 
     /// Carries out what the relay wants of the broker, and rings the shards.
     fn flush(&mut self) {
-        while let Some(command) = self.relay.broker.pop_front() {
-            let Some(link) = &self.link else { continue };
+        while let Some((server, command)) = self.relay.broker.pop_front() {
+            let Some(Link { broker: link, .. }) = self.links.get(server) else { continue };
             match command {
                 BrokerCommand::Subscribe(channel) => {
                     if link.subscribe(&channel) {
-                        self.relay.confirmed(&channel, &mut self.rings);
+                        self.relay.confirmed(server, &channel, &mut self.rings);
                     }
                 }
                 BrokerCommand::Unsubscribe(channel) => link.unsubscribe(&channel),
                 BrokerCommand::Keep { key, value, ttl_millis } => {
                     if link.keep(&key, &value, ttl_millis).is_err() {
-                        self.relay.kept(&key, false, self.clock.now());
+                        self.relay.kept(server, &key, false, self.clock.now());
                     }
                 }
                 BrokerCommand::Fetch { key } => {
                     if link.fetch(&key).is_err() {
-                        self.relay.fetched(&key, None, &mut self.rings);
+                        self.relay.fetched(server, &key, None, &mut self.rings);
                     }
                 }
                 BrokerCommand::Follow(stream) => {
                     if let Some(position) = link.follow(&stream) {
                         let now = self.clock.now();
-                        self.relay.stream_anchored(&stream, position, &mut self.rings, now);
+                        self.relay.stream_anchored(server, &stream, position, &mut self.rings, now);
                     }
                 }
                 BrokerCommand::Unfollow(stream) => link.unfollow(&stream),
                 BrokerCommand::Recall { token, stream, after } => {
                     if let Err(error) = link.recall(token, &stream, after) {
                         let now = self.clock.now();
-                        self.relay.recalled(token, Err(error), &mut self.rings, now);
+                        self.relay.recalled(server, token, Err(error), &mut self.rings, now);
                     }
                 }
                 BrokerCommand::Append { token, stream, payload, trim } => {
                     let append = Append { stream: &stream, payload: &payload, channel: None, trim };
                     if let Err(refused) = link.append(&append, token) {
-                        self.relay.appended(token, Err(refused.into()), &mut self.rings);
+                        self.relay.appended(server, token, Err(refused.into()), &mut self.rings);
                     }
                 }
                 BrokerCommand::Publish { token, channel, payload } => {
                     if let Err(refused) = link.publish(&channel, &payload, token) {
-                        self.relay.published(token, Err(refused.into()), &mut self.rings);
+                        self.relay.published(server, token, Err(refused.into()), &mut self.rings);
                     }
                 }
             }
@@ -240,100 +276,102 @@ impl From<Refused> for PublishFailure {
     }
 }
 
-impl BrokerEvents for Driver {
+/// What one server says, on its way to the relay.
+struct ServerEvents {
+    server: usize,
+    driver: Rc<RefCell<Driver>>,
+}
+
+impl ServerEvents {
+    /// Enters the driver: its parts are at hand one by one.
+    fn tell(&self, act: impl FnOnce(&mut Driver, usize)) {
+        act(&mut self.driver.borrow_mut(), self.server);
+    }
+}
+
+impl BrokerEvents for ServerEvents {
     fn up(&mut self) {
-        self.relay.broker_up(&mut self.rings);
+        self.tell(|driver, server| driver.relay.broker_up(server, &mut driver.rings));
     }
 
     fn down(&mut self, _reason: &str) {
-        let now = self.clock.now();
-        self.relay.broker_down(&mut self.rings, now);
+        self.tell(|driver, server| driver.relay.broker_down(server, &mut driver.rings));
     }
 
     fn confirmed(&mut self, channel: &[u8]) {
-        self.relay.confirmed(channel, &mut self.rings);
+        self.tell(|driver, server| driver.relay.confirmed(server, channel, &mut driver.rings));
     }
 
     fn lapsed(&mut self, channel: &[u8]) {
-        self.relay.lapsed(channel, &mut self.rings);
+        self.tell(|driver, server| driver.relay.lapsed(server, channel, &mut driver.rings));
     }
 
     fn refused(&mut self, channel: &[u8], _reason: &str) {
-        self.relay.channel_refused(channel, &mut self.rings);
+        self.tell(|driver, server| driver.relay.channel_refused(server, channel, &mut driver.rings));
     }
 
     fn message(&mut self, pattern: Option<&[u8]>, channel: &[u8], payload: &[u8]) {
-        self.rings.sample = self.stages.publication_begins();
-        self.relay.message(pattern, channel, payload, &mut self.rings, self.batch_arrived);
-        self.stages.publication_ends(self.rings.sample.take());
+        self.tell(|driver, server| {
+            driver.rings.sample = driver.stages.publication_begins();
+            let arrived = driver.batch_arrived;
+            driver.relay.message(server, pattern, channel, payload, &mut driver.rings, arrived);
+            driver.stages.publication_ends(driver.rings.sample.take());
+        });
     }
 
     fn published(&mut self, token: u64, result: Result<u64, PublishError>) {
-        let result = result.map_err(|error| self.failure(&error));
-        self.relay.published(token, result, &mut self.rings);
+        self.tell(|driver, server| {
+            let result = result.map_err(|error| driver.failure(server, &error));
+            driver.relay.published(server, token, result, &mut driver.rings);
+        });
     }
 
     fn streams_up(&mut self) {
-        self.relay.streams_up();
+        self.tell(|driver, server| driver.relay.streams_up(server));
     }
 
     fn streams_down(&mut self) {
-        let now = self.clock.now();
-        self.relay.streams_down(now);
+        self.tell(|driver, server| driver.relay.streams_down(server, driver.clock.now()));
     }
 
     fn stream(&mut self, event: StreamsEvent<'_>) {
-        let Self { relay, rings, clock, batch_arrived, .. } = self;
-        match event {
-            StreamsEvent::Entry { stream, number, payload } => {
-                rings.sample = self.stages.publication_begins();
-                relay.stream_entry(stream, number, payload, rings, *batch_arrived);
-                self.stages.publication_ends(rings.sample.take());
-            }
-            StreamsEvent::Anchored { stream, position } => {
-                relay.stream_anchored(&stream, position, rings, clock.now());
-            }
-            StreamsEvent::Gap { stream, to, .. } => relay.stream_gap(&stream, to, rings),
-            StreamsEvent::Broken { stream, position } => {
-                relay.stream_broken(&stream, position, rings, clock.now());
-            }
-            StreamsEvent::Refused { stream, .. } => relay.stream_refused(&stream, rings, clock.now()),
-            StreamsEvent::Recalled { token, result } => relay.recalled(token, result, rings, clock.now()),
-            StreamsEvent::Appended { token, result } => {
-                let result = result.map_err(|error| self.failure(&error));
-                self.relay.appended(token, result, &mut self.rings);
-            }
-        }
+        self.tell(|driver, server| driver.stream(server, event));
     }
 
     fn kept(&mut self, key: &str, is_kept: bool) {
-        let now = self.clock.now();
-        self.relay.kept(key, is_kept, now);
+        self.tell(|driver, server| {
+            let now = driver.clock.now();
+            driver.relay.kept(server, key, is_kept, now);
+        });
     }
 
     fn fetched(&mut self, key: &str, value: Option<&[u8]>) {
-        self.relay.fetched(key, value, &mut self.rings);
+        self.tell(|driver, server| driver.relay.fetched(server, key, value, &mut driver.rings));
     }
 
     fn probe_sent(&mut self, number: u64) {
-        self.relay.probe_sent(number);
+        self.tell(|driver, server| driver.relay.probe_sent(server, number));
     }
 
     fn probe_returned(&mut self, number: u64) {
-        self.relay.probe_returned(number, &mut self.rings);
+        self.tell(|driver, server| driver.relay.probe_returned(server, number, &mut driver.rings));
     }
 
     fn batch_begin(&mut self) {
-        // Everything a read brings had arrived by then, so one look at the clock serves all of it.
-        self.batch_arrived = self.clock.now();
-        self.stages.batch_begins();
+        self.tell(|driver, _| {
+            // Everything a read brings had arrived by then, so one look at the clock serves all of it.
+            driver.batch_arrived = driver.clock.now();
+            driver.stages.batch_begins();
+        });
     }
 
     fn batch_end(&mut self) {
-        let since = self.stages.batch_handled();
-        self.flush();
-        self.pump();
-        self.stages.spent_since(since, Stage::Offer);
+        self.tell(|driver, _| {
+            let since = driver.stages.batch_handled();
+            driver.flush();
+            driver.pump();
+            driver.stages.spent_since(since, Stage::Offer);
+        });
     }
 }
 
@@ -372,14 +410,15 @@ pub fn start<F: Fn() -> bool>(
         relay: Relay::new(setup, state, epoch_base),
         rings: Rings { ends: rings, sample: None },
         clock,
-        link: None,
+        links: Vec::new(),
         stages,
         batch_arrived: clock.now(),
-        refusals: Refusals { rules: publish_rules(config), last_at: None },
     }));
-    if let BrokerChoice::Redis(target) = &config.broker {
-        let link = broker::start(target.clone(), &config.node_id, &wants(config), driver.clone());
-        driver.borrow_mut().link = Some(link);
+    for (index, server) in config.broker.servers().iter().enumerate() {
+        let events = Rc::new(RefCell::new(ServerEvents { server: index, driver: driver.clone() }));
+        let broker = broker::start(server.target.clone(), &config.node_id, &wants(config, index), events);
+        let refusals = Refusals { rules: publish_rules(config, index, server), last_at: None };
+        driver.borrow_mut().links.push(Link { broker, refusals });
     }
     monoio::spawn(tick(driver.clone(), bell));
     Ok(run(driver, sleeper, yielder, is_over))
@@ -397,15 +436,15 @@ async fn run(driver: Rc<RefCell<Driver>>, sleeper: Sleeper, yielder: Yielder, is
     }
     // What the shards said last still goes out, and is waited for a little.
     while driver.borrow_mut().take_commands() {}
-    let link = driver.borrow().link.clone();
-    if let Some(link) = link {
-        for _ in 0..LAST_ANSWERS_POLLS {
-            if link.publishes_inflight() == 0 {
-                break;
-            }
-            monoio::time::sleep(LAST_ANSWERS_POLL).await;
+    let links: Vec<BrokerLink> = driver.borrow().links.iter().map(|link| link.broker.clone()).collect();
+    for _ in 0..LAST_ANSWERS_POLLS {
+        if links.iter().all(|link| link.publishes_inflight() == 0) {
+            break;
         }
-        link.shutdown();
+        monoio::time::sleep(LAST_ANSWERS_POLL).await;
+    }
+    links.iter().for_each(BrokerLink::shutdown);
+    for link in links {
         link.stopped().await;
     }
 }
@@ -416,13 +455,13 @@ async fn tick(driver: Rc<RefCell<Driver>>, bell: Arc<Bell>) {
         monoio::time::sleep(SWEEP_INTERVAL).await;
         let mut driver = driver.borrow_mut();
         let now = driver.clock.now();
-        let Driver { relay, rings, link, stages, .. } = &mut *driver;
+        let Driver { relay, rings, links, stages, .. } = &mut *driver;
         relay.sweep(rings, now);
         relay.note_ring_depth(rings.ends.iter().map(RelayEnd::depth).sum());
-        if let Some(link) = link {
-            let counters = link.counters();
-            relay.note_skipped(counters.subscriber.too_big);
-            relay.note_attempts_failed(counters.attempts_failed);
+        for (server, link) in links.iter().enumerate() {
+            let counters = link.broker.counters();
+            relay.note_skipped(server, counters.subscriber.too_big);
+            relay.note_attempts_failed(server, counters.attempts_failed);
         }
         stages.settle();
         driver.flush();
@@ -431,10 +470,10 @@ async fn tick(driver: Rc<RefCell<Driver>>, bell: Arc<Bell>) {
     }
 }
 
-/// What is subscribed for as long as the server runs, and whether there are streams.
-fn wants(config: &Config) -> Wants {
+/// What of the Redis with this index is subscribed for as long as we run, and whether there are streams.
+fn wants(config: &Config, index: usize) -> Wants {
     let Wants { mut patterns, mut channels, mut streams } = Wants::default();
-    for source in &config.sources {
+    for source in config.sources.iter().filter(|source| config.server_of(source) == index) {
         match &source.subscribe {
             Subscribe::Pattern { prefix, suffix } => patterns.push(format!("{prefix}*{suffix}")),
             Subscribe::Channel(channel) => channels.push(channel.clone()),

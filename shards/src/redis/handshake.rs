@@ -213,6 +213,7 @@ mod tests {
             primary: "mine".into(),
             username: None,
             password: None,
+            tls: false,
         };
         let mut account = target(None, None, database);
         account.address = RedisAddress::Sentinel(Box::new(sentinels));

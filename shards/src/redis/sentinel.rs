@@ -287,12 +287,11 @@ impl Views {
 pub fn locate<S: Read + Write>(
     sentinels: &Sentinels,
     now: Instant,
-    mut open: impl FnMut(&RedisAddress) -> io::Result<S>,
+    mut open: impl FnMut(&Server) -> io::Result<S>,
 ) -> Result<RedisAddress, String> {
     let mut said = Vec::new();
     for server in &sentinels.servers {
-        let address = RedisAddress::Tcp { host: server.host.clone(), port: server.port };
-        let answer = open(&address).and_then(|mut stream| ask(&mut stream, sentinels, server, now));
+        let answer = open(server).and_then(|mut stream| ask(&mut stream, sentinels, server, now));
         match answer {
             Ok(SentinelSays::Primary(Server { host, port })) => return Ok(RedisAddress::Tcp { host, port }),
             Ok(SentinelSays::Unknown) => said.push(format!("{server} watches nothing of this name")),
@@ -349,6 +348,7 @@ mod tests {
             primary: "mine".into(),
             username: None,
             password: None,
+            tls: false,
         }
     }
 

@@ -94,6 +94,14 @@ impl Appends {
         self.entries.len() >= PUBLISH_INFLIGHT_MAX || self.bytes >= PUBLISH_INFLIGHT_BYTES_MAX
     }
 
+    /// Waits no longer for entries that should have come.
+    pub(super) fn forget_late(&mut self, now: Micros) {
+        let oldest = now.0.saturating_sub(APPEND_RETURN_MAX.as_micros() as u64);
+        let late = self.entries.iter_mut().take_while(|append| append.arrived.0 < oldest);
+        late.for_each(|append| append.has_returned |= append.is_answered);
+        self.forget_settled();
+    }
+
     fn forget_settled(&mut self) {
         while let Some(append) = self.entries.pop_front_if(|a| a.is_answered && a.has_returned) {
             self.bytes -= append.bytes();
@@ -104,11 +112,12 @@ impl Appends {
 
 impl Relay {
     /// A client publishes to a room that a stream feeds.
-    pub(super) fn append(&mut self, append: Append, outlet: &mut impl Outlet) {
+    pub(super) fn append(&mut self, server: usize, append: Append, outlet: &mut impl Outlet) {
         let answer_to = append.answer_to;
+        let streamed = &mut self.servers[server].streamed;
         let refused = match () {
-            () if !self.streamed.is_up() => Some((RefuseReason::BrokerAway, Outcome::Away)),
-            () if self.streamed.appends.is_full() => Some((RefuseReason::BrokerBacklog, Outcome::Busy)),
+            () if !streamed.is_up() => Some((RefuseReason::BrokerAway, Outcome::Away)),
+            () if streamed.appends.is_full() => Some((RefuseReason::BrokerBacklog, Outcome::Busy)),
             () => None,
         };
         if let Some((reason, outcome)) = refused {
@@ -116,29 +125,31 @@ impl Relay {
             self.metrics().appends.add(AppendFate::Refused, 1);
             return self.answer_publish(answer_to, outcome, outlet);
         }
-        let appends = &mut self.streamed.appends;
+        let appends = &mut self.servers[server].streamed.appends;
         let token = appends.first_token + appends.entries.len() as u64;
-        self.broker.push_back(append.command(token));
+        self.broker.push_back((server, append.command(token)));
         appends.bytes += append.bytes();
         appends.entries.push_back(append);
-        self.metrics().publishes_sent.add(1);
+        self.metrics().publishes_sent.of(server).add(1);
     }
 
     /// Answer to [`BrokerCommand::Append`].
     pub fn appended(
         &mut self,
+        server: usize,
         token: u64,
         result: Result<EntryId, PublishFailure>,
         outlet: &mut impl Outlet,
     ) {
-        let is_up = self.streamed.is_up();
-        let appends = &mut self.streamed.appends;
+        let streamed = &mut self.servers[server].streamed;
+        let is_up = streamed.is_up();
+        let appends = &mut streamed.appends;
         let index = token.checked_sub(appends.first_token).map(|index| index as usize);
         let Some(append) = index.and_then(|index| appends.entries.get_mut(index)) else { return };
         if result == Err(PublishFailure::Unsent) && is_up && !append.was_sent_again {
             // Redis had been told to forget the script, and knows it again.
             append.was_sent_again = true;
-            return self.broker.push_back(append.command(token));
+            return self.broker.push_back((server, append.command(token)));
         }
         let refused = |reason| (Some(reason), AppendFate::Refused);
         let (outcome, (reason, fate)) = match result {
@@ -161,14 +172,5 @@ impl Relay {
             metrics.refused.add(reason, 1);
         }
         self.answer_publish(answer_to, outcome, outlet);
-    }
-
-    /// Waits no longer for entries that should have come.
-    pub(super) fn forget_appends(&mut self, now: Micros) {
-        let appends = &mut self.streamed.appends;
-        let oldest = now.0.saturating_sub(APPEND_RETURN_MAX.as_micros() as u64);
-        let late = appends.entries.iter_mut().take_while(|append| append.arrived.0 < oldest);
-        late.for_each(|append| append.has_returned |= append.is_answered);
-        appends.forget_settled();
     }
 }

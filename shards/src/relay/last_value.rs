@@ -168,8 +168,8 @@ impl Relay {
     pub(super) fn keep_last(&mut self, source: usize, key: &str, payload: &Bytes, now: Micros) {
         let setup = std::sync::Arc::clone(&self.setup);
         let Some(kept) = setup.routes.last_value(source) else { return };
-        let metrics = &setup.metrics.relay;
-        if self.broker_state != BrokerState::Up {
+        let (metrics, server) = (&setup.metrics.relay, setup.routes.server_of(source));
+        if self.servers[server].state != BrokerState::Up {
             return metrics.last_values_given_up.add(GivenUp::BrokerDown, 1);
         }
         // A domain of one's own may name a key by any text.
@@ -177,75 +177,83 @@ impl Relay {
             return metrics.last_values_given_up.add(GivenUp::Bound, 1);
         }
         let key = [&*kept.prefix, key].concat().into_boxed_str();
-        match self.last_values.offer(key, payload.clone(), kept, now) {
+        match self.servers[server].last_values.offer(key, payload.clone(), kept, now) {
             Ok(Taken::Behind) => {}
             Ok(Taken::InItsPlace) => metrics.last_values_conflated.add(1),
             Err(values) => metrics.last_values_given_up.add(GivenUp::Bound, values),
         }
-        self.write_last_values(now);
+        self.write_last_values(server, now);
     }
 
     /// Gives up what has waited too long. For each tick.
     pub(super) fn expire_last_values(&mut self, now: Micros) {
-        let late = self.last_values.expire(now);
-        self.metrics().last_values_given_up.add(GivenUp::Timeout, late);
-        self.write_last_values(now);
+        for server in 0..self.servers.len() {
+            let late = self.servers[server].last_values.expire(now);
+            self.metrics().last_values_given_up.add(GivenUp::Timeout, late);
+            self.write_last_values(server, now);
+        }
     }
 
     /// Hands on what may go.
-    fn write_last_values(&mut self, now: Micros) {
+    fn write_last_values(&mut self, server: usize, now: Micros) {
         let mut late = 0;
         loop {
-            let (command, more) = self.last_values.next(now);
+            let (command, more) = self.servers[server].last_values.next(now);
             late += more;
             let Some(command) = command else { break };
-            self.broker.push_back(command);
+            self.broker.push_back((server, command));
         }
         self.metrics().last_values_given_up.add(GivenUp::Timeout, late);
     }
 
     /// Redis answered the write of `key`: it holds the value, or it doesn't.
-    pub fn kept(&mut self, key: &str, is_kept: bool, now: Micros) {
+    pub fn kept(&mut self, server: usize, key: &str, is_kept: bool, now: Micros) {
         match is_kept {
             true => self.metrics().last_values_written.add(1),
             false => self.metrics().last_values_given_up.add(GivenUp::BrokerError, 1),
         }
-        self.last_values.written(key);
-        self.write_last_values(now);
+        self.servers[server].last_values.written(key);
+        self.write_last_values(server, now);
     }
 
     /// A connection has entered a room and asks for its last value. Where a newer one waits for its write, that is the answer:
     /// what Redis has now is older than what the newcomer may have missed.
     pub(super) fn warm(&mut self, warm: Warm, outlet: &mut impl Outlet) {
         let setup = std::sync::Arc::clone(&self.setup);
-        let source = setup.routes.channel_of_room(&warm.room).map(|(source, _)| source);
-        let Some(kept) = source.and_then(|source| setup.routes.last_value(source)) else { return };
-        if self.broker_state != BrokerState::Up || self.last_values.warms >= WARMS_WAITING_MAX {
+        let Some((source, _)) = setup.routes.channel_of_room(&warm.room) else { return };
+        let Some(kept) = setup.routes.last_value(source) else { return };
+        let server = setup.routes.server_of(source);
+        if self.servers[server].state != BrokerState::Up
+            || self.servers[server].last_values.warms >= WARMS_WAITING_MAX
+        {
             return self.metrics().warms_unanswered.add(1);
         }
         let key = [&*kept.prefix, plain_name(&warm.room)].concat().into_boxed_str();
-        if let Some(payload) = self.last_values.waiting(&key).cloned() {
+        if let Some(payload) = self.servers[server].last_values.waiting(&key).cloned() {
             let label = self.label_of_value(&payload);
             return self.tell(Warmed { warm, payload, label }, outlet);
         }
-        self.last_values.warms += 1;
-        if let Some(question) = self.last_values.questions.get_mut(&key) {
+        self.servers[server].last_values.warms += 1;
+        if let Some(question) = self.servers[server].last_values.questions.get_mut(&key) {
             return question.next.push(warm);
         }
-        self.last_values.questions.insert(key.clone(), Question { under_way: vec![warm], next: Vec::new() });
-        self.broker.push_back(BrokerCommand::Fetch { key });
+        self.servers[server]
+            .last_values
+            .questions
+            .insert(key.clone(), Question { under_way: vec![warm], next: Vec::new() });
+        self.broker.push_back((server, BrokerCommand::Fetch { key }));
     }
 
     /// Redis answered a question: the value, or that there is none.
-    pub fn fetched(&mut self, key: &str, value: Option<&[u8]>, outlet: &mut impl Outlet) {
-        let Some(question) = self.last_values.questions.get_mut(key) else { return };
+    pub fn fetched(&mut self, server: usize, key: &str, value: Option<&[u8]>, outlet: &mut impl Outlet) {
+        let Some(question) = self.servers[server].last_values.questions.get_mut(key) else { return };
         let answered = std::mem::take(&mut question.under_way);
         question.under_way = std::mem::take(&mut question.next);
         match question.under_way.is_empty() {
-            true => drop(self.last_values.questions.remove(key)),
-            false => self.broker.push_back(BrokerCommand::Fetch { key: key.into() }),
+            true => drop(self.servers[server].last_values.questions.remove(key)),
+            false => self.broker.push_back((server, BrokerCommand::Fetch { key: key.into() })),
         }
-        self.last_values.warms -= answered.len();
+        self.servers[server].last_values.warms -= answered.len();
         let Some(value) = value.filter(|value| value.len() <= PAYLOAD_BYTES_MAX) else {
             return self.metrics().warm_misses.add(answered.len() as u64);
         };
@@ -276,9 +284,9 @@ impl Relay {
         self.label(PLAIN_KIND, is_json)
     }
 
-    /// Redis is away: what waits is given up, so that nothing old is written when it is back.
-    pub(super) fn forget_last_values(&mut self) {
-        let (writes, warms) = self.last_values.clear();
+    /// The server is away: what waits is given up, so that nothing old is written when it is back.
+    pub(super) fn forget_last_values(&mut self, server: usize) {
+        let (writes, warms) = self.servers[server].last_values.clear();
         let metrics = self.metrics();
         metrics.last_values_given_up.add(GivenUp::BrokerDown, writes);
         metrics.warms_unanswered.add(warms);
@@ -320,7 +328,7 @@ mod tests {
         let mut setup = Setup::new(&config, Gate::new(None, true), metrics);
         setup.engine.backlog_bytes_max = backlog;
         let mut relay = Relay::new(Arc::new(setup), BrokerState::Down, 0);
-        relay.broker_up(&mut Ring::default());
+        relay.broker_up(0, &mut Ring::default());
         relay
     }
 
@@ -444,16 +452,16 @@ mod tests {
         relay.warm(newcomer(2), &mut ring);
         relay.warm(newcomer(3), &mut ring);
         let asked = |relay: &mut Relay| std::mem::take(&mut relay.broker).into_iter().collect::<Vec<_>>();
-        let fetch = [BrokerCommand::Fetch { key: "last:a".into() }];
+        let fetch = [(0, BrokerCommand::Fetch { key: "last:a".into() })];
         assert_eq!(asked(&mut relay), fetch);
-        relay.fetched("last:a", None, &mut ring);
+        relay.fetched(0, "last:a", None, &mut ring);
         assert_eq!(asked(&mut relay), fetch, "for the second and the third");
-        relay.fetched("last:a", Some(br#"{"type":"price_update","price":1.50}"#), &mut ring);
+        relay.fetched(0, "last:a", Some(br#"{"type":"price_update","price":1.50}"#), &mut ring);
         let value = r#"{"type":"price_update","price":1.50}"#;
         assert_eq!(told(&ring), [(2, value, "price_update", true), (3, value, "price_update", true)]);
         let metrics = relay.metrics();
         assert_eq!((metrics.warm_hits.value(), metrics.warm_misses.value()), (2, 1));
-        assert!(relay.last_values.questions.is_empty() && relay.last_values.warms == 0);
+        assert!(relay.servers[0].last_values.questions.is_empty() && relay.servers[0].last_values.warms == 0);
     }
 
     #[test]
@@ -463,7 +471,7 @@ mod tests {
         relay.keep_last(0, "a", &Bytes::from_static(b"2"), Micros(0));
         relay.warm(newcomer(1), &mut ring);
         assert_eq!(told(&ring), [(1, "2", PLAIN_KIND, true)]);
-        assert_eq!((relay.last_values.warms, relay.metrics().warm_hits.value()), (0, 1));
+        assert_eq!((relay.servers[0].last_values.warms, relay.metrics().warm_hits.value()), (0, 1));
     }
 
     #[test]
@@ -471,7 +479,7 @@ mod tests {
         for (value, is_json) in [("60214.30", true), ("null", true), ("up", false), ("\"up\"", false)] {
             let (mut relay, mut ring) = (relay(1 << 20), Ring::default());
             relay.warm(newcomer(1), &mut ring);
-            relay.fetched("last:a", Some(value.as_bytes()), &mut ring);
+            relay.fetched(0, "last:a", Some(value.as_bytes()), &mut ring);
             assert_eq!(told(&ring), [(1, value, PLAIN_KIND, is_json)]);
         }
     }
@@ -481,7 +489,7 @@ mod tests {
         let (mut relay, mut ring) = (relay(10), Ring::default());
         for slot in 1..=3 {
             relay.warm(newcomer(slot), &mut ring);
-            relay.fetched("last:a", Some(b"12345678"), &mut ring);
+            relay.fetched(0, "last:a", Some(b"12345678"), &mut ring);
         }
         assert_eq!(told(&ring).len(), 1);
         assert_eq!((relay.metrics().warm_hits.value(), relay.metrics().warms_unanswered.value()), (1, 2));
@@ -494,18 +502,18 @@ mod tests {
         relay.warm(newcomer(1), &mut ring);
         relay.keep_last(0, "a", &value, Micros(0));
         relay.keep_last(0, "a", &value, Micros(0));
-        relay.broker_down(&mut ring, Micros(1));
+        relay.broker_down(0, &mut ring);
         assert_eq!((given_up(&relay, GivenUp::BrokerDown), relay.metrics().warms_unanswered.value()), (2, 1));
         relay.keep_last(0, "a", &value, Micros(2));
         relay.warm(newcomer(2), &mut ring);
         assert_eq!((given_up(&relay, GivenUp::BrokerDown), relay.metrics().warms_unanswered.value()), (3, 2));
         relay.broker.clear();
-        relay.broker_up(&mut ring);
-        relay.write_last_values(Micros(3));
+        relay.broker_up(0, &mut ring);
+        relay.write_last_values(0, Micros(3));
         assert!(relay.broker.is_empty(), "nothing old is written: {:?}", relay.broker);
         relay.keep_last(0, "a", &value, Micros(4));
         assert_eq!(relay.broker.len(), 1);
-        relay.kept("a", true, Micros(5));
+        relay.kept(0, "a", true, Micros(5));
         assert_eq!(relay.metrics().last_values_written.value(), 1);
     }
 }

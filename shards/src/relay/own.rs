@@ -108,6 +108,12 @@ impl Own {
         self.unreturned -= usize::from(!was_returned);
     }
 
+    /// Publications that are on their way.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.entries.len()
+    }
+
     fn is_full(&self) -> bool {
         self.entries.len() + self.placed.len() >= PUBLISH_INFLIGHT_MAX
             || self.bytes >= PUBLISH_INFLIGHT_BYTES_MAX
@@ -133,7 +139,10 @@ impl Relay {
         let label = label.or_else(|| travels.then(|| self.label_of(&payload)).flatten());
         let via = if answer { Via::Http } else { Via::Client };
         let particulars = Particulars { via, label: label.clone(), except };
-        let Some((source, channel)) = source.filter(|_| self.broker_state != BrokerState::Local) else {
+        let server = source.as_ref().map(|(source, _)| setup.routes.server_of(*source));
+        let state = server.map_or(BrokerState::Local, |server| self.servers[server].state);
+        let through = source.zip(server).filter(|_| state != BrokerState::Local);
+        let Some(((source, channel), server)) = through else {
             let outcome = self.place(&room, &payload, particulars, outlet, now);
             return self.answer_publish(answer_to, outcome, outlet);
         };
@@ -150,18 +159,18 @@ impl Relay {
             let trim = setup.routes.trim(source);
             let mut append = Append::new(channel.as_bytes(), wrapped, trim, answer_to, now);
             (append.label, append.except) = (label, except);
-            return self.append(append, outlet);
+            return self.append(server, append, outlet);
         }
         if setup.routes.own(source) == config::Own::Origin {
             self.place(&room, &payload, particulars, outlet, now);
-            return self.send_placed(channel.as_bytes(), wrapped, answer_to, outlet);
+            return self.send_placed(server, channel.as_bytes(), wrapped, answer_to, outlet);
         }
-        if self.broker_state == BrokerState::Down {
+        if state == BrokerState::Down {
             self.metrics().publishes_local.add(1);
             self.place(&room, &payload, particulars, outlet, now);
             return self.answer_publish(answer_to, Outcome::LocalOnly, outlet);
         }
-        if self.own.is_full() {
+        if self.servers[server].own.is_full() {
             self.metrics().refused.add(RefuseReason::BrokerBacklog, 1);
             return self.answer_publish(answer_to, Outcome::Busy, outlet);
         }
@@ -173,10 +182,11 @@ impl Relay {
         }
         let payload = wrapped;
         let channel: Box<[u8]> = channel.as_bytes().into();
-        let token = self.own.first_token + self.own.entries.len() as u64;
-        self.own.bytes += payload.len() + channel.len();
-        self.own.unreturned += 1;
-        self.own.entries.push_back(Entry {
+        let own = &mut self.servers[server].own;
+        let token = own.first_token + own.entries.len() as u64;
+        own.bytes += payload.len() + channel.len();
+        own.unreturned += 1;
+        own.entries.push_back(Entry {
             via,
             label,
             room,
@@ -188,11 +198,11 @@ impl Relay {
             answer: None,
             returned: false,
             delivered: is_deaf,
-            after_probe: self.own.probe,
+            after_probe: own.probe,
             arrived: now,
         });
-        self.metrics().publishes_sent.add(1);
-        self.broker.push_back(BrokerCommand::Publish { token, channel, payload });
+        self.metrics().publishes_sent.of(server).add(1);
+        self.broker.push_back((server, BrokerCommand::Publish { token, channel, payload }));
     }
 
     /// Sends what the members here have already to the other nodes. Its echo names its origin and is not waited for.
@@ -200,35 +210,41 @@ impl Relay {
     /// Whatever keeps it from them, its client is never told to send it again: here it would come twice.
     fn send_placed(
         &mut self,
+        server: usize,
         channel: &[u8],
         payload: Bytes,
         answer_to: Option<ConnectionId>,
         outlet: &mut impl Outlet,
     ) {
-        if self.broker_state == BrokerState::Down || self.own.is_full() {
-            if self.broker_state != BrokerState::Down {
+        let is_down = self.servers[server].state == BrokerState::Down;
+        if is_down || self.servers[server].own.is_full() {
+            if !is_down {
                 self.metrics().refused.add(RefuseReason::BrokerBacklog, 1);
             }
             self.metrics().publishes_local.add(1);
             return self.answer_publish(answer_to, Outcome::LocalOnly, outlet);
         }
-        let token = PLACED_TOKENS + self.own.first_placed + self.own.placed.len() as u64;
+        let own = &mut self.servers[server].own;
+        let token = PLACED_TOKENS + own.first_placed + own.placed.len() as u64;
         let bytes = payload.len() + channel.len();
-        self.own.bytes += bytes;
-        self.own.placed.push_back(Placed { answer_to, bytes, answered: false });
-        self.metrics().publishes_sent.add(1);
-        self.broker.push_back(BrokerCommand::Publish { token, channel: channel.into(), payload });
+        own.bytes += bytes;
+        own.placed.push_back(Placed { answer_to, bytes, answered: false });
+        self.metrics().publishes_sent.of(server).add(1);
+        self.broker.push_back((server, BrokerCommand::Publish { token, channel: channel.into(), payload }));
     }
 
     /// Redis has answered a publication that the members here had before, or it never will.
     fn placed_answered(
         &mut self,
+        server: usize,
         number: u64,
         receivers: Result<u64, PublishFailure>,
         outlet: &mut impl Outlet,
     ) {
-        let index = number.checked_sub(self.own.first_placed).map(|index| index as usize);
-        let Some(placed) = index.and_then(|index| self.own.placed.get_mut(index)) else { return };
+        let index = number.checked_sub(self.servers[server].own.first_placed).map(|index| index as usize);
+        let Some(placed) = index.and_then(|index| self.servers[server].own.placed.get_mut(index)) else {
+            return;
+        };
         placed.answered = true;
         let answer_to = placed.answer_to.take();
         let outcome = match receivers {
@@ -246,9 +262,9 @@ impl Relay {
             }
         };
         self.answer_publish(answer_to, outcome, outlet);
-        while let Some(placed) = self.own.placed.pop_front_if(|placed| placed.answered) {
-            self.own.bytes -= placed.bytes;
-            self.own.first_placed += 1;
+        while let Some(placed) = self.servers[server].own.placed.pop_front_if(|placed| placed.answered) {
+            self.servers[server].own.bytes -= placed.bytes;
+            self.servers[server].own.first_placed += 1;
         }
     }
 
@@ -286,19 +302,20 @@ impl Relay {
     /// After a break its driver says [`PublishFailure::Unsent`] or `Unknown` of each, before or after `broker_down`.
     pub fn published(
         &mut self,
+        server: usize,
         token: u64,
         receivers: Result<u64, PublishFailure>,
         outlet: &mut impl Outlet,
     ) {
         if let Some(number) = token.checked_sub(PLACED_TOKENS) {
-            return self.placed_answered(number, receivers, outlet);
+            return self.placed_answered(server, number, receivers, outlet);
         }
-        let Some(index) = self.own.index_of(token) else { return };
-        let has_readers = self.has_readers(&self.own.entries[index].room);
+        let Some(index) = self.servers[server].own.index_of(token) else { return };
+        let has_readers = self.has_readers(&self.servers[server].own.entries[index].room);
         // Nobody here waits for it, and an on-demand channel of which nobody is here returns nothing: the client isn't
         // kept waiting for a fence. An echo is then placed like anybody's publication.
         if receivers.is_ok() && !has_readers {
-            self.own.note_returned(index);
+            self.servers[server].own.note_returned(index);
         }
         let (outcome, will_not_return) = match receivers {
             // Nobody subscribes to it, so not this node either: nothing will return. Whoever is here has lost his
@@ -308,7 +325,7 @@ impl Relay {
             // `broker_down`, which comes with this, delivers it, unless it returned before. It may yet return after.
             Err(PublishFailure::Unknown) => (Outcome::LocalOnly, false),
             Err(failure @ (PublishFailure::Refused | PublishFailure::Busy | PublishFailure::TooBig)) => {
-                self.own.note_returned(index);
+                self.servers[server].own.note_returned(index);
                 let (outcome, reason) = match failure {
                     PublishFailure::Busy => (Outcome::Busy, RefuseReason::BrokerBacklog),
                     PublishFailure::TooBig => (Outcome::TooBig, RefuseReason::TooBig),
@@ -318,54 +335,59 @@ impl Relay {
                 (outcome, false)
             }
         };
-        let entry = &mut self.own.entries[index];
+        let entry = &mut self.servers[server].own.entries[index];
         entry.answer = entry.answer.or(Some(outcome));
         if will_not_return {
-            self.deliver_here(index, outlet);
-            self.own.note_returned(index);
+            self.deliver_here(server, index, outlet);
+            self.servers[server].own.note_returned(index);
         }
-        self.answer_entry(index, outlet);
-        self.forget_settled();
+        self.answer_entry(server, index, outlet);
+        self.forget_settled(server);
     }
 
     /// A probe was published: what comes back before it was published before it.
-    pub fn probe_sent(&mut self, number: u64) {
-        self.own.probe = number;
+    pub fn probe_sent(&mut self, server: usize, number: u64) {
+        self.servers[server].own.probe = number;
     }
 
     /// A probe returned: what was published before it and has not returned never will.
-    pub fn probe_returned(&mut self, number: u64, outlet: &mut impl Outlet) {
+    pub fn probe_returned(&mut self, server: usize, number: u64, outlet: &mut impl Outlet) {
         let mut missing = 0;
-        for index in 0..self.own.entries.len() {
-            let entry = &mut self.own.entries[index];
+        for index in 0..self.servers[server].own.entries.len() {
+            let entry = &mut self.servers[server].own.entries[index];
             if entry.after_probe >= number {
                 break;
             }
             missing += u64::from(!entry.returned && !entry.delivered);
             entry.answer = entry.answer.or(Some(Outcome::LocalOnly));
-            self.own.note_returned(index);
-            self.answer_entry(index, outlet);
+            self.servers[server].own.note_returned(index);
+            self.answer_entry(server, index, outlet);
         }
         self.metrics().echoes_missing.add(missing);
-        self.forget_settled();
+        self.forget_settled(server);
     }
 
     /// The subscription is broken, or that of `channel` alone: own publications that have not returned are delivered here. Their
     /// echoes, should they come after all, are swallowed until a fence.
-    pub(super) fn deliver_unreturned(&mut self, channel: Option<&[u8]>, outlet: &mut impl Outlet) {
-        for index in 0..self.own.entries.len() {
-            if channel.is_some_and(|channel| *self.own.entries[index].channel != *channel) {
+    pub(super) fn deliver_unreturned(
+        &mut self,
+        server: usize,
+        channel: Option<&[u8]>,
+        outlet: &mut impl Outlet,
+    ) {
+        for index in 0..self.servers[server].own.entries.len() {
+            if channel.is_some_and(|channel| *self.servers[server].own.entries[index].channel != *channel) {
                 continue;
             }
-            self.deliver_here(index, outlet);
-            self.answer_entry(index, outlet);
+            self.deliver_here(server, index, outlet);
+            self.answer_entry(server, index, outlet);
         }
-        self.forget_settled();
+        self.forget_settled(server);
     }
 
     /// Delivers one to the members here, unless it has come to them already.
-    fn deliver_here(&mut self, index: usize, outlet: &mut impl Outlet) {
-        let entry = &mut self.own.entries[index];
+    fn deliver_here(&mut self, server: usize, index: usize, outlet: &mut impl Outlet) {
+        let entry = &mut self.servers[server].own.entries[index];
         if entry.returned || std::mem::replace(&mut entry.delivered, true) {
             return;
         }
@@ -384,8 +406,8 @@ impl Relay {
     }
 
     /// Answers the client once its publication has come to the members here and Redis has said what became of it.
-    pub(super) fn answer_entry(&mut self, index: usize, outlet: &mut impl Outlet) {
-        let entry = &mut self.own.entries[index];
+    pub(super) fn answer_entry(&mut self, server: usize, index: usize, outlet: &mut impl Outlet) {
+        let entry = &mut self.servers[server].own.entries[index];
         if let Some(outcome) = entry.answer
             && (entry.returned || entry.delivered)
             && let Some(to) = entry.answer_to.take()
@@ -395,11 +417,13 @@ impl Relay {
     }
 
     /// Forgets, from the oldest on, what has both returned and been answered by Redis.
-    pub(super) fn forget_settled(&mut self) {
-        while let Some(entry) = self.own.entries.pop_front_if(|e| e.returned && e.answer.is_some()) {
+    pub(super) fn forget_settled(&mut self, server: usize) {
+        while let Some(entry) =
+            self.servers[server].own.entries.pop_front_if(|e| e.returned && e.answer.is_some())
+        {
             debug_assert!(entry.answer_to.is_none(), "a publication is forgotten before its answer");
-            self.own.bytes -= entry.payload.len() + entry.channel.len();
-            self.own.first_token += 1;
+            self.servers[server].own.bytes -= entry.payload.len() + entry.channel.len();
+            self.servers[server].own.first_token += 1;
         }
     }
 }
@@ -454,8 +478,8 @@ mod tests {
         let (mut relay, mut ring) = (Relay::new(Arc::new(setup), BrokerState::Down, 0), Ring::default());
         let slot = RoomSlot { index: 0, generation: 0 };
         relay.handle(0, Up::Join { slot, name: "r".into() }, &mut ring, NOW);
-        relay.confirmed(b"room:r", &mut ring);
-        relay.broker_up(&mut ring);
+        relay.confirmed(0, b"room:r", &mut ring);
+        relay.broker_up(0, &mut ring);
         (relay, ring)
     }
 
@@ -473,7 +497,7 @@ mod tests {
         };
         relay.handle(0, Up::Publish(Box::new(publish)), ring, NOW);
         match relay.broker.pop_front() {
-            Some(BrokerCommand::Publish { token, .. }) => token,
+            Some((0, BrokerCommand::Publish { token, .. })) => token,
             other => panic!("no publication: {other:?}"),
         }
     }
@@ -493,11 +517,11 @@ mod tests {
                 let (mut relay, mut ring) = relay();
                 let token = publish(&mut relay, &mut ring, "r");
                 if fails_first {
-                    relay.published(token, Err(failure), &mut ring);
+                    relay.published(0, token, Err(failure), &mut ring);
                 }
-                relay.broker_down(&mut ring, NOW);
+                relay.broker_down(0, &mut ring);
                 if !fails_first {
-                    relay.published(token, Err(failure), &mut ring);
+                    relay.published(0, token, Err(failure), &mut ring);
                 }
                 assert_eq!((deliveries(&ring), answers(&ring)), (1, 1), "{failure:?}, first: {fails_first}");
             }
@@ -513,7 +537,7 @@ mod tests {
         ] {
             let (mut relay, mut ring) = relay();
             let token = publish(&mut relay, &mut ring, "r");
-            relay.published(token, Err(failure), &mut ring);
+            relay.published(0, token, Err(failure), &mut ring);
             assert!(
                 ring.0.iter().any(|c| matches!(c, Down::Published { outcome: told, .. } if *told == outcome)),
                 "{failure:?}"
@@ -527,13 +551,13 @@ mod tests {
         let (mut relay, mut ring) = relay();
         let slot = RoomSlot { index: 1, generation: 0 };
         relay.handle(0, Up::Join { slot, name: "s".into() }, &mut ring, NOW);
-        relay.confirmed(b"room:s", &mut ring);
+        relay.confirmed(0, b"room:s", &mut ring);
         let token = publish(&mut relay, &mut ring, "r");
         publish(&mut relay, &mut ring, "s");
-        relay.lapsed(b"room:r", &mut ring);
-        relay.published(token, Err(PublishFailure::Unknown), &mut ring);
+        relay.lapsed(0, b"room:r", &mut ring);
+        relay.published(0, token, Err(PublishFailure::Unknown), &mut ring);
         assert_eq!((deliveries(&ring), answers(&ring)), (1, 1));
-        relay.message(None, b"room:s", b"x", &mut ring, NOW);
+        relay.message(0, None, b"room:s", b"x", &mut ring, NOW);
         assert_eq!(deliveries(&ring), 2, "the other came by Redis");
     }
 
@@ -544,12 +568,12 @@ mod tests {
         relay.handle(0, Up::Join { slot, name: "s".into() }, &mut ring, NOW);
         let joined = |ring: &Ring| ring.0.iter().filter(|down| matches!(down, Down::Joined { .. })).count();
         assert_eq!(joined(&ring), 1);
-        relay.lapsed(b"room:s", &mut ring);
+        relay.lapsed(0, b"room:s", &mut ring);
         assert_eq!((joined(&ring), relay.metrics().gaps.value(GapReason::Broker)), (2, 1));
         let gaps = |ring: &Ring| ring.0.iter().filter(|down| matches!(down, Down::RoomGap { .. })).count();
         assert_eq!(gaps(&ring), 0, "it is still lost");
-        relay.confirmed(b"room:s", &mut ring);
-        relay.confirmed(b"room:s", &mut ring);
+        relay.confirmed(0, b"room:s", &mut ring);
+        relay.confirmed(0, b"room:s", &mut ring);
         assert_eq!((joined(&ring), gaps(&ring)), (2, 1), "told when it is back, and once");
         let epochs = |ring: &Ring| {
             let epoch = |down: &Down| match down {
@@ -568,11 +592,11 @@ mod tests {
     fn a_late_echo_is_swallowed_until_a_fence() {
         let (mut relay, mut ring) = relay();
         let token = publish(&mut relay, &mut ring, "r");
-        relay.broker_down(&mut ring, NOW);
-        relay.published(token, Err(PublishFailure::Unknown), &mut ring);
-        relay.message(None, b"room:r", b"x", &mut ring, NOW);
+        relay.broker_down(0, &mut ring);
+        relay.published(0, token, Err(PublishFailure::Unknown), &mut ring);
+        relay.message(0, None, b"room:r", b"x", &mut ring, NOW);
         assert_eq!(deliveries(&ring), 1, "its own echo");
-        relay.message(None, b"room:r", b"x", &mut ring, NOW);
+        relay.message(0, None, b"room:r", b"x", &mut ring, NOW);
         assert_eq!(deliveries(&ring), 2, "somebody's publication of the same payload");
     }
 
@@ -581,10 +605,10 @@ mod tests {
         let (mut relay, mut ring) = relay();
         let first = publish(&mut relay, &mut ring, "r");
         let second = publish(&mut relay, &mut ring, "r");
-        relay.broker_down(&mut ring, NOW);
-        relay.published(second, Err(PublishFailure::Unsent), &mut ring);
+        relay.broker_down(0, &mut ring);
+        relay.published(0, second, Err(PublishFailure::Unsent), &mut ring);
         assert_eq!(answers(&ring), 1);
-        relay.published(first, Err(PublishFailure::Unknown), &mut ring);
+        relay.published(0, first, Err(PublishFailure::Unknown), &mut ring);
         assert_eq!((deliveries(&ring), answers(&ring)), (2, 2));
     }
 
@@ -592,8 +616,8 @@ mod tests {
     fn what_reached_no_subscriber_is_delivered_here() {
         let (mut relay, mut ring) = relay();
         let token = publish(&mut relay, &mut ring, "r");
-        relay.published(token, Ok(0), &mut ring);
-        relay.broker_down(&mut ring, NOW);
+        relay.published(0, token, Ok(0), &mut ring);
+        relay.broker_down(0, &mut ring);
         assert_eq!((deliveries(&ring), answers(&ring)), (1, 1));
     }
 
@@ -601,22 +625,25 @@ mod tests {
     fn a_publication_to_a_room_without_readers_is_answered_at_once() {
         let (mut relay, mut ring) = relay();
         let token = publish(&mut relay, &mut ring, "elsewhere");
-        relay.published(token, Ok(3), &mut ring);
+        relay.published(0, token, Ok(3), &mut ring);
         assert_eq!((deliveries(&ring), answers(&ring)), (0, 1));
-        assert!(relay.own.entries.is_empty());
+        assert!(relay.servers[0].own.entries.is_empty());
     }
 
     #[test]
     fn what_a_fence_overtook_is_forgotten() {
         let (mut relay, mut ring) = relay();
-        relay.probe_sent(1);
+        relay.probe_sent(0, 1);
         let token = publish(&mut relay, &mut ring, "r");
-        relay.published(token, Ok(1), &mut ring);
-        relay.probe_returned(1, &mut ring);
-        assert_eq!(relay.own.entries.len(), 1, "a probe before it proves nothing");
-        relay.probe_sent(2);
-        relay.probe_returned(2, &mut ring);
-        assert_eq!((relay.own.entries.len(), relay.own.bytes, answers(&ring)), (0, 0, 1));
+        relay.published(0, token, Ok(1), &mut ring);
+        relay.probe_returned(0, 1, &mut ring);
+        assert_eq!(relay.servers[0].own.entries.len(), 1, "a probe before it proves nothing");
+        relay.probe_sent(0, 2);
+        relay.probe_returned(0, 2, &mut ring);
+        assert_eq!(
+            (relay.servers[0].own.entries.len(), relay.servers[0].own.bytes, answers(&ring)),
+            (0, 0, 1)
+        );
     }
 
     /// The same with a source that names the origin.
@@ -634,7 +661,7 @@ mod tests {
         let (mut relay, mut ring) = (Relay::new(Arc::new(setup), BrokerState::Down, 0), Ring::default());
         let slot = RoomSlot { index: 0, generation: 0 };
         relay.handle(0, Up::Join { slot, name: "r".into() }, &mut ring, NOW);
-        relay.broker_up(&mut ring);
+        relay.broker_up(0, &mut ring);
         (relay, ring)
     }
 
@@ -654,12 +681,12 @@ mod tests {
             let (mut relay, mut ring) = origin_relay();
             let token = publish(&mut relay, &mut ring, "r");
             assert_eq!((deliveries(&ring), answers(&ring)), (1, 0), "members have it at once");
-            relay.broker_down(&mut ring, NOW);
-            relay.published(token, Err(failure), &mut ring);
+            relay.broker_down(0, &mut ring);
+            relay.published(0, token, Err(failure), &mut ring);
             assert_eq!(outcomes(&ring), [Outcome::LocalOnly], "{failure:?}");
             assert_eq!(deliveries(&ring), 1, "{failure:?}");
             assert_eq!(relay.metrics().publishes_local.value(), 1, "{failure:?}: nobody else got it");
-            assert!(relay.own.placed.is_empty() && relay.own.bytes == 0);
+            assert!(relay.servers[0].own.placed.is_empty() && relay.servers[0].own.bytes == 0);
         }
     }
 
@@ -672,11 +699,12 @@ mod tests {
             format!(r#"{{"room":"r","data":"x","origin":"0000000000000000","instance_id":"{instance}"}}"#)
         };
         let own = envelope(&relay.instance_id.clone());
-        relay.message(None, b"events", own.as_bytes(), &mut ring, NOW);
+        relay.message(0, None, b"events", own.as_bytes(), &mut ring, NOW);
         assert_eq!((deliveries(&ring), relay.metrics().echoes_ignored.value()), (1, 1));
         let namesake = envelope("0000000000000000-other");
-        relay.message(None, b"events", namesake.as_bytes(), &mut ring, NOW);
+        relay.message(0, None, b"events", namesake.as_bytes(), &mut ring, NOW);
         relay.message(
+            0,
             None,
             b"events",
             br#"{"room":"r","data":"x","origin":"0000000000000000"}"#,
@@ -709,7 +737,7 @@ mod tests {
         let (mut relay, mut ring) = origin_relay();
         for kind in ["joined", "left", "error"] {
             let envelope = format!(r#"{{"room":"r","type":"{kind}","data":{{}},"origin":"other"}}"#);
-            relay.message(None, b"events", envelope.as_bytes(), &mut ring, NOW);
+            relay.message(0, None, b"events", envelope.as_bytes(), &mut ring, NOW);
         }
         let kinds: Vec<&str> = ring
             .0

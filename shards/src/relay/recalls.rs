@@ -8,7 +8,7 @@
 
 use std::collections::VecDeque;
 
-use super::{BrokerCommand, FIRST_OFFSET, LogRoom, Outlet, Record, Relay};
+use super::{BrokerCommand, FIRST_OFFSET, LogRoom, Outlet, Record, Relay, Server};
 use crate::command::{Read, Recover, Since};
 use crate::frame::Frame;
 use crate::limits::{PAYLOAD_BYTES_MAX, RECALLED_KEPT, RECALLS_MAX, STREAM_HISTORY_ENTRIES_MAX};
@@ -52,9 +52,8 @@ enum Need {
 impl Relay {
     /// Takes a question whose answer lies in the stream; gives it back where the log has it, or nobody.
     pub(super) fn ask_stream(&mut self, index: u32, asked: Asked) -> Result<(), Asked> {
-        let is_hopeless = self.streamed.is_hopeless;
         let Some(room) = self.rooms.at_mut(index) else { return Err(asked) };
-        if is_hopeless || room.need(asked.since()) == Need::Nothing {
+        if is_hopeless(&self.servers, room) || room.need(asked.since()) == Need::Nothing {
             return Err(asked);
         }
         let Some(feed) = &mut room.feed else { return Err(asked) };
@@ -71,8 +70,8 @@ impl Relay {
             Asked::Recover(of, recover) => (*of, recover.ticket) == (shard, ticket),
             Asked::Read(..) => false,
         };
-        let Self { rooms, streamed, .. } = self;
-        for (index, generation) in &streamed.listed {
+        let Self { rooms, servers, .. } = self;
+        for (index, generation) in servers.iter().flat_map(|server| &server.streamed.listed) {
             let holds = rooms.holds(*index, *generation);
             let feed = rooms.at_mut(*index).filter(|_| holds).and_then(|room| room.feed.as_mut());
             let Some(feed) = feed else { continue };
@@ -86,8 +85,8 @@ impl Relay {
 
     /// Answers what has waited for the stream and need not any more; the rest goes on waiting.
     pub(super) fn answer_asked(&mut self, index: u32, outlet: &mut impl Outlet, now: Micros) {
-        let is_hopeless = self.streamed.is_hopeless;
         let Some(room) = self.rooms.at_mut(index) else { return };
+        let is_hopeless = is_hopeless(&self.servers, room);
         let Some(feed) = &mut room.feed else { return };
         let (mut waiting, mut answered) = (VecDeque::new(), Vec::new());
         for asked in std::mem::take(&mut feed.asked) {
@@ -119,41 +118,46 @@ impl Relay {
     /// Has the stream read back as far as the questions go, unless that is being done.
     fn recall(&mut self, index: u32) {
         let Some(generation) = self.rooms.generation(index) else { return };
-        let is_up = self.streamed.is_up();
-        let Some(room) = self.rooms.at_mut(index).filter(|room| is_up && room.can_be_recalled()) else {
-            return;
-        };
+        let Some(room) = self.rooms.at_mut(index).filter(|room| room.can_be_recalled()) else { return };
         let Some(after) = room.wanted_from() else { return };
         let Some(feed) = room.feed.as_mut().filter(|feed| !feed.is_recalling) else { return };
-        if self.streamed.recalling.len() == RECALLS_MAX {
-            if !self.streamed.recalls_due.contains(&(index, generation)) {
-                self.streamed.recalls_due.push_back((index, generation));
+        let streamed = &mut self.servers[feed.server].streamed;
+        if !streamed.is_up() {
+            return;
+        }
+        if streamed.recalling.len() == RECALLS_MAX {
+            if !streamed.recalls_due.contains(&(index, generation)) {
+                streamed.recalls_due.push_back((index, generation));
             }
             return;
         }
         feed.is_recalling = true;
-        self.streamed.recalls += 1;
-        let token = self.streamed.recalls;
-        self.streamed.recalling.insert(token, (index, generation));
-        self.broker.push_back(BrokerCommand::Recall { token, stream: feed.stream.clone(), after });
+        streamed.recalls += 1;
+        let token = streamed.recalls;
+        streamed.recalling.insert(token, (index, generation));
+        let command = BrokerCommand::Recall { token, stream: feed.stream.clone(), after };
+        self.broker.push_back((feed.server, command));
     }
 
     /// Answer to [`BrokerCommand::Recall`].
     pub fn recalled(
         &mut self,
+        server: usize,
         token: u64,
         result: Result<Past, HistoryError>,
         outlet: &mut impl Outlet,
         now: Micros,
     ) {
-        let Some((index, generation)) = self.streamed.recalling.remove(&token) else { return };
+        let Some((index, generation)) = self.servers[server].streamed.recalling.remove(&token) else {
+            return;
+        };
         if self.rooms.holds(index, generation) {
             self.take_past(index, result, now);
             self.list(index);
             self.answer_asked(index, outlet, now);
         }
-        while self.streamed.recalling.len() < RECALLS_MAX
-            && let Some((index, generation)) = self.streamed.recalls_due.pop_front()
+        while self.servers[server].streamed.recalling.len() < RECALLS_MAX
+            && let Some((index, generation)) = self.servers[server].streamed.recalls_due.pop_front()
         {
             if self.rooms.holds(index, generation) {
                 self.recall(index);
@@ -164,7 +168,7 @@ impl Relay {
     /// Puts what was read in front of the room's log.
     fn take_past(&mut self, index: u32, result: Result<Past, HistoryError>, now: Micros) {
         let Some(room) = self.rooms.at_mut(index) else { return };
-        let (source, newest) = (usize::from(room.source.unwrap_or_default()), room.next - 1);
+        let (source, newest) = (room.source.map_or(0, |fed| usize::from(fed.source)), room.next - 1);
         let Some(feed) = &mut room.feed else { return };
         feed.is_recalling = false;
         let past = match result {
@@ -237,6 +241,11 @@ impl Relay {
             room.log = None;
         }
     }
+}
+
+/// Whether the Redis of the room's stream has been away for so long that nobody waits for it.
+fn is_hopeless(servers: &[Server], room: &LogRoom) -> bool {
+    room.feed.as_ref().is_some_and(|feed| servers[feed.server].streamed.is_hopeless)
 }
 
 impl LogRoom {

@@ -8,7 +8,7 @@
 //! the last that it has (FIELD section 5). Anybody else is told where the room stands, and that something is missing.
 
 use super::recalls::Asked;
-use super::{FIRST_OFFSET, LogRoom, Outlet, Relay};
+use super::{FIRST_OFFSET, LogRoom, Outlet, Relay, run_of};
 use crate::command::{Down, Read, Reading, Recorded, Recover, Recovered, Since};
 use crate::limits::READ_BYTES_MAX;
 use crate::log::Past;
@@ -49,7 +49,7 @@ impl Relay {
             }
             let Some(recover) = self.backlogs[at].recovers.front() else { return };
             let Some(room) = index.and_then(|index| self.rooms.at(index)) else { return };
-            let epoch = room.epoch(self.epoch_base, self.run);
+            let epoch = room.epoch(self.epoch_base, run_of(&self.servers, room.source));
             let (first, is_whole) = room.past(recover.since, epoch);
             let bytes = room.log.as_ref().map_or(0, |log| log.past_bytes(first)) as usize;
             let backlog = &mut self.backlogs[at];
@@ -113,7 +113,7 @@ impl Relay {
             let reading = Reading { read, epoch: 0, offset: 0, newest: 0, is_whole, records: Vec::new() };
             return self.offer(shard, Down::Reading(Box::new(reading)), outlet);
         };
-        let epoch = room.epoch(self.epoch_base, self.run);
+        let epoch = room.epoch(self.epoch_base, run_of(&self.servers, room.source));
         let since = match read.since {
             Since::Last(count) => Since::Last(count.min(read.limit as u64)),
             since => since,
@@ -225,9 +225,9 @@ mod tests {
         let metrics = Arc::new(Metrics::new(1, Identity::default(), false));
         let setup = Arc::new(Setup::new(&config, Gate::new(None, true), metrics));
         let (mut relay, mut ring) = (Relay::new(setup, BrokerState::Down, 1), Ring::default());
-        relay.broker_up(&mut ring);
+        relay.broker_up(0, &mut ring);
         relay.handle(0, Up::Join { slot: SLOT, name: "r".into() }, &mut ring, Micros(0));
-        relay.confirmed(b"room:r", &mut ring);
+        relay.confirmed(0, b"room:r", &mut ring);
         let epoch = match ring.down.as_slice() {
             [.., Down::Joined { epoch, head: FIRST_OFFSET, .. }] => *epoch,
             other => panic!("Joined is due: {other:?}"),
@@ -275,8 +275,8 @@ mod tests {
     fn a_break_of_the_broker_ends_the_epoch_and_shows_in_the_log() {
         let (mut relay, mut ring, epoch) = world();
         place(&mut relay, &mut ring, "1", 1);
-        relay.broker_down(&mut ring, Micros(SECOND));
-        relay.broker_up(&mut ring);
+        relay.broker_down(0, &mut ring);
+        relay.broker_up(0, &mut ring);
         place(&mut relay, &mut ring, "2", 2);
         assert_eq!(recover(&mut relay, &mut ring, after(Some(epoch), 1), 3), (vec![], 2, false));
         let ask = Recover { to: TO, slot: SLOT, room: "r".into(), since: Since::Oldest, ticket: 1 };

@@ -35,6 +35,8 @@ use crate::shard::Micros;
 /// What a room knows of the stream that feeds it.
 #[derive(Debug)]
 pub(super) struct Feed {
+    /// Index of the Redis that has the stream.
+    pub server: usize,
     /// Key of the stream.
     pub stream: Box<[u8]>,
     /// Run of the stream's numbers; `None` before it has been anchored for the first time.
@@ -54,8 +56,9 @@ pub(super) struct Feed {
 }
 
 impl Feed {
-    pub(super) fn new(stream: &[u8]) -> Self {
+    pub(super) fn new(server: usize, stream: &[u8]) -> Self {
         Self {
+            server,
             stream: stream.into(),
             epoch: None,
             retry_at: None,
@@ -77,7 +80,7 @@ impl Feed {
     }
 }
 
-/// What the relay knows of all of them.
+/// What the relay knows of the streams of one Redis.
 #[derive(Debug, Default)]
 pub(super) struct Streamed {
     /// Since when the streams can't be reached; `None` while they can, and before they could for the first time.
@@ -106,9 +109,10 @@ impl Relay {
     /// A shard joins such a room: at once where the numbers are known, else when they are.
     pub(super) fn join_stream(&mut self, index: u32, interest: Interest, outlet: &mut impl Outlet) {
         self.follow(index);
-        let is_hopeless = self.broker_state == BrokerState::Local || self.streamed.is_hopeless;
         let Some(room) = self.rooms.at_mut(index) else { return };
         let Some(feed) = &mut room.feed else { return };
+        let server = &self.servers[feed.server];
+        let is_hopeless = server.state == BrokerState::Local || server.streamed.is_hopeless;
         if feed.epoch.is_some() || feed.retry_at.is_some() || is_hopeless {
             return self.admit(index, interest, outlet);
         }
@@ -121,7 +125,7 @@ impl Relay {
         let Some(room) = self.rooms.at_mut(index) else { return };
         let Some(feed) = &room.feed else { return };
         if !std::mem::replace(&mut room.subscribed, true) {
-            self.broker.push_back(BrokerCommand::Follow(feed.stream.clone()));
+            self.broker.push_back((feed.server, BrokerCommand::Follow(feed.stream.clone())));
         }
     }
 
@@ -129,7 +133,8 @@ impl Relay {
     pub(super) fn begin_stream(&mut self, room: &str, now: Micros) -> Option<u32> {
         let (source, _) = self.setup.routes.channel_of_room(room)?;
         let has_space = self.rooms.len() < self.setup.engine.log_rooms_max;
-        if !self.setup.routes.is_stream(source) || !has_space || self.broker_state == BrokerState::Local {
+        let state = self.servers[self.setup.routes.server_of(source)].state;
+        if !self.setup.routes.is_stream(source) || !has_space || state == BrokerState::Local {
             return None;
         }
         let index = self.room_named(room.into());
@@ -141,17 +146,17 @@ impl Relay {
     /// A room has gone; its stream may feed another.
     pub(super) fn unfollow(&mut self, feed: &Feed, was_followed: bool) {
         let is_still_wanted = self
-            .rooms_of(&feed.stream)
+            .rooms_of(feed.server, &feed.stream)
             .iter()
             .any(|(_, index)| self.rooms.at(*index).is_some_and(|room| room.subscribed));
         if was_followed && !is_still_wanted {
-            self.broker.push_back(BrokerCommand::Unfollow(feed.stream.clone()));
+            self.broker.push_back((feed.server, BrokerCommand::Unfollow(feed.stream.clone())));
         }
     }
 
     /// The rooms that a stream feeds, with the sources that say so.
-    fn rooms_of(&self, stream: &[u8]) -> SmallVec<[(usize, u32); 1]> {
-        let rooms = self.setup.routes.rooms_of_stream(stream);
+    fn rooms_of(&self, server: usize, stream: &[u8]) -> SmallVec<[(usize, u32); 1]> {
+        let rooms = self.setup.routes.rooms_of_stream(server, stream);
         let found = rooms.filter_map(|(source, name)| {
             let index = self.find(&name)?;
             let is_its_feed = self.rooms.at(index)?.feed.as_ref().is_some_and(|feed| *feed.stream == *stream);
@@ -165,37 +170,38 @@ impl Relay {
         let Some(generation) = self.rooms.generation(index) else { return };
         let Some(feed) = self.rooms.at_mut(index).and_then(|room| room.feed.as_mut()) else { return };
         if !std::mem::replace(&mut feed.is_listed, true) {
-            self.streamed.listed.push((index, generation));
+            self.servers[feed.server].streamed.listed.push((index, generation));
         }
     }
 
     // ---- what the connections say
 
     /// Streams are read again, each from where it had been read to as soon as it is anchored.
-    pub fn streams_up(&mut self) {
-        (self.streamed.away_since, self.streamed.is_hopeless) = (None, false);
-        self.streamed.was_up = true;
-        self.metrics().streams_up.set(1);
+    pub fn streams_up(&mut self, server: usize) {
+        let streamed = &mut self.servers[server].streamed;
+        (streamed.away_since, streamed.is_hopeless, streamed.was_up) = (None, false, true);
+        self.metrics().streams_up.of(server).set(1);
     }
 
     /// Their connections broke. Nothing is lost yet; what was under way is answered next.
-    pub fn streams_down(&mut self, now: Micros) {
-        if self.streamed.is_up() {
-            self.metrics().stream_breaks.add(1);
+    pub fn streams_down(&mut self, server: usize, now: Micros) {
+        if self.servers[server].streamed.is_up() {
+            self.metrics().stream_breaks.of(server).add(1);
         }
-        self.streamed.away_since.get_or_insert(now);
-        self.metrics().streams_up.set(0);
+        self.servers[server].streamed.away_since.get_or_insert(now);
+        self.metrics().streams_up.of(server).set(0);
     }
 
     /// A stream is followed from behind this position on.
     pub fn stream_anchored(
         &mut self,
+        server: usize,
         stream: &[u8],
         position: Position,
         outlet: &mut impl Outlet,
         now: Micros,
     ) {
-        for (_, index) in self.rooms_of(stream) {
+        for (_, index) in self.rooms_of(server, stream) {
             let Some(room) = self.rooms.at_mut(index) else { continue };
             let Some(feed) = &mut room.feed else { continue };
             feed.retry_at = None;
@@ -211,15 +217,16 @@ impl Relay {
     /// An entry of a stream; `payload` is `None` where it is too long to be a publication.
     pub fn stream_entry(
         &mut self,
+        server: usize,
         stream: &[u8],
         number: u64,
         payload: Option<&[u8]>,
         outlet: &mut impl Outlet,
         now: Micros,
     ) {
-        let own = payload.and_then(|payload| self.streamed.appends.returned(stream, payload));
+        let own = payload.and_then(|payload| self.servers[server].streamed.appends.returned(stream, payload));
         let own = own.unwrap_or_default();
-        for (source, index) in self.rooms_of(stream) {
+        for (source, index) in self.rooms_of(server, stream) {
             if let Some(payload) = payload {
                 let (payload, label) = self.opened(source, index, payload);
                 let label = label.or_else(|| own.label.clone());
@@ -238,8 +245,8 @@ impl Relay {
     }
 
     /// These numbers are gone.
-    pub fn stream_gap(&mut self, stream: &[u8], to: u64, outlet: &mut impl Outlet) {
-        for (_, index) in self.rooms_of(stream) {
+    pub fn stream_gap(&mut self, server: usize, stream: &[u8], to: u64, outlet: &mut impl Outlet) {
+        for (_, index) in self.rooms_of(server, stream) {
             self.lose(index, to, GapReason::Trimmed, outlet);
         }
     }
@@ -247,12 +254,13 @@ impl Relay {
     /// It is another stream, or was set back: what comes has the numbers after this position.
     pub fn stream_broken(
         &mut self,
+        server: usize,
         stream: &[u8],
         position: Position,
         outlet: &mut impl Outlet,
         now: Micros,
     ) {
-        for (_, index) in self.rooms_of(stream) {
+        for (_, index) in self.rooms_of(server, stream) {
             self.begin_run(index, position, outlet);
             self.admit_waiting(index, outlet);
             self.answer_asked(index, outlet, now);
@@ -260,8 +268,8 @@ impl Relay {
     }
 
     /// Redis doesn't let us follow it; the log line says why.
-    pub fn stream_refused(&mut self, stream: &[u8], outlet: &mut impl Outlet, now: Micros) {
-        for (_, index) in self.rooms_of(stream) {
+    pub fn stream_refused(&mut self, server: usize, stream: &[u8], outlet: &mut impl Outlet, now: Micros) {
+        for (_, index) in self.rooms_of(server, stream) {
             self.metrics().gaps.add(GapReason::Broker, 1);
             let Some(room) = self.rooms.at_mut(index) else { continue };
             room.subscribed = false;
@@ -275,12 +283,19 @@ impl Relay {
 
     /// What is due by the clock.
     pub(super) fn sweep_streamed(&mut self, outlet: &mut impl Outlet, now: Micros) {
-        self.forget_appends(now);
+        for server in 0..self.servers.len() {
+            self.sweep_streams_of(server, outlet, now);
+        }
+    }
+
+    fn sweep_streams_of(&mut self, server: usize, outlet: &mut impl Outlet, now: Micros) {
+        let streamed = &mut self.servers[server].streamed;
+        streamed.appends.forget_late(now);
         // A process begins without them.
-        let away_since = self.streamed.away_since.unwrap_or(Micros(0));
-        let is_hopeless = !self.streamed.is_up() && now.0 > away_since.0 + STREAM_PATIENCE.as_micros() as u64;
-        self.streamed.is_hopeless = is_hopeless;
-        for (index, generation) in std::mem::take(&mut self.streamed.listed) {
+        let away_since = streamed.away_since.unwrap_or(Micros(0));
+        let is_hopeless = !streamed.is_up() && now.0 > away_since.0 + STREAM_PATIENCE.as_micros() as u64;
+        streamed.is_hopeless = is_hopeless;
+        for (index, generation) in std::mem::take(&mut streamed.listed) {
             if !self.rooms.holds(index, generation) {
                 continue;
             }

@@ -110,18 +110,18 @@ fn what_a_channel_on_demand_brings_does_not_keep_it_subscribed() {
     for (index, name) in ["log-a", "plain"].into_iter().enumerate() {
         let slot = RoomSlot { index: index as u32, generation: 0 };
         relay.handle(0, Up::Join { slot, name: name.into() }, &mut Nowhere, Micros(0));
-        relay.confirmed(format!("room:{name}").as_bytes(), &mut Nowhere);
+        relay.confirmed(0, format!("room:{name}").as_bytes(), &mut Nowhere);
         relay.handle(0, Up::Leave { slot, name: name.into() }, &mut Nowhere, Micros(0));
     }
     relay.broker.clear();
     for seconds in 1..=60 {
         for channel in [&b"room:log-a"[..], b"room:plain"] {
-            relay.message(None, channel, b"x", &mut Nowhere, Micros(seconds * SECOND));
+            relay.message(0, None, channel, b"x", &mut Nowhere, Micros(seconds * SECOND));
         }
         relay.sweep(&mut Nowhere, Micros(seconds * SECOND));
     }
-    let left =
-        ["room:plain", "room:log-a"].map(|channel| BrokerCommand::Unsubscribe(channel.as_bytes().into()));
+    let left = ["room:plain", "room:log-a"]
+        .map(|channel| (0, BrokerCommand::Unsubscribe(channel.as_bytes().into())));
     assert!(relay.broker.iter().eq(&left), "{:?}", relay.broker);
 }
 
@@ -156,11 +156,11 @@ fn who_leaves_before_the_confirmation_waits_no_longer_and_the_channel_is_given_b
         relay.handle(0, Up::Join { slot, name: name.clone() }, &mut ring, Micros(0));
         relay.handle(0, Up::Leave { slot, name }, &mut ring, Micros(0));
     }
-    relay.confirmed(b"room:plain", &mut ring);
+    relay.confirmed(0, b"room:plain", &mut ring);
     assert!(ring.joined().is_empty(), "nobody waits");
     relay.broker.clear();
     relay.sweep(&mut ring, Micros(6 * SECOND));
-    assert!(relay.broker.iter().eq(&[BrokerCommand::Unsubscribe(b"room:plain"[..].into())]));
+    assert!(relay.broker.iter().eq(&[(0, BrokerCommand::Unsubscribe(b"room:plain"[..].into()))]));
     assert_eq!(relay.rooms.len(), 0);
 }
 
@@ -173,11 +173,11 @@ fn whoever_waits_for_a_confirmation_is_admitted_once_whichever_way_it_ends() {
         relay.handle(0, Up::Join { slot, name: format!("r{index}").into() }, &mut ring, Micros(0));
     }
     assert!(ring.joined().is_empty());
-    relay.confirmed(b"room:r3", &mut ring);
-    relay.channel_refused(b"room:r1", &mut ring);
+    relay.confirmed(0, b"room:r3", &mut ring);
+    relay.channel_refused(0, b"room:r1", &mut ring);
     assert_eq!(ring.joined(), [3, 1]);
-    relay.broker_down(&mut ring, Micros(0));
+    relay.broker_down(0, &mut ring);
     assert_eq!(ring.joined(), [3, 1, 0, 2, 4]);
-    relay.broker_down(&mut ring, Micros(0));
+    relay.broker_down(0, &mut ring);
     assert_eq!(ring.joined().len(), 5);
 }

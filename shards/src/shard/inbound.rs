@@ -421,7 +421,7 @@ impl Shard {
                 if setup.is_draining() {
                     return health(false, "draining\n");
                 }
-                health(setup.broker_is_up() || !setup.require_broker, "the broker is away\n")
+                health(setup.broker_is_up() || !setup.require_broker, &setup.broker_fault())
             }
             path if setup.admin_elsewhere && !admin && self.is_admins(path) => {
                 Err(HttpError::new(404, format!("{path} is served on the admin address")))

@@ -122,7 +122,7 @@ impl Broker {
 
     /// Carries out what the relay asks for; after each call to it.
     pub fn drive(&mut self, relay: &mut Relay, outlet: &mut impl Outlet) {
-        while let Some(command) = relay.broker.pop_front() {
+        while let Some((_, command)) = relay.broker.pop_front() {
             assert!(!self.local, "a local broker has nothing to do: {command:?}");
             match command {
                 BrokerCommand::Subscribe(channel) => {
@@ -146,7 +146,7 @@ impl Broker {
                         channel: channel.to_vec(),
                         payload: payload.to_vec(),
                     }),
-                    false => relay.published(token, Err(PublishFailure::Unsent), outlet),
+                    false => relay.published(0, token, Err(PublishFailure::Unsent), outlet),
                 },
             }
         }
@@ -179,18 +179,18 @@ impl Broker {
             1 => self.redis_reads_subscribe(),
             2 => {
                 if let Some((token, answer)) = self.answers.pop_front() {
-                    relay.published(token, answer, outlet);
+                    relay.published(0, token, answer, outlet);
                 }
             }
             _ => self.relay_reads_push(relay, outlet, now),
         }
         let is_proved = self.probe_returned >= self.proved_from && self.proved_from > 0;
         if self.connected
-            && relay.broker_state() == BrokerState::Down
+            && relay.broker_state(0) == BrokerState::Down
             && self.outstanding.is_empty()
             && is_proved
         {
-            relay.broker_up(outlet);
+            relay.broker_up(0, outlet);
         }
         self.drive(relay, outlet);
     }
@@ -230,17 +230,17 @@ impl Broker {
                 if *outstanding == 0 {
                     self.outstanding.remove(&channel);
                     if on {
-                        relay.confirmed(&channel, outlet);
+                        relay.confirmed(0, &channel, outlet);
                     }
                 }
             }
             Some(Push::Message { channel, payload }) => {
                 let pattern = (self.feed == Feed::Pattern).then_some(b"room:*".as_slice());
-                relay.message(pattern, &channel, &payload, outlet, now);
+                relay.message(0, pattern, &channel, &payload, outlet, now);
             }
             Some(Push::Probe(number)) => {
                 self.probe_returned = number;
-                relay.probe_returned(number, outlet);
+                relay.probe_returned(0, number, outlet);
             }
             None => {}
         }
@@ -250,18 +250,12 @@ impl Broker {
         if self.connected {
             self.probe += 1;
             self.requests.push_back(Request::Probe(self.probe));
-            relay.probe_sent(self.probe);
+            relay.probe_sent(0, self.probe);
         }
     }
 
     /// Both connections end; what was on its way is lost, or, where it was a PUBLISH, perhaps not.
-    pub fn break_down(
-        &mut self,
-        relay: &mut Relay,
-        outlet: &mut impl Outlet,
-        random: &mut Random,
-        now: Micros,
-    ) {
+    pub fn break_down(&mut self, relay: &mut Relay, outlet: &mut impl Outlet, random: &mut Random) {
         if !self.connected {
             return;
         }
@@ -270,7 +264,7 @@ impl Broker {
         for (token, answer) in std::mem::take(&mut self.answers) {
             match answer {
                 // The answer had been read already, or never will be.
-                answer if random.chance(30) => relay.published(token, answer, outlet),
+                answer if random.chance(30) => relay.published(0, token, answer, outlet),
                 _ => failed.push((token, PublishFailure::Unknown)),
             }
         }
@@ -294,13 +288,13 @@ impl Broker {
         self.outstanding.clear();
         let fails_first = random.chance(50);
         if !fails_first {
-            relay.broker_down(outlet, now);
+            relay.broker_down(0, outlet);
         }
         for (token, failure) in failed {
-            relay.published(token, Err(failure), outlet);
+            relay.published(0, token, Err(failure), outlet);
         }
         if fails_first {
-            relay.broker_down(outlet, now);
+            relay.broker_down(0, outlet);
         }
         self.drive(relay, outlet);
     }

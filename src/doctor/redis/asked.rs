@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use redis_protocol::resp2::types::OwnedFrame;
-use shards::config::{BrokerChoice, Config, RedisAddress, RedisTarget, Subscribe};
+use shards::config::{Config, RedisAddress, RedisServer, RedisTarget, Subscribe};
 
 use crate::exit::Failure;
 use crate::redis::RedisConnection;
@@ -129,7 +129,8 @@ fn rights(target: &RedisTarget, config: &Config) -> Result<Vec<(String, Option<S
         false => ["SUBSCRIBE", "PUBLISH"].map(str::to_owned),
     };
     let mut tried = vec![vec![subscribe.clone(), probe.clone()], vec![publish, probe, String::new()]];
-    if let BrokerChoice::Redis(RedisTarget { address: RedisAddress::Sentinel(_), .. }) = &config.broker {
+    let is_sentinel = |server: &RedisServer| matches!(server.target.address, RedisAddress::Sentinel(_));
+    if config.broker.servers().iter().any(is_sentinel) {
         tried.push(vec!["ROLE".to_owned()]);
     }
     for source in &config.sources {

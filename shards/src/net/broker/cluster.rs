@@ -15,7 +15,7 @@ use foldhash::{HashMap, HashMapExt};
 
 use super::blocking::blocking;
 use super::fences::Fences;
-use super::{BrokerCounters, BrokerEvents, OneLink, Wake, start_node};
+use super::{BrokerCounters, BrokerEvents, OneLink, Wake, start_node, tls_client};
 use crate::config::{RedisAddress, RedisTarget, Server};
 use crate::redis::cluster::{Topology, ask_topology, probe_channel};
 use crate::redis::placement::{NodeId, Placement, Step};
@@ -216,7 +216,7 @@ impl Cluster {
         events: &Rc<RefCell<E>>,
     ) {
         let address = RedisAddress::Tcp { host: server.host.clone(), port: server.port };
-        let target = RedisTarget { address, ..self.target.clone() };
+        let target = self.target.at(address);
         let node_events = NodeEvents { cluster: self.clone(), node, events: events.clone() };
         let channel = probe_channel(probe_slot, &self.node_id);
         let link = start_node(target, &channel, Rc::new(RefCell::new(node_events)));
@@ -525,13 +525,17 @@ fn ask_any(servers: &[Server], target: &RedisTarget) -> Result<Topology, String>
 }
 
 fn ask(server: &Server, target: &RedisTarget) -> io::Result<Topology> {
+    let node = target.at(RedisAddress::Tcp { host: server.host.clone(), port: server.port });
+    let client = tls_client(&node)?;
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for address in (server.host.as_str(), server.port).to_socket_addrs()? {
         match TcpStream::connect_timeout(&address, ASK_TIMEOUT) {
             Ok(mut stream) => {
                 stream.set_read_timeout(Some(ASK_TIMEOUT))?;
                 stream.set_write_timeout(Some(ASK_TIMEOUT))?;
-                return ask_topology(&mut stream, target, server);
+                let Some(client) = client else { return ask_topology(&mut stream, target, server) };
+                let mut sealed = tls::Stream::connect(stream, &client, Instant::now() + ASK_TIMEOUT)?;
+                return ask_topology(&mut sealed, target, server);
             }
             Err(error) => last = error,
         }

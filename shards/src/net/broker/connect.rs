@@ -15,7 +15,7 @@ use tls::{Client, Options, Session, TlsError};
 
 use super::blocking::blocking;
 use super::half::{Plain, Seal, SealedRead, SealedWrite};
-use crate::config::{RedisAddress, RedisTarget, RedisTls, Server};
+use crate::config::{RedisAddress, RedisTarget, RedisTls};
 use crate::limits::BROKER_HANDSHAKE_TIMEOUT;
 
 /// The subscriber's and the commander's connection, in this order.
@@ -23,6 +23,12 @@ pub(super) enum Connections {
     Tcp(PlainConnection<TcpStream>, PlainConnection<TcpStream>),
     Tls(SealedConnection, SealedConnection),
     Unix(PlainConnection<UnixStream>, PlainConnection<UnixStream>),
+}
+
+/// One connection.
+pub(super) enum OneConnection {
+    Tcp(PlainConnection<TcpStream>),
+    Tls(SealedConnection),
 }
 
 /// The directions of a stream of the runtime.
@@ -33,7 +39,7 @@ pub(super) struct Connection<R, W> {
 }
 
 pub(super) type PlainConnection<S> = Connection<Plain<OwnedReadHalf<S>>, Plain<OwnedWriteHalf<S>>>;
-type SealedConnection =
+pub(super) type SealedConnection =
     Connection<SealedRead<OwnedReadHalf<TcpStream>>, SealedWrite<OwnedWriteHalf<TcpStream>>>;
 
 /// The same socket, to shut it down while the runtime reads and writes.
@@ -76,21 +82,25 @@ pub(super) async fn connect(
     attach(&target.address, connected.map_err(cannot)?).map_err(cannot)
 }
 
-/// Connects once to a server of several, without TLS, on a plain thread.
+/// Connects once to a server of several, on a plain thread.
 ///
 /// # Errors
 /// As [`connect`].
 pub(super) async fn connect_to(
-    server: &Server,
+    target: RedisTarget,
     is_stopping: impl Fn() -> bool,
-) -> Result<PlainConnection<TcpStream>, String> {
-    let cannot = |error: std::io::Error| format!("can't connect to {server}: {error}");
+) -> Result<OneConnection, String> {
+    let address = describe(&target.address);
+    let cannot = |error: std::io::Error| format!("can't connect to {address}: {error}");
     let is_nonblocking = monoio::utils::is_legacy();
-    let target = RedisTarget::from(RedisAddress::Tcp { host: server.host.clone(), port: server.port });
     let work = move || connect_all::<1>(&target, is_nonblocking);
-    let connected = blocking(work, is_stopping, || note_slow(&server.to_string())).await?;
-    let [Connected { socket, .. }] = connected.map_err(cannot)?;
-    Ok(plain(attach_tcp(&socket).map_err(cannot)?, socket))
+    let connected = blocking(work, is_stopping, || note_slow(&address)).await?;
+    let [Connected { socket, session }] = connected.map_err(cannot)?;
+    let stream = attach_tcp(&socket).map_err(cannot)?;
+    Ok(match session {
+        Some(session) => OneConnection::Tls(sealed(stream, socket, session)),
+        None => OneConnection::Tcp(plain(stream, socket)),
+    })
 }
 
 fn note_slow(address: &str) {

@@ -7,12 +7,10 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use monoio::net::TcpStream;
-
-use super::connect::{Connection, PlainConnection, connect_to};
+use super::connect::{Connection, OneConnection, connect_to};
 use super::half::{ReadHalf, WriteHalf};
 use super::{Link, Wake, random};
-use crate::config::{RedisAddress, Sentinels, Server};
+use crate::config::{RedisAddress, RedisTarget, Sentinels, Server};
 use crate::redis::Reconnect;
 use crate::redis::sentinel::{SentinelSays, SentinelSession, Views};
 use crate::resp::{Inbox, Received};
@@ -20,6 +18,8 @@ use crate::resp::{Inbox, Received};
 /// What the sentinels of a link say.
 pub(super) struct Watch {
     sentinels: Sentinels,
+    /// What they watch, with its TLS.
+    target: RedisTarget,
     views: RefCell<Views>,
     /// Where the link went last, and how much had been heard by then.
     current: RefCell<Option<(Server, u64)>>,
@@ -34,10 +34,11 @@ pub(super) struct Watch {
 
 impl Watch {
     /// Begins to listen to all of them.
-    pub(super) fn start(sentinels: &Sentinels, link: &Rc<Link>) -> Rc<Self> {
+    pub(super) fn start(target: &RedisTarget, sentinels: &Sentinels, link: &Rc<Link>) -> Rc<Self> {
         let count = sentinels.servers.len();
         let watch = Rc::new(Self {
             sentinels: sentinels.clone(),
+            target: target.clone(),
             views: RefCell::new(Views::new(count)),
             current: RefCell::new(None),
             has_moved: Cell::new(false),
@@ -110,10 +111,10 @@ impl Watch {
     }
 
     /// Listens to one of them until its connection is of no use. Returns why.
-    async fn converse(
+    async fn converse<R: ReadHalf + 'static, W: WriteHalf>(
         self: &Rc<Self>,
         index: usize,
-        connection: PlainConnection<TcpStream>,
+        connection: Connection<R, W>,
         link: &Rc<Link>,
     ) -> String {
         let Connection { read: read_half, write: mut write_half, end } = connection;
@@ -163,8 +164,10 @@ async fn listen(watch: Rc<Watch>, index: usize, link: Rc<Link>) {
     let mut last_reason = String::new();
     while !link.is_stopping() {
         let began = Instant::now();
-        let reason = match connect_to(&sentinel, || link.is_stopping()).await {
-            Ok(connection) => watch.converse(index, connection, &link).await,
+        let target = watch.target.of_sentinel(&watch.sentinels, &sentinel);
+        let reason = match connect_to(target, || link.is_stopping()).await {
+            Ok(OneConnection::Tcp(connection)) => watch.converse(index, connection, &link).await,
+            Ok(OneConnection::Tls(connection)) => watch.converse(index, connection, &link).await,
             Err(reason) => reason,
         };
         if link.is_stopping() {

@@ -48,7 +48,7 @@ impl World {
 
     fn up() -> Self {
         let mut world = Self::away();
-        world.relay.streams_up();
+        world.relay.streams_up(0);
         world
     }
 
@@ -68,12 +68,12 @@ impl World {
 
     fn anchor(&mut self, room: &str, number: u64) {
         let stream = format!("s:{room}");
-        self.relay.stream_anchored(stream.as_bytes(), position(5, number), &mut self.ring, self.now);
+        self.relay.stream_anchored(0, stream.as_bytes(), position(5, number), &mut self.ring, self.now);
     }
 
     fn entry(&mut self, number: u64) {
         let payload = number.to_string();
-        self.relay.stream_entry(b"s:r", number, Some(payload.as_bytes()), &mut self.ring, self.now);
+        self.relay.stream_entry(0, b"s:r", number, Some(payload.as_bytes()), &mut self.ring, self.now);
     }
 
     fn sweep_after(&mut self, seconds: u64) {
@@ -88,7 +88,7 @@ impl World {
 
     /// What the broker was asked since.
     fn asked(&mut self) -> Vec<BrokerCommand> {
-        self.relay.broker.drain(..).collect()
+        self.relay.broker.drain(..).map(|(_, command)| command).collect()
     }
 
     fn recover(&mut self, since: Since, ticket: u64) {
@@ -107,7 +107,7 @@ impl World {
     fn recalled(&mut self, token: u64, numbers: std::ops::RangeInclusive<u64>, lacks: Option<HistoryError>) {
         let head = position(5, *numbers.end());
         let payloads = numbers.map(|number| number.to_string().into_bytes().into()).collect();
-        self.relay.recalled(token, Ok(Past { head, payloads, lacks }), &mut self.ring, self.now);
+        self.relay.recalled(0, token, Ok(Past { head, payloads, lacks }), &mut self.ring, self.now);
     }
 
     /// The only answer: its numbers, and whether it is whole.
@@ -166,10 +166,10 @@ fn a_room_has_the_numbers_of_its_stream_and_nothing_else_has_one_in_it() {
     assert!(matches!(world.told().as_slice(), [Down::Publication { offset: 5, .. }]));
     let placed = world.relay.place("r", b"x", Via::Client.into(), &mut world.ring, world.now);
     assert_eq!((placed, world.told()), (Outcome::Refused, vec![]));
-    world.relay.streams_down(world.now);
-    world.relay.broker_down(&mut world.ring, world.now);
-    world.relay.broker_up(&mut world.ring);
-    world.relay.streams_up();
+    world.relay.streams_down(0, world.now);
+    world.relay.broker_down(0, &mut world.ring);
+    world.relay.broker_up(0, &mut world.ring);
+    world.relay.streams_up(0);
     world.anchor("r", 5);
     assert_eq!(world.told(), [], "a break that lost nothing says nothing");
     world.entry(6);
@@ -187,7 +187,7 @@ fn who_joins_waits_for_the_numbers_but_not_for_ever() {
     let [Down::Joined { epoch, head: FIRST_OFFSET, .. }] = world.told()[..] else { panic!("it is let in") };
     world.join(1, "later");
     assert_eq!(world.told().len(), 1, "nobody else is kept waiting for what is known to be away");
-    world.relay.streams_up();
+    world.relay.streams_up(0);
     world.anchor("r", 9);
     assert_eq!(world.told(), [Down::RoomGap { slot: slot(0), epoch: 5, last: 9 }]);
     assert_ne!(epoch, 5);
@@ -198,14 +198,21 @@ fn who_joins_waits_for_the_numbers_but_not_for_ever() {
 #[test]
 fn what_is_gone_is_told_with_its_numbers_and_why() {
     let mut world = World::anchored(4);
-    world.relay.stream_gap(b"s:r", 7, &mut world.ring);
+    world.relay.stream_gap(0, b"s:r", 7, &mut world.ring);
     let gap = |from, to, reason| Down::Gap { slot: slot(0), from, to, reason };
     assert_eq!(world.told(), [gap(5, 8, GapReason::Trimmed)]);
-    world.relay.stream_entry(b"s:r", 8, None, &mut world.ring, world.now);
+    world.relay.stream_entry(0, b"s:r", 8, None, &mut world.ring, world.now);
     assert_eq!(world.told(), [gap(8, 9, GapReason::TooBig)]);
-    world.relay.stream_entry(b"s:r", 9, Some(&vec![b'x'; PAYLOAD_BYTES_MAX + 1]), &mut world.ring, world.now);
+    world.relay.stream_entry(
+        0,
+        b"s:r",
+        9,
+        Some(&vec![b'x'; PAYLOAD_BYTES_MAX + 1]),
+        &mut world.ring,
+        world.now,
+    );
     assert_eq!(world.told(), [gap(9, 10, GapReason::TooBig)]);
-    world.relay.stream_broken(b"s:r", position(6, 0), &mut world.ring, world.now);
+    world.relay.stream_broken(0, b"s:r", position(6, 0), &mut world.ring, world.now);
     assert_eq!(world.told(), [Down::RoomGap { slot: slot(0), epoch: 6, last: 0 }]);
     let gaps = &world.relay.metrics().gaps;
     let counted = [GapReason::Trimmed, GapReason::TooBig, GapReason::Broker].map(|reason| gaps.value(reason));
@@ -221,10 +228,10 @@ fn a_shard_that_is_behind_is_told_what_it_loses_when_the_numbers_jump() {
     let mut number = 0;
     while !world.relay.has_backlog() {
         number += 1;
-        world.relay.stream_entry(b"s:r", number, Some(&bytes), &mut world.ring, world.now);
+        world.relay.stream_entry(0, b"s:r", number, Some(&bytes), &mut world.ring, world.now);
     }
     world.told();
-    world.relay.stream_broken(b"s:r", position(6, 2), &mut world.ring, world.now);
+    world.relay.stream_broken(0, b"s:r", position(6, 2), &mut world.ring, world.now);
     let lost = Down::Gap { slot: slot(0), from: number, to: number + 1, reason: GapReason::ShardOverload };
     assert_eq!(world.told(), [lost, Down::RoomGap { slot: slot(0), epoch: 6, last: 2 }]);
     assert_eq!(world.relay.log_bytes, 0);
@@ -275,7 +282,7 @@ fn what_is_not_certain_is_not_given_and_not_asked_again() {
         let mut world = World::anchored(20);
         world.recover(after(15), 1);
         let (token, _) = world.recalling();
-        world.relay.recalled(token, Err(error), &mut world.ring, world.now);
+        world.relay.recalled(0, token, Err(error), &mut world.ring, world.now);
         assert_eq!(world.recovered(), (vec![], false), "{error}");
         world.recover(after(16), 2);
         assert_eq!((world.recovered(), world.asked()), ((vec![], false), vec![]), "{error}");
@@ -292,15 +299,15 @@ fn a_question_outlives_a_break_and_is_answered_in_the_end() {
     let mut world = World::anchored(20);
     world.recover(after(15), 1);
     let (token, _) = world.recalling();
-    world.relay.streams_down(world.now);
-    world.relay.recalled(token, Err(HistoryError::Away), &mut world.ring, world.now);
+    world.relay.streams_down(0, world.now);
+    world.relay.recalled(0, token, Err(HistoryError::Away), &mut world.ring, world.now);
     world.sweep_after(1);
     assert_eq!((world.told(), world.asked()), (vec![], vec![]));
-    world.relay.streams_up();
+    world.relay.streams_up(0);
     world.anchor("r", 20);
     let (token, _) = world.recalling();
-    world.relay.streams_down(world.now);
-    world.relay.recalled(token, Err(HistoryError::Away), &mut world.ring, world.now);
+    world.relay.streams_down(0, world.now);
+    world.relay.recalled(0, token, Err(HistoryError::Away), &mut world.ring, world.now);
     world.sweep_after(6);
     assert_eq!(world.recovered(), (vec![], false), "nobody waits for ever");
 }
@@ -369,7 +376,7 @@ fn a_stream_that_is_refused_is_tried_again_while_somebody_is_there() {
     let mut world = World::up();
     world.join(0, "r");
     world.asked();
-    world.relay.stream_refused(b"s:r", &mut world.ring, world.now);
+    world.relay.stream_refused(0, b"s:r", &mut world.ring, world.now);
     assert!(matches!(world.told().as_slice(), [Down::Joined { head: FIRST_OFFSET, .. }]));
     world.sweep_after(STREAM_RETRY.as_secs() + 1);
     assert_eq!(world.asked(), [BrokerCommand::Follow(b"s:r".as_slice().into())]);
@@ -390,7 +397,7 @@ fn an_own_publication_has_one_answer_which_is_what_became_of_it() {
         world.publish(false);
         let asked = world.asked();
         let [BrokerCommand::Append { token, .. }] = asked[..] else { panic!("{asked:?}") };
-        world.relay.appended(token, result, &mut world.ring);
+        world.relay.appended(0, token, result, &mut world.ring);
         assert_eq!(world.outcome(), outcome);
         assert_eq!(world.relay.metrics().appends.value(fate), 1);
         assert_eq!(world.relay.metrics().appends.total(), 1);
@@ -406,12 +413,12 @@ fn an_append_that_met_a_server_without_the_script_is_sent_once_more() {
         ref other => panic!("an append is due: {other:?}"),
     };
     let first = token(&mut world);
-    world.relay.appended(first, Err(PublishFailure::Unsent), &mut world.ring);
+    world.relay.appended(0, first, Err(PublishFailure::Unsent), &mut world.ring);
     let second = token(&mut world);
     assert_eq!((first, world.told()), (second, vec![]));
-    world.relay.appended(second, Err(PublishFailure::Unsent), &mut world.ring);
+    world.relay.appended(0, second, Err(PublishFailure::Unsent), &mut world.ring);
     assert_eq!((world.outcome(), world.asked()), (Outcome::Away, vec![]));
-    world.relay.streams_down(world.now);
+    world.relay.streams_down(0, world.now);
     world.publish(false);
     assert_eq!(
         (world.outcome(), world.asked()),
@@ -436,25 +443,25 @@ fn a_sender_that_is_left_out_is_left_out_of_its_own_entry_alone() {
         let Some(BrokerCommand::Append { token, .. }) = world.asked().pop() else { panic!("an append") };
         let id = EntryId { millis: number, sequence: 0 };
         let mine = |world: &mut World| {
-            world.relay.stream_entry(b"s:r", number, Some(b"mine"), &mut world.ring, world.now);
+            world.relay.stream_entry(0, b"s:r", number, Some(b"mine"), &mut world.ring, world.now);
         };
         // The two connections keep no order between them.
         if number == 1 {
             mine(&mut world);
         }
-        world.relay.appended(token, Ok(id), &mut world.ring);
+        world.relay.appended(0, token, Ok(id), &mut world.ring);
         if number == 2 {
             mine(&mut world);
         }
         assert_eq!(excepts(&mut world), [Some(FROM)]);
     }
-    world.relay.stream_entry(b"s:r", 3, Some(b"mine"), &mut world.ring, world.now);
+    world.relay.stream_entry(0, b"s:r", 3, Some(b"mine"), &mut world.ring, world.now);
     assert_eq!(excepts(&mut world), [None], "somebody else said the same");
     world.publish(true);
     let Some(BrokerCommand::Append { token, .. }) = world.asked().pop() else { panic!("an append") };
-    world.relay.appended(token, Err(PublishFailure::Unknown), &mut world.ring);
+    world.relay.appended(0, token, Err(PublishFailure::Unknown), &mut world.ring);
     world.sweep_after(11);
     world.told();
-    world.relay.stream_entry(b"s:r", 4, Some(b"mine"), &mut world.ring, world.now);
+    world.relay.stream_entry(0, b"s:r", 4, Some(b"mine"), &mut world.ring, world.now);
     assert_eq!(excepts(&mut world), [None], "it is not waited for for ever");
 }
