@@ -40,6 +40,8 @@ pub struct Reader {
     /// Streams that are asked for alone, because one of them made Redis refuse all.
     suspects: Vec<Rc<[u8]>>,
     unblocked_at: Option<Instant>,
+    /// Streams that the last answer brought entries of; `None` before the first of a connection, when all may have many.
+    busy: Option<usize>,
     counters: ReaderCounters,
 }
 
@@ -103,6 +105,7 @@ impl Reader {
             asked: None,
             suspects: Vec::new(),
             unblocked_at: None,
+            busy: None,
             counters: ReaderCounters::default(),
         }
     }
@@ -118,7 +121,7 @@ impl Reader {
         self.handshake.reset();
         self.out.clear();
         self.answer.clear();
-        (self.client, self.asked, self.unblocked_at) = (None, None, None);
+        (self.client, self.asked, self.unblocked_at, self.busy) = (None, None, None, None);
         self.suspects.clear();
         self.streams.values_mut().for_each(|followed| followed.is_asked = false);
     }
@@ -232,8 +235,9 @@ impl Reader {
             return;
         }
         self.streams.values_mut().for_each(|followed| followed.is_asked = true);
-        // Of all streams together a bounded number, of each at least one.
-        let count = (READ_ENTRIES_MAX / self.streams.len()).clamp(1, READ_STREAM_ENTRIES_MAX).to_string();
+        // Of all streams together about a bounded number, of each at least one. Who has nothing now has little in a moment.
+        let busy = self.busy.unwrap_or(self.streams.len()).max(1);
+        let count = (READ_ENTRIES_MAX / busy).clamp(1, READ_STREAM_ENTRIES_MAX).to_string();
         let block = READ_BLOCK.as_millis().to_string();
         let lasts: Vec<String> = self.streams.values().map(|followed| followed.last.to_string()).collect();
         let words: [&[u8]; 6] =
@@ -332,8 +336,9 @@ impl Reader {
     }
 
     fn end_read(&mut self, now: Instant) {
-        if let Some(Asked::Read { is_suspect: true, .. }) = self.asked {
-            self.suspects.pop();
+        match self.asked {
+            Some(Asked::Read { is_suspect: true, .. }) => drop(self.suspects.pop()),
+            _ => self.busy = Some(self.answer.streams as usize),
         }
         self.asked = None;
         self.answer.clear();

@@ -13,6 +13,8 @@ use crate::resp::{Frame, Inbox, Opening, Protocol, Received, Value};
 #[derive(Debug, Default)]
 pub(super) struct Answer {
     expect: Expect,
+    /// Streams that it brings entries of.
+    pub streams: u64,
     streams_left: u64,
     entries_left: u64,
     fields_left: u64,
@@ -60,6 +62,7 @@ impl Answer {
     /// Forgets what it was in the middle of.
     pub fn clear(&mut self) {
         (self.expect, self.streams_left, self.entries_left, self.fields_left) = (Expect::Answer, 0, 0, 0);
+        self.streams = 0;
         self.fields.clear();
     }
 
@@ -95,7 +98,7 @@ impl Answer {
         match inbox.take_opening()? {
             None => Ok(Step::Starved),
             Some(Opening::Aggregate { is_map, values }) if is_map == (protocol == Protocol::Resp3) => {
-                self.streams_left = values;
+                (self.streams, self.streams_left) = (values, values);
                 self.next_stream(protocol)
             }
             Some(Opening::Aggregate { values, .. }) => {

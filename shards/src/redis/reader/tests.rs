@@ -213,6 +213,17 @@ fn many_streams_share_the_bound_of_an_answer() {
     let asked = redis.sent().remove(0);
     assert!(asked.starts_with("XREAD COUNT 2 BLOCK 1000 STREAMS s"), "{}", &asked[..60]);
     assert_eq!(asked.split(' ').count(), 6 + 2 * 500);
+    // Those that have much are asked for much, however many are quiet beside them.
+    let entries: [Sent<'_>; 1] = [("1-0", &["data", "x"])];
+    redis.hear(answer(Protocol::Resp3, &[("s7", &entries)]));
+    assert!(redis.sent()[0].starts_with("XREAD COUNT 128 "));
+    let all: Vec<(&str, &[Sent<'_>])> = streams.iter().map(|stream| (*stream, &entries[..])).collect();
+    redis.hear(answer(Protocol::Resp3, &all));
+    assert!(redis.sent()[0].starts_with("XREAD COUNT 2 "));
+    redis.hear("_\r\n");
+    assert!(redis.sent()[0].starts_with("XREAD COUNT 128 "));
+    redis.connect(Protocol::Resp3);
+    assert!(redis.sent()[0].starts_with("XREAD COUNT 2 "), "after a break all may have much");
 }
 
 #[test]
