@@ -196,7 +196,7 @@ pub struct Shard {
     pub(crate) connections: Arena<Connection>,
     pub(crate) rooms: Arena<Room>,
     names: HashTable<u32>,
-    /// Of its own in each process: clients choose the names, and could choose those that collide under a known one.
+    /// Of its own in each process: clients choose names and keys, and could choose those that collide under a known one.
     hasher: foldhash::fast::RandomState,
     /// Rooms with entries that no pass has visited.
     pub(crate) dirty: Vec<u32>,
@@ -461,7 +461,7 @@ impl Shard {
         if self.polls.are_for(slot.index) {
             self.ask_again(slot.index);
         }
-        let Self { rooms, spare, dirty, window_bytes, setup, index, .. } = self;
+        let Self { rooms, spare, dirty, window_bytes, setup, index, hasher, .. } = self;
         let metrics = &setup.metrics.shards[*index as usize];
         let Some(room) = rooms.at_mut(slot.index) else { return };
         let members = room.members_len() as u64;
@@ -471,7 +471,7 @@ impl Shard {
         metrics.owed.add(members);
         let class = setup.routes.class(room.class);
         let key = match class.slow.policy {
-            SlowPolicy::Conflate => conflation_key(class.conflate_key.as_deref(), frame.payload()),
+            SlowPolicy::Conflate => conflation_key(hasher, class.conflate_key.as_deref(), frame.payload()),
             _ => 0,
         };
         let told = forms::Told { frame, epoch: room.epoch, offset, label };
@@ -978,11 +978,12 @@ impl Shard {
 
 /// What a publication supersedes in a room that conflates: those of the same member `name`, or all where none is named. 0,
 /// which supersedes nothing, where the payload has no such member.
-fn conflation_key(name: Option<&str>, payload: &[u8]) -> u64 {
+///
+/// `hasher` is of this process alone: two keys of one hash would supersede each other, and who publishes chooses the keys.
+fn conflation_key(hasher: &foldhash::fast::RandomState, name: Option<&str>, payload: &[u8]) -> u64 {
     use std::hash::BuildHasher as _;
     let Some(name) = name else { return 1 };
-    let hasher = foldhash::fast::FixedState::default();
-    envelope::member(payload, name).map_or(0, |value| hasher.hash_one(value).max(1))
+    envelope::comparable_member(payload, name).map_or(0, |value| hasher.hash_one(&*value).max(1))
 }
 
 /// Of the entries from `cursor` on: how many `id` is owed, and how many leave it out.
