@@ -309,6 +309,10 @@ impl Shard {
                     // It has what is left of its longer patience: what its socket took a moment ago it has not read yet.
                     return self.actions.push(Action::ShutdownWrite(id));
                 }
+                if connection.phase == Phase::Head {
+                    // The next request has its time from here on.
+                    connection.heard = now.ticks();
+                }
                 self.read_held(id, PAUSED_BY_LANE, wire, now);
             }
         }

@@ -495,3 +495,76 @@ fn who_joins_and_leaves_in_a_loop_has_its_questions_taken_back_and_asks_no_more_
     bench.say(1, id, r#"{"type":"join","room":"a","first":"oldest"}"#);
     assert_eq!(bench.asked().since, Since::Oldest);
 }
+
+#[test]
+fn who_resumes_a_room_that_it_is_in_already_is_told_whether_it_missed_something() {
+    let mut bench = Bench::new();
+    let id = bench.speaker(1, "/json");
+    bench.say(1, id, r#"{"type":"join","room":"a"}"#);
+    bench.answer_joins_but_questions();
+    bench.offset = 7;
+    bench.publish("a", "seven");
+    bench.pass();
+    let cases = [
+        (r#","resume":{"epoch":"1","offset":2}"#, r#","recovered":false"#),
+        (r#","resume":{"epoch":"9","offset":7}"#, r#","recovered":false"#),
+        (r#","resume":{"epoch":"1","offset":7}"#, r#","recovered":true"#),
+        (r#","resume":{"offset":7}"#, r#","recovered":true"#),
+        (r#","first":"oldest""#, ""),
+        ("", ""),
+    ];
+    for (wish, recovered) in cases {
+        bench.wire.taken.clear();
+        bench.say(1, id, &format!(r#"{{"type":"join","room":"a"{wish}}}"#));
+        let due = format!(r#"{{"type":"joined","room":"a","data":{{"epoch":"1","offset":7{recovered}}}}}"#);
+        assert_eq!(bench.numbered(1), [due], "{wish}");
+    }
+    assert!(bench.shard.up.is_empty());
+}
+
+/// A long-poll of a room that stays quiet.
+const POLL: &[u8] = b"GET /poll?room=quiet&wait=300s HTTP/1.1\r\nHost: localhost\r\n\r\n";
+
+#[test]
+fn a_poll_is_read_while_it_waits_so_that_its_clients_end_is_seen() {
+    let mut bench = Bench::new();
+    let id = bench.accept(1);
+    assert_eq!(bench.receive(id, POLL), Next::Watch);
+    let request = [b'x'; 1000];
+    let reads = (0..100).take_while(|_| bench.receive(id, &request) == Next::Watch).count();
+    assert!((10..20).contains(&reads), "as much as a head may have: {reads}");
+    bench.shard.release(id, bench.now);
+    assert_eq!(bench.shard.metrics().closed.value(CloseReason::PeerVanished), 1);
+    bench.sweep_after(ROOM_LINGER + Duration::from_secs(1));
+    assert_eq!(bench.shard.metrics().rooms.value(), 0, "nobody waits there any more");
+    assert_eq!(bench.shard.input_bytes, 0);
+}
+
+#[test]
+fn who_does_not_read_its_answer_ends_for_that_and_who_reads_it_slowly_does_not() {
+    let mut bench = Bench::new();
+    let reason = |bench: &mut Bench, id| bench.shard.connection(id).and_then(|connection| connection.reason);
+    let [stuck, slow] = [1, 2].map(|socket| {
+        let id = bench.accept(socket);
+        bench.wire.space.insert(socket, 10);
+        bench.receive(id, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        id
+    });
+    for _ in 0..4 {
+        bench.sweep_after(Duration::from_secs(4));
+        bench.writable(slow, 10);
+    }
+    assert_eq!(
+        (reason(&mut bench, stuck), reason(&mut bench, slow)),
+        (Some(CloseReason::AnswerUnread), None)
+    );
+    bench.writable(slow, usize::MAX);
+    bench.sweep_after(Duration::from_secs(8));
+    assert_eq!(
+        reason(&mut bench, slow),
+        None,
+        "the time of its next request begins with the end of the answer"
+    );
+    bench.sweep_after(Duration::from_secs(4));
+    assert_eq!(reason(&mut bench, slow), Some(CloseReason::HandshakeTimeout));
+}
