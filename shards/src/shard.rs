@@ -5,7 +5,7 @@
 //! [`Action`]s and [`Up`] commands. It never waits, never reads a clock, and knows a socket only as a number.
 //!
 //! The parts: this file owns the connections' membership and life; `shard/turn.rs` the pass that sends; `shard/stall.rs`
-//! what happens to a connection whose socket takes no more; `shard/inbound.rs` what clients say, `shard/dialogue.rs` what
+//! what happens to a connection whose socket takes no more (`shard/stalled.rs`: what is kept for it); `shard/inbound.rs` what clients say, `shard/dialogue.rs` what
 //! those of the JSON dialect say, `shard/held.rs` how much of it may wait for its end, `shard/budget.rs`
 //! how much slow readers may make it keep, `shard/kept.rs` what that is beside the windows.
 //!
@@ -47,6 +47,7 @@ mod polls;
 mod questions;
 mod slow;
 mod stall;
+mod stalled;
 mod survey;
 #[cfg(test)]
 mod tests;
@@ -54,7 +55,7 @@ mod turn;
 mod wish;
 
 pub use inbound::{ADMIN, Next};
-pub use stall::Stalled;
+pub use stalled::Stalled;
 pub use turn::{Batch, Progress, SendOp};
 
 /// Microseconds since the start of the process. The only time a shard knows.
