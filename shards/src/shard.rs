@@ -880,7 +880,12 @@ impl Shard {
         let Some(connection) = self.connections.at_mut(slot) else { return };
         let silent = now.ticks().saturating_sub(connection.heard);
         let body_due = connection.pending.as_ref().and_then(|pending| pending.body_due);
+        // The answer before is still being taken, at whatever pace, or isn't.
         let answer_moved = connection.stalled.as_ref().map(|stalled| stalled.moved());
+        let (silent, late) = match (connection.phase, answer_moved) {
+            (Phase::Head, Some(moved)) => (now.ticks().saturating_sub(moved), CloseReason::AnswerUnread),
+            _ => (silent, CloseReason::HandshakeTimeout),
+        };
         if (connection.phase, connection.dialect) == (Phase::Open, Dialect::Sse) {
             // Nobody answers it: what is wrong with its socket, the send says.
             if connection.ping > 0 && silent >= connection.ping {
@@ -892,16 +897,8 @@ impl Shard {
         match (connection.phase, body_due) {
             (Phase::Head, Some(due)) if now.ticks() >= due => self.give_up_body(id, wire, now),
             (Phase::Head, Some(_)) => {}
-            // The answer before is still being taken, at whatever pace, or isn't.
-            (Phase::Head, None) if let Some(moved) = answer_moved => {
-                if now.ticks().saturating_sub(moved) >= handshake {
-                    self.close(id, CloseReason::AnswerUnread, wire, now);
-                }
-            }
             // A broker that lives and never confirms a channel must not hold a socket for ever.
-            (Phase::Head | Phase::Joining, _) if silent >= handshake => {
-                self.close(id, CloseReason::HandshakeTimeout, wire, now)
-            }
+            (Phase::Head | Phase::Joining, _) if silent >= handshake => self.close(id, late, wire, now),
             (Phase::Open, _) if connection.ping > 0 && silent >= pong => {
                 self.close(id, CloseReason::PongTimeout, wire, now)
             }
