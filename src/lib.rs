@@ -17,6 +17,7 @@ mod dead_letters;
 mod dialect;
 mod doctor;
 mod exit;
+mod footprint;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
 mod hints;

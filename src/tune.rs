@@ -81,7 +81,10 @@ pub fn run(args: TuneArgs) -> anyhow::Result<ExitCode> {
             let how = Revert { part, is_forced: force, is_json: form.is_json() };
             how.run(&place, &journal_path(&place, &journal))
         }
-        TuneCommand::Status { journal, form } => status::run(&root, journal.file.as_deref(), form.is_json()),
+        TuneCommand::Status { netns, journal, form } => {
+            let place = Place::open(root, netns.as_deref())?;
+            status::run(&place, netns.is_some(), journal.file.as_deref(), form.is_json())
+        }
         TuneCommand::Experiment(args) => experiment::run(&args, &root),
         TuneCommand::Export { which, form } => {
             let plan = make_plan(&Place::open(root, None)?, &which)?;

@@ -19,6 +19,7 @@ on_every_driver!(
     a_raw_client_comes_back_to_its_place_by_its_url,
     an_event_source_comes_back_by_the_id_of_its_last_event,
     a_poll_waits_for_what_comes_next,
+    a_poll_or_a_stream_whose_client_hangs_up_gives_its_descriptor_back_at_once,
     a_break_of_redis_is_told_and_ends_the_epoch,
 );
 
@@ -217,6 +218,36 @@ fn a_poll_waits_for_what_comes_next(driver: Driver) {
     assert_eq!(server.get("/history?room=lobby&limit=0").status, 400);
     assert_eq!(server.get("/poll?room=lobby&wait=1h").status, 400);
     assert_eq!(server.get("/poll").status, 400);
+}
+
+fn a_poll_or_a_stream_whose_client_hangs_up_gives_its_descriptor_back_at_once(driver: Driver) {
+    let server = with_history(driver).start();
+    let asked = |target: &str| {
+        let mut stream = http::connect(server.address()).expect("it listens");
+        write!(stream, "GET {target} HTTP/1.1\r\nHost: {}\r\n\r\n", server.address()).expect("it reads");
+        stream
+    };
+    let rooms = ["quiet", "talking", "pipelined", "streamed"];
+    let mut clients: Vec<TcpStream> =
+        rooms[..3].iter().map(|room| asked(&format!("/poll?room={room}&wait=300s"))).collect();
+    clients.push(asked("/sse?room=streamed"));
+    server.wait_metrics("all wait", |page| page.sum("corecast_rooms") >= rooms.len() as f64);
+    // Who is heard out of turn is answered in turn, and its hanging up is noticed behind what it said.
+    clients[2].write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n").expect("it reads");
+    clients[1].write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n").expect("it reads");
+    server.publish("talking", b"1");
+    let mut answered = BufReader::new(clients[1].try_clone().expect("a descriptor"));
+    let mut line = String::new();
+    while line != "ok\n" {
+        line.clear();
+        assert!(answered.read_line(&mut line).expect("two answers in time") > 0, "it ended early");
+    }
+    drop((answered, clients));
+    server.wait_metrics("nobody waits for nobody", |page| {
+        page.labelled("corecast_connections_closed_total", "reason", "peer_vanished") >= 3.0
+            && page.sum("corecast_event_streams") == 0.0
+            && page.sum("corecast_connections") <= 1.0
+    });
 }
 
 fn a_break_of_redis_is_told_and_ends_the_epoch(driver: Driver) {

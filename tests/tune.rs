@@ -340,6 +340,8 @@ fn a_journal_holds_for_its_namespace_only() {
 
     let status = || run(&["tune", "status", "--journal", &trial.journal()]).stdout;
     assert!(status().contains("net.ipv4.tcp_tw_reuse"), "{}", status());
+    assert!(trial.tune(&["status"]).stdout.contains("net.ipv4.tcp_tw_reuse"), "--netns is its namespace");
+    assert_eq!(elsewhere(&["status"]).stdout, "Nothing is changed.\n", "but not another's");
     trial.netns.delete();
     let gone = trial.tune(&["revert"]);
     assert_eq!(gone.code(), Some(69), "{gone:?}");

@@ -14,6 +14,8 @@ pub enum CloseReason {
     HandshakeTimeout,
     /// The request was answered with an HTTP error or was a plain HTTP request.
     HttpDone,
+    /// Nothing of the answer to an HTTP request was taken for longer than the handshake timeout.
+    AnswerUnread,
     /// The server is draining.
     GoingAway,
     /// The server is draining, and another process listens on its addresses or the service manager holds its sockets.
@@ -48,11 +50,12 @@ pub enum CloseReason {
 
 impl CloseReason {
     /// Every reason, in the order of the metrics' label.
-    pub const ALL: [CloseReason; 19] = [
+    pub const ALL: [CloseReason; 20] = [
         Self::PeerClosed,
         Self::PeerVanished,
         Self::HandshakeTimeout,
         Self::HttpDone,
+        Self::AnswerUnread,
         Self::GoingAway,
         Self::ServiceRestart,
         Self::ProtocolError,
@@ -73,7 +76,11 @@ impl CloseReason {
     /// The close code of the raw and JSON dialects; `None` where no Close frame is sent.
     pub const fn code(self) -> Option<u16> {
         match self {
-            Self::PeerClosed | Self::PeerVanished | Self::HandshakeTimeout | Self::HttpDone => None,
+            Self::PeerClosed
+            | Self::PeerVanished
+            | Self::HandshakeTimeout
+            | Self::HttpDone
+            | Self::AnswerUnread => None,
             Self::GoingAway => Some(1001),
             Self::ServiceRestart => Some(1012),
             Self::ProtocolError => Some(1002),
@@ -97,6 +104,7 @@ impl CloseReason {
             Self::PeerVanished => "peer_vanished",
             Self::HandshakeTimeout => "handshake_timeout",
             Self::HttpDone => "http_done",
+            Self::AnswerUnread => "answer_unread",
             Self::GoingAway => "going_away",
             Self::ServiceRestart => "service_restart",
             Self::ProtocolError => "protocol_error",

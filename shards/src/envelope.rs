@@ -132,10 +132,17 @@ fn first_of(payload: &[u8]) -> Option<u8> {
     payload.iter().copied().find(|octet| !matches!(octet, b' ' | b'\t' | b'\n' | b'\r'))
 }
 
-/// The JSON text of the member `name` of a JSON object.
-pub fn member<'a>(payload: &'a [u8], name: &str) -> Option<&'a str> {
+/// The JSON text of the member `name` of a JSON object, to be compared with others: a string is the same however its characters
+/// are escaped, and is none of the values of another type. Numbers, and what has parts, are the same where they are written
+/// alike: 1 is not 1.0, which are two numbers to those who keep digits.
+pub fn comparable_member<'a>(payload: &'a [u8], name: &str) -> Option<Cow<'a, str>> {
     let [found] = members(payload, [name])?;
-    found.map(RawValue::get)
+    let value = found?;
+    match string(value) {
+        // Escaped quotes stand bare in it, and so it is no text of JSON, but that of no other string either.
+        Some(Cow::Owned(content)) => Some(Cow::Owned(format!("\"{content}\""))),
+        _ => Some(Cow::Borrowed(value.get())),
+    }
 }
 
 /// The string member `name` of a JSON object, without making a tree of the rest.

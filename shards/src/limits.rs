@@ -19,7 +19,8 @@ pub struct Bounds {
     pub fragments_max: u32,
     /// Rooms one connection may be in. Join refused (HTTP 400, or an error in dialects that join later).
     pub rooms_per_connection_max: usize,
-    /// From accept to the end of the request head, in total. Then the connection is closed: `handshake_timeout`.
+    /// From accept to the end of the request head, in total. Then the connection is closed: `handshake_timeout`. So long, too,
+    /// the socket of an HTTP client may take nothing of its answer: `answer_unread`.
     pub handshake_timeout: Duration,
     /// A ping is sent when nothing came for this long; zero turns pings off.
     pub ping_interval: Duration,

@@ -5,7 +5,7 @@
 //! [`Action`]s and [`Up`] commands. It never waits, never reads a clock, and knows a socket only as a number.
 //!
 //! The parts: this file owns the connections' membership and life; `shard/turn.rs` the pass that sends; `shard/stall.rs`
-//! what happens to a connection whose socket takes no more; `shard/inbound.rs` what clients say, `shard/dialogue.rs` what
+//! what happens to a connection whose socket takes no more (`shard/stalled.rs`: what is kept for it); `shard/inbound.rs` what clients say, `shard/dialogue.rs` what
 //! those of the JSON dialect say, `shard/held.rs` how much of it may wait for its end, `shard/budget.rs`
 //! how much slow readers may make it keep, `shard/kept.rs` what that is beside the windows.
 //!
@@ -47,6 +47,7 @@ mod polls;
 mod questions;
 mod slow;
 mod stall;
+mod stalled;
 mod survey;
 #[cfg(test)]
 mod tests;
@@ -54,7 +55,7 @@ mod turn;
 mod wish;
 
 pub use inbound::{ADMIN, Next};
-pub use stall::Stalled;
+pub use stalled::Stalled;
 pub use turn::{Batch, Progress, SendOp};
 
 /// Microseconds since the start of the process. The only time a shard knows.
@@ -196,7 +197,7 @@ pub struct Shard {
     pub(crate) connections: Arena<Connection>,
     pub(crate) rooms: Arena<Room>,
     names: HashTable<u32>,
-    /// Of its own in each process: clients choose the names, and could choose those that collide under a known one.
+    /// Of its own in each process: clients choose names and keys, and could choose those that collide under a known one.
     hasher: foldhash::fast::RandomState,
     /// Rooms with entries that no pass has visited.
     pub(crate) dirty: Vec<u32>,
@@ -461,7 +462,7 @@ impl Shard {
         if self.polls.are_for(slot.index) {
             self.ask_again(slot.index);
         }
-        let Self { rooms, spare, dirty, window_bytes, setup, index, .. } = self;
+        let Self { rooms, spare, dirty, window_bytes, setup, index, hasher, .. } = self;
         let metrics = &setup.metrics.shards[*index as usize];
         let Some(room) = rooms.at_mut(slot.index) else { return };
         let members = room.members_len() as u64;
@@ -471,7 +472,7 @@ impl Shard {
         metrics.owed.add(members);
         let class = setup.routes.class(room.class);
         let key = match class.slow.policy {
-            SlowPolicy::Conflate => conflation_key(class.conflate_key.as_deref(), frame.payload()),
+            SlowPolicy::Conflate => conflation_key(hasher, class.conflate_key.as_deref(), frame.payload()),
             _ => 0,
         };
         let told = forms::Told { frame, epoch: room.epoch, offset, label };
@@ -879,6 +880,12 @@ impl Shard {
         let Some(connection) = self.connections.at_mut(slot) else { return };
         let silent = now.ticks().saturating_sub(connection.heard);
         let body_due = connection.pending.as_ref().and_then(|pending| pending.body_due);
+        // The answer before is still being taken, at whatever pace, or isn't.
+        let answer_moved = connection.stalled.as_ref().map(|stalled| stalled.moved());
+        let (silent, late) = match (connection.phase, answer_moved) {
+            (Phase::Head, Some(moved)) => (now.ticks().saturating_sub(moved), CloseReason::AnswerUnread),
+            _ => (silent, CloseReason::HandshakeTimeout),
+        };
         if (connection.phase, connection.dialect) == (Phase::Open, Dialect::Sse) {
             // Nobody answers it: what is wrong with its socket, the send says.
             if connection.ping > 0 && silent >= connection.ping {
@@ -891,9 +898,7 @@ impl Shard {
             (Phase::Head, Some(due)) if now.ticks() >= due => self.give_up_body(id, wire, now),
             (Phase::Head, Some(_)) => {}
             // A broker that lives and never confirms a channel must not hold a socket for ever.
-            (Phase::Head | Phase::Joining, _) if silent >= handshake => {
-                self.close(id, CloseReason::HandshakeTimeout, wire, now)
-            }
+            (Phase::Head | Phase::Joining, _) if silent >= handshake => self.close(id, late, wire, now),
             (Phase::Open, _) if connection.ping > 0 && silent >= pong => {
                 self.close(id, CloseReason::PongTimeout, wire, now)
             }
@@ -978,11 +983,12 @@ impl Shard {
 
 /// What a publication supersedes in a room that conflates: those of the same member `name`, or all where none is named. 0,
 /// which supersedes nothing, where the payload has no such member.
-fn conflation_key(name: Option<&str>, payload: &[u8]) -> u64 {
+///
+/// `hasher` is of this process alone: two keys of one hash would supersede each other, and who publishes chooses the keys.
+fn conflation_key(hasher: &foldhash::fast::RandomState, name: Option<&str>, payload: &[u8]) -> u64 {
     use std::hash::BuildHasher as _;
     let Some(name) = name else { return 1 };
-    let hasher = foldhash::fast::FixedState::default();
-    envelope::member(payload, name).map_or(0, |value| hasher.hash_one(value).max(1))
+    envelope::comparable_member(payload, name).map_or(0, |value| hasher.hash_one(&*value).max(1))
 }
 
 /// Of the entries from `cursor` on: how many `id` is owed, and how many leave it out.

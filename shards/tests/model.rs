@@ -378,7 +378,7 @@ impl World {
         let id = client.id;
         let next = self.runtimes[shard].shard.receive(id, &mut input, &mut self.sockets, self.now);
         assert!(!(next == Next::Read && self.runtimes[shard].shard.is_paused(id)), "read on, and yet paused");
-        if next == Next::Pause {
+        if matches!(next, Next::Pause | Next::Watch) {
             self.clients[at].paused = self.runtimes[shard].shard.is_paused(id);
         }
         self.after(shard);

@@ -4,7 +4,8 @@ use host::{Cgroup, Memory, Root, TcpSockets};
 use shards::limits::TURN_BYTES_MAX;
 
 use super::finding::{Bytes, Count, Finding, Level};
-use super::need::{KERNEL_BYTES, Need, USER_BYTES};
+use super::need::Need;
+use crate::footprint::{KERNEL_BYTES, USER_BYTES};
 
 const CONNECTIONS: &str = "memory.connections";
 const BUDGETS: &str = "memory.budgets";
@@ -307,12 +308,12 @@ mod tests {
 
     #[test]
     fn idle_connections_are_compared_with_the_memory_that_is_available() {
-        // 4,906 B each.
+        // 5,000 B each.
         let judged = |available| facts(available).judge_connections(&need(1_000_000)).level;
-        assert_eq!(judged(6_200_000_000), Level::Ok);
+        assert_eq!(judged(6_300_000_000), Level::Ok);
         assert_eq!(judged(6_000_000_000), Level::Warn);
         assert_eq!(judged(4_900_000_000), Level::Bad);
-        let cure = facts(4_906_000_000).judge_connections(&need(1_000_000)).cure;
+        let cure = facts(5_000_000_000).judge_connections(&need(1_000_000)).cure;
         assert!(cure.is_some_and(|cure| cure.contains("--connections-max 800000")), "four fifths of it");
     }
 
@@ -337,8 +338,8 @@ mod tests {
         let bad = judged(Some(GIB), 0, 1_000_000);
         assert_eq!(bad.level, Level::Bad);
         assert!(
-            bad.cure.is_some_and(|cure| cure.contains("MemoryMax=10541M")),
-            "idle 4.9 GB, lost 5.3 GB, budgets"
+            bad.cure.is_some_and(|cure| cure.contains("MemoryMax=10631M")),
+            "idle 5 GB, lost 5.3 GB, budgets"
         );
         // 784 MiB of budgets.
         let high = |max, used| {

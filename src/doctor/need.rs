@@ -10,10 +10,8 @@ use shards::limits::{
 };
 use shards::net::{Plan, chosen_cores, split};
 
-/// What the kernel holds for an idle connection: socket, inode, descriptor, epoll or poll entry (measured, Linux 6.18).
-pub const KERNEL_BYTES: u64 = 4200;
-/// What corecast holds for one: 706 B where each is in a room of its own, less where rooms are shared (README, measured).
-pub const USER_BYTES: u64 = 706;
+use crate::footprint;
+
 /// What a connection pins whose client acknowledges nothing: ten segments under way, 16 KiB of TCP_NOTSENT_LOWAT, and
 /// the buffer that crossed it (45 KiB in 13 pages of 4 KiB, measured over an MTU of 1,500 that went away). One that
 /// acknowledges and does not read pins five (`limits.rs`).
@@ -129,7 +127,7 @@ impl Need {
 
     /// Memory of so many idle connections, the kernel's and ours.
     pub fn idle_bytes(&self) -> u64 {
-        self.connections.saturating_mul(KERNEL_BYTES + USER_BYTES)
+        footprint::idle_bytes(self.connections)
     }
 
     /// The most that the bounds inside the engine let all processes hold beside that: windows of slow readers, halves of messages and

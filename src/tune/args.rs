@@ -89,6 +89,9 @@ pub enum TuneCommand {
     },
     /// Say what is changed and not restored
     Status {
+        /// Only of this network namespace: a name of `ip netns list`, or the id of a process in it [default: of all]
+        #[arg(long, value_name = "NAME|PID")]
+        netns: Option<String>,
         #[command(flatten)]
         journal: JournalFile,
         #[command(flatten)]

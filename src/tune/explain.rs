@@ -70,9 +70,9 @@ pub fn meaning(name: &str) -> Result<Option<Meaning>, ProfileError> {
     let is_meant = |known: &str| known == name || known.rsplit(['.', '/']).next() == Some(name);
     let mut knobs = built_in_knobs()?;
     knobs.retain(|knob| is_meant(&knob.name.to_string()));
-    // Some are sentences, with a name in them.
+    // Some are sentences, with a name in them; the list gives the sentence.
     let mut refused = refused()?;
-    refused.retain(|refused| refused.name.split(' ').any(is_meant));
+    refused.retain(|refused| refused.name == name || refused.name.split(' ').any(is_meant));
     Ok((!knobs.is_empty() || !refused.is_empty()).then_some(Meaning::Knobs(knobs, refused)))
 }
 
@@ -190,6 +190,16 @@ mod tests {
         );
         assert!(text("scaling_governor").contains("performance"));
         assert!(meaning("no_such_knob").expect("the files are good").is_none());
+    }
+
+    #[test]
+    fn every_name_of_the_lists_is_explained() {
+        let advice = refused().expect("the files are good").into_iter().map(|refused| refused.name);
+        let knobs =
+            built_in_knobs().expect("the files are good").into_iter().map(|knob| knob.name.to_string());
+        for name in advice.chain(knobs).chain(names().map(str::to_owned)) {
+            assert!(text(&name).contains(&name), "{name}");
+        }
     }
 
     #[test]

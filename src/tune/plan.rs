@@ -2,6 +2,7 @@
 
 use host::Root;
 
+use crate::footprint;
 use crate::tune::formula::Facts;
 use crate::tune::knob::{Knob, KnobError, Name, Scope};
 use crate::tune::profile::Profile;
@@ -92,14 +93,9 @@ impl Plan {
 
     /// Memory that so many idle connections take, corecast's own and the kernel's.
     pub fn connections_bytes(&self) -> u64 {
-        self.facts.connections.saturating_mul(KERNEL_BYTES_PER_CONNECTION + USER_BYTES_PER_CONNECTION)
+        footprint::idle_bytes(self.facts.connections)
     }
 }
-
-/// Of an idle socket on the server's side, measured: Linux 6.18.
-const KERNEL_BYTES_PER_CONNECTION: u64 = 4200;
-/// Of an idle connection in a room of its own, the dearer case: what the design allows.
-const USER_BYTES_PER_CONNECTION: u64 = 800;
 
 fn state(knob: &Knob, facts: &Facts, read: Result<String, TargetError>) -> Result<State, KnobError> {
     let now = match read {

@@ -10,24 +10,37 @@ use serde_json::{Value, json};
 use crate::output::print;
 use crate::tune::columns::columns;
 use crate::tune::explain::document;
+use crate::tune::identity::Kinship;
 use crate::tune::journal::Content;
 use crate::tune::place::{Place, journal_folder};
 use crate::tune::transaction::journal_failure;
 
-/// Prints what the journal at `path`, or every journal in the usual place, holds.
+/// Prints what the journal at `path`, or every journal in the usual place, holds; where `is_only_here`, of the namespace of
+/// `place` alone.
 ///
 /// # Errors
 /// 77 or 1 where one can't be read.
-pub fn run(root: &Root, path: Option<&Path>, is_json: bool) -> anyhow::Result<ExitCode> {
-    let boot_id = Place::open(root.clone(), None)?.identity()?.boot_id;
+pub fn run(
+    place: &Place,
+    is_only_here: bool,
+    path: Option<&Path>,
+    is_json: bool,
+) -> anyhow::Result<ExitCode> {
+    let (root, here) = (place.root(), place.identity()?);
+    // What is too damaged to say whose it is, is nobody else's either.
+    let is_of = |content: &Content| {
+        let kinship = content.identity.as_ref().map(|identity| identity.kinship(&here));
+        kinship.is_none_or(|kinship| matches!(kinship, Kinship::Same | Kinship::Gone))
+    };
     let paths = match path {
         Some(path) => vec![path.to_owned()],
         None => journals(root),
     };
     let mut journals = Vec::new();
     for path in paths {
-        if let Some(content) = Content::read(&path).map_err(journal_failure)? {
-            let lost = Lost::of(&content, &boot_id, root);
+        let content = Content::read(&path).map_err(journal_failure)?;
+        if let Some(content) = content.filter(|content| !is_only_here || is_of(content)) {
+            let lost = Lost::of(&content, &here.boot_id, root);
             journals.push(Found { path, content, lost });
         }
     }

@@ -7,8 +7,9 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::future::poll_fn;
+use std::pin::pin;
 use std::rc::Rc;
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -311,6 +312,8 @@ pub fn read(core: SharedCore, id: ConnectionId, socket: Rc<Socket>) -> impl Futu
             match enter(&core, |core| core.read(id, &socket)) {
                 Next::Read => {}
                 Next::Pause => resumed(&core, id).await,
+                // Boxed: few connections wait so, and all have a task of this size.
+                Next::Watch => Box::pin(resumed_or_readable(&core, id, &socket)).await,
                 Next::Done => break,
             }
         }
@@ -331,6 +334,7 @@ pub async fn read_on_epoll(core: SharedCore, id: ConnectionId, socket: Rc<Socket
         match enter(&core, |core| core.read(id, &socket)) {
             Next::Read => {}
             Next::Pause => resumed(&core, id).await,
+            Next::Watch => Box::pin(resumed_or_readable(&core, id, &socket)).await,
             Next::Done => break,
         }
     }
@@ -344,15 +348,29 @@ pub const REST: Duration = Duration::from_millis(1);
 
 /// Waits until the shard wants the connection read again.
 async fn resumed(core: &SharedCore, id: ConnectionId) {
+    poll_fn(|context| poll_resumed(core, id, context)).await;
+}
+
+/// The same, or until its client has said more, or has hung up.
+async fn resumed_or_readable(core: &SharedCore, id: ConnectionId, socket: &Socket) {
+    let mut readable = pin!(socket.readable());
     poll_fn(|context| {
-        let mut core = core.borrow_mut();
-        if !core.shard.is_paused(id) {
-            return Poll::Ready(());
+        // An error is the socket's; `recv` names it.
+        match readable.as_mut().poll(context).map(|_named_below| ()) {
+            Poll::Ready(()) => Poll::Ready(()),
+            Poll::Pending => poll_resumed(core, id, context),
         }
-        core.paused.insert(id.slot, context.waker().clone());
-        Poll::Pending
     })
     .await;
+}
+
+fn poll_resumed(core: &SharedCore, id: ConnectionId, context: &mut Context<'_>) -> Poll<()> {
+    let mut core = core.borrow_mut();
+    if !core.shard.is_paused(id) {
+        return Poll::Ready(());
+    }
+    core.paused.insert(id.slot, context.waker().clone());
+    Poll::Pending
 }
 
 async fn await_writable(core: SharedCore, id: ConnectionId, socket: Rc<Socket>) {

@@ -195,7 +195,12 @@ impl Shard {
         if let Some(subscription) = known {
             // Joining twice is joining: whoever waits still waits, whoever is in is told so.
             if self.rooms.at(subscription.room).is_some_and(|room| room.stage == Stage::Live) {
-                let standing = self.standing(subscription.room, now);
+                let mut standing = self.standing(subscription.room, now);
+                // What is live has begun, so that what was missed can't come before it: recovered is who missed nothing.
+                if let Some(Since::After { epoch, offset }) = since {
+                    let is_same = epoch.is_none_or(|epoch| epoch == standing.epoch);
+                    standing.recovered = Some(is_same && offset == standing.offset);
+                }
                 self.tell_joined(id, subscription.room, standing, wire, now);
             }
             return Ok(());

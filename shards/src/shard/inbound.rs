@@ -15,7 +15,7 @@ use crate::dialect::{self, Standing, epoch_text};
 use crate::frame::{
     FIRST_OCTET_BINARY, FIRST_OCTET_TEXT, encode_close, encode_close_without_code, encode_header, encode_pong,
 };
-use crate::limits::{PAYLOAD_BYTES_MAX, body_patience};
+use crate::limits::{HEAD_BYTES_MAX, PAYLOAD_BYTES_MAX, body_patience};
 use crate::request::{self, Head, HttpError, Method};
 use crate::route::{RouteError, plain_name};
 use crate::session::{Event, Input, Session, SessionBounds};
@@ -27,6 +27,8 @@ pub enum Next {
     Read,
     /// Not before [`Action::Resume`].
     Pause,
+    /// The same, but what its client says meanwhile is taken, so that its hanging up is noticed.
+    Watch,
     /// No more: release it and close the socket.
     Done,
 }
@@ -190,6 +192,11 @@ impl Shard {
             None => Next::Done,
             Some(c) if c.reason == Some(CloseReason::PeerClosed) && c.stalled.is_none() => Next::Done,
             Some(c) if c.paused != 0 => {
+                let is_read = c.paused == PAUSED_BY_ANSWER
+                    && c.pending.as_ref().is_none_or(|pending| pending.input.len() < HEAD_BYTES_MAX);
+                if is_read && self.is_polling(id) {
+                    return Next::Watch;
+                }
                 self.metrics().reads_paused.add(1);
                 Next::Pause
             }
@@ -197,7 +204,8 @@ impl Shard {
         }
     }
 
-    /// Keeps input that can't be read yet. The runtime doesn't read the connection meanwhile, so it is one `recv` at most.
+    /// Keeps input that can't be read yet. The runtime doesn't read the connection meanwhile, so it is one `recv` at most, and
+    /// [`HEAD_BYTES_MAX`] more of who waits for a long answer.
     fn hold(&mut self, id: ConnectionId, input: &[u8]) {
         if let Some(connection) = self.connection(id)
             && !input.is_empty()
@@ -595,7 +603,7 @@ impl Shard {
         };
         let query = |name: &str| head.query_value(name);
         let resolved = self.setup.routes.resolve(listener, &joining, query).map_err(route_error)?;
-        let since = wish::in_request(head)?;
+        let since = wish::in_reading(head)?;
         let [room] = resolved.rooms.as_slice() else {
             let found = resolved.rooms.len();
             return Err(HttpError::new(

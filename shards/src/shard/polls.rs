@@ -87,14 +87,10 @@ impl Wanted {
                 }
             },
         };
-        let since = match (since, head.query_value("since")?) {
-            (Some(since), _) => since,
-            (None, None) if is_poll => Since::Last(0),
-            (None, None) => Since::Last(limit as u64),
-            (None, Some(text)) => match text.parse() {
-                Ok(offset) => Since::After { epoch: None, offset },
-                Err(_) => return Err(wrong("since", &text, "the number of a publication".to_owned())),
-            },
+        let since = match since {
+            Some(since) => since,
+            None if is_poll => Since::Last(0),
+            None => Since::Last(limit as u64),
         };
         Ok(Self { room, since, limit, wait: wait.map(ticks_in) })
     }
@@ -116,6 +112,11 @@ impl Shard {
         let poll = Poll { room: index, read, due, is_asked: is_live };
         self.polls.by_slot.insert(id.slot, poll);
         self.polls.by_room.entry(index).or_default().push(id.slot);
+    }
+
+    /// Whether a connection waits for something to come.
+    pub(super) fn is_polling(&self, id: ConnectionId) -> bool {
+        self.polls.by_slot.get(&id.slot).is_some_and(|poll| poll.read.to == id)
     }
 
     /// Something was published in a room, or it has become live: who waits there asks again.

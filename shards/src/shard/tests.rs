@@ -16,6 +16,7 @@ use crate::metrics::{Identity, Metrics};
 mod dialogue;
 mod fuzz;
 mod held;
+mod memory;
 mod mixed;
 mod past;
 mod slow;

@@ -50,6 +50,11 @@ pub(super) fn in_request(head: &Head<'_>) -> Result<Option<Since>, HttpError> {
         return Ok(Some(Since::After { epoch: epoch_of(epoch), offset: offset.parse().unwrap_or(u64::MAX) }));
     }
     let Some(offset) = value("offset")? else {
+        if let Some(epoch) = value("epoch")? {
+            let due =
+                "a number beside it: offset=N, the last publication that came, or no epoch for a newcomer";
+            return Err(HttpError::new(400, format!("epoch: found {epoch:?} and no offset, due {due}")));
+        }
         // Whoever was here before comes back to its place: EventSource repeats its URL, `first` and all.
         return match value("first")? {
             Some(first) => self::first(&first)
@@ -63,6 +68,24 @@ pub(super) fn in_request(head: &Head<'_>) -> Result<Option<Since>, HttpError> {
     };
     let epoch = value("epoch")?.unwrap_or_default();
     Ok(Some(Since::After { epoch: epoch_of(&epoch), offset }))
+}
+
+/// In a request that reads a log: the same, or `?since=N`, perhaps with `&epoch=E`.
+pub(super) fn in_reading(head: &Head<'_>) -> Result<Option<Since>, HttpError> {
+    let is_named = |name: &str| Ok(head.query_value(name)?.is_some_and(|value| !value.is_empty()));
+    let is_place = is_named("offset")? || is_named("last_event_id")? || head.last_event_id().is_some();
+    match head.query_value("since")? {
+        Some(text) if !is_place => match text.parse() {
+            Ok(offset) => {
+                let epoch = head.query_value("epoch")?.unwrap_or_default();
+                Ok(Some(Since::After { epoch: epoch_of(&epoch), offset }))
+            }
+            Err(_) => {
+                Err(HttpError::new(400, format!("since: found {text:?}, due the number of a publication")))
+            }
+        },
+        _ => in_request(head),
+    }
 }
 
 const FIRST_DUE: &str = "\"oldest\", \"newest\" or how many of the last publications";
@@ -137,5 +160,22 @@ mod tests {
         assert_eq!(requested("/ws?room=a&first=newest", ""), Ok(None));
         assert_eq!(requested("/ws?room=a&offset=seven", ""), Err(400));
         assert_eq!(requested("/ws?room=a&first=-2", ""), Err(400));
+    }
+
+    #[test]
+    fn an_epoch_that_no_number_goes_with_is_not_ignored() {
+        assert_eq!(requested("/history?room=a&epoch=1f", ""), Err(400));
+        assert_eq!(requested("/ws?room=a&epoch=1f&first=2", ""), Err(400));
+        assert_eq!(requested("/ws?room=a&epoch=", ""), Ok(None));
+        let read = |target: &str| {
+            let octets = format!("GET {target} HTTP/1.1\r\nHost: h\r\n\r\n");
+            let head = crate::request::parse(octets.as_bytes()).expect("whole").expect("a head");
+            in_reading(&head).map_err(|error| error.status)
+        };
+        assert_eq!(read("/history?room=a&since=7&epoch=1f"), after(Some(0x1f), 7));
+        assert_eq!(read("/history?room=a&since=7"), after(None, 7));
+        assert_eq!(read("/history?room=a&since=7&offset=3&epoch=1f"), after(Some(0x1f), 3));
+        assert_eq!(read("/history?room=a&epoch=1f"), Err(400));
+        assert_eq!(read("/history?room=a&since=x"), Err(400));
     }
 }

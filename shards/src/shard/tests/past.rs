@@ -2,13 +2,12 @@
 
 use super::*;
 use crate::command::{Recorded, Recover, Recovered, Since};
-use crate::log::{Log, Record};
 
 const EPOCH: u64 = 1;
 
 impl Bench {
     /// The question for a room's past that the shard has asked, whatever it has taken back before.
-    fn asked(&mut self) -> Recover {
+    pub(super) fn asked(&mut self) -> Recover {
         loop {
             match self.shard.up.pop_front() {
                 Some(Up::Recover(recover)) => return *recover,
@@ -16,26 +15,6 @@ impl Bench {
                 other => panic!("a question is due: {other:?}"),
             }
         }
-    }
-
-    /// Answers with what a log holds.
-    fn answer_from(&mut self, recover: Recover, log: &Log) {
-        let recovered = Recovered { recover, epoch: EPOCH, offset: 0, is_whole: true, past: log.past(0) };
-        self.handle(Down::Recovered(Box::new(recovered)));
-    }
-
-    /// An event stream that wants all of a room's past, and its question.
-    fn stream(&mut self, socket: i32, room: &str) -> (ConnectionId, Recover) {
-        let id = self.accept(socket);
-        let request = format!("GET /sse?room={room}&first=oldest HTTP/1.1\r\nHost: localhost\r\n\r\n");
-        self.receive(id, request.as_bytes());
-        self.answer_joins_but_questions();
-        let asked = self.asked();
-        (id, asked)
-    }
-
-    fn closed_for_memory(&self) -> u64 {
-        self.shard.metrics().closed.value(CloseReason::SlowShardBudget)
     }
 
     /// Answers with the publications of these numbers and payloads.
@@ -51,7 +30,7 @@ impl Bench {
     }
 
     /// A member of the JSON dialect that has said that it wants the past of a live room, and its question.
-    fn wisher(&mut self, socket: i32, room: &str, wish: &str) -> (ConnectionId, Recover) {
+    pub(super) fn wisher(&mut self, socket: i32, room: &str, wish: &str) -> (ConnectionId, Recover) {
         let id = self.speaker(socket, "/json");
         self.say(socket, id, &format!(r#"{{"type":"join","room":"{room}",{wish}}}"#));
         self.answer_joins_but_questions();
@@ -59,7 +38,7 @@ impl Bench {
         (id, asked)
     }
 
-    fn answer_joins_but_questions(&mut self) {
+    pub(super) fn answer_joins_but_questions(&mut self) {
         let (joins, rest): (Vec<Up>, Vec<Up>) =
             std::mem::take(&mut self.shard.up).into_iter().partition(|up| matches!(up, Up::Join { .. }));
         self.shard.up.extend(rest);
@@ -69,20 +48,10 @@ impl Bench {
         }
     }
 
-    fn balance(&self) {
+    pub(super) fn balance(&self) {
         let ledger = self.shard.ledger();
         assert!(ledger.balances(), "{ledger:?}");
     }
-}
-
-/// A log of so many publications.
-fn log(publications: usize, payload: &str) -> Log {
-    let mut log = Log::starting_at(1);
-    for _ in 0..publications {
-        let frame = Frame::data(payload.as_bytes()).expect("short");
-        log.push(Record { frame, arrived_micros: 0, except: None, label: None, run: 0 });
-    }
-    log
 }
 
 const RESUME: &str = r#""resume":{"epoch":"1","offset":2}"#;
@@ -394,73 +363,6 @@ fn what_is_live_is_not_old_while_it_waits_behind_the_past() {
 }
 
 #[test]
-fn readers_of_one_past_keep_it_once_and_none_of_them_is_closed_for_memory() {
-    let bound = 256 * 1024;
-    let mut bench = Bench::with(
-        RoomClass::default(),
-        EngineBounds { window_bytes_max: bound, ..EngineBounds::default() },
-    );
-    let log = log(1000, &"x".repeat(100));
-    for socket in 1..=120 {
-        let (_, asked) = bench.wisher(socket, "a", r#""first":"oldest""#);
-        bench.wire.space.insert(socket, 0);
-        bench.answer_from(asked, &log);
-    }
-    assert_eq!(bench.closed_for_memory(), 0);
-    assert!((100_000..bound as u64).contains(&bench.shard.kept.bytes()), "{}", bench.shard.kept.bytes());
-    assert_eq!(bench.shard.ledger().pending, 120_000);
-}
-
-#[test]
-fn pasts_that_come_where_nothing_is_published_are_kept_to_the_budget() {
-    let bound = 256 * 1024;
-    let mut bench = Bench::with(
-        RoomClass::default(),
-        EngineBounds { window_bytes_max: bound, ..EngineBounds::default() },
-    );
-    for socket in 1..=20 {
-        let (_, asked) = bench.wisher(socket, &format!("room-{socket}"), r#""first":"oldest""#);
-        bench.wire.space.insert(socket, 0);
-        bench.answer_from(asked, &log(400, &"x".repeat(100)));
-        assert!(bench.shard.kept.bytes() <= bound as u64, "{} with {socket}", bench.shard.kept.bytes());
-    }
-    assert!(bench.closed_for_memory() > 0);
-    bench.balance();
-}
-
-#[test]
-fn a_past_of_small_publications_counts_what_it_costs_and_not_what_it_says() {
-    let mut bench = Bench::new();
-    let (_, asked) = bench.wisher(1, "a", r#""first":"oldest""#);
-    bench.wire.space.insert(1, 0);
-    bench.answer_from(asked, &log(1000, "x"));
-    assert!(
-        bench.shard.kept.bytes() >= 1000 * crate::log::RECORD_BYTES as u64,
-        "{}",
-        bench.shard.kept.bytes()
-    );
-}
-
-#[test]
-fn what_is_encoded_for_a_stream_and_half_sent_is_in_the_budget() {
-    let bound = 256 * 1024;
-    let mut bench = Bench::with(
-        RoomClass::default(),
-        EngineBounds { window_bytes_max: bound, ..EngineBounds::default() },
-    );
-    // As an event each line break is 7 bytes.
-    let log = log(1, &"\n".repeat(10_000));
-    for socket in 1..=20 {
-        let (_, asked) = bench.stream(socket, "a");
-        bench.wire.space.insert(socket, 500);
-        bench.answer_from(asked, &log);
-        assert!(bench.shard.kept.bytes() <= bound as u64, "{} with {socket}", bench.shard.kept.bytes());
-    }
-    assert!((1..20).contains(&bench.closed_for_memory()), "{}", bench.closed_for_memory());
-    bench.balance();
-}
-
-#[test]
 fn who_joins_and_leaves_in_a_loop_has_its_questions_taken_back_and_asks_no_more_than_it_may() {
     let engine = EngineBounds { questions_max: 3, ..EngineBounds::default() };
     let mut bench = Bench::with(RoomClass::default(), engine);
@@ -494,4 +396,77 @@ fn who_joins_and_leaves_in_a_loop_has_its_questions_taken_back_and_asks_no_more_
     assert_eq!(bench.shard.questions_len(), 0, "whoever gave up is not asked for");
     bench.say(1, id, r#"{"type":"join","room":"a","first":"oldest"}"#);
     assert_eq!(bench.asked().since, Since::Oldest);
+}
+
+#[test]
+fn who_resumes_a_room_that_it_is_in_already_is_told_whether_it_missed_something() {
+    let mut bench = Bench::new();
+    let id = bench.speaker(1, "/json");
+    bench.say(1, id, r#"{"type":"join","room":"a"}"#);
+    bench.answer_joins_but_questions();
+    bench.offset = 7;
+    bench.publish("a", "seven");
+    bench.pass();
+    let cases = [
+        (r#","resume":{"epoch":"1","offset":2}"#, r#","recovered":false"#),
+        (r#","resume":{"epoch":"9","offset":7}"#, r#","recovered":false"#),
+        (r#","resume":{"epoch":"1","offset":7}"#, r#","recovered":true"#),
+        (r#","resume":{"offset":7}"#, r#","recovered":true"#),
+        (r#","first":"oldest""#, ""),
+        ("", ""),
+    ];
+    for (wish, recovered) in cases {
+        bench.wire.taken.clear();
+        bench.say(1, id, &format!(r#"{{"type":"join","room":"a"{wish}}}"#));
+        let due = format!(r#"{{"type":"joined","room":"a","data":{{"epoch":"1","offset":7{recovered}}}}}"#);
+        assert_eq!(bench.numbered(1), [due], "{wish}");
+    }
+    assert!(bench.shard.up.is_empty());
+}
+
+/// A long-poll of a room that stays quiet.
+const POLL: &[u8] = b"GET /poll?room=quiet&wait=300s HTTP/1.1\r\nHost: localhost\r\n\r\n";
+
+#[test]
+fn a_poll_is_read_while_it_waits_so_that_its_clients_end_is_seen() {
+    let mut bench = Bench::new();
+    let id = bench.accept(1);
+    assert_eq!(bench.receive(id, POLL), Next::Watch);
+    let request = [b'x'; 1000];
+    let reads = (0..100).take_while(|_| bench.receive(id, &request) == Next::Watch).count();
+    assert!((10..20).contains(&reads), "as much as a head may have: {reads}");
+    bench.shard.release(id, bench.now);
+    assert_eq!(bench.shard.metrics().closed.value(CloseReason::PeerVanished), 1);
+    bench.sweep_after(ROOM_LINGER + Duration::from_secs(1));
+    assert_eq!(bench.shard.metrics().rooms.value(), 0, "nobody waits there any more");
+    assert_eq!(bench.shard.input_bytes, 0);
+}
+
+#[test]
+fn who_does_not_read_its_answer_ends_for_that_and_who_reads_it_slowly_does_not() {
+    let mut bench = Bench::new();
+    let reason = |bench: &mut Bench, id| bench.shard.connection(id).and_then(|connection| connection.reason);
+    let [stuck, slow] = [1, 2].map(|socket| {
+        let id = bench.accept(socket);
+        bench.wire.space.insert(socket, 10);
+        bench.receive(id, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        id
+    });
+    for _ in 0..4 {
+        bench.sweep_after(Duration::from_secs(4));
+        bench.writable(slow, 10);
+    }
+    assert_eq!(
+        (reason(&mut bench, stuck), reason(&mut bench, slow)),
+        (Some(CloseReason::AnswerUnread), None)
+    );
+    bench.writable(slow, usize::MAX);
+    bench.sweep_after(Duration::from_secs(8));
+    assert_eq!(
+        reason(&mut bench, slow),
+        None,
+        "the time of its next request begins with the end of the answer"
+    );
+    bench.sweep_after(Duration::from_secs(4));
+    assert_eq!(reason(&mut bench, slow), Some(CloseReason::HandshakeTimeout));
 }

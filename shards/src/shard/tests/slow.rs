@@ -174,3 +174,24 @@ fn a_break_stays_between_what_a_slow_reader_of_a_conflating_room_is_owed_before_
     assert!(heard.iter().zip(due).all(|(text, due)| text.ends_with(due)), "{heard:?}");
     bench.settled();
 }
+
+#[test]
+fn a_key_is_the_same_however_its_text_is_escaped_and_is_no_number() {
+    let hasher = foldhash::fast::RandomState::default();
+    let key = |payload: &str| conflation_key(&hasher, Some("k"), payload.as_bytes());
+    let one = key(r#"{"k":"1"}"#);
+    assert_eq!(key(r#"{"k":"\u0031"}"#), one);
+    assert_eq!(key(r#"{ "k" : "1" , "other": 2 }"#), one);
+    assert_eq!(key(r#"{"k":"a\"b"}"#), key(r#"{"k":"a\u0022b"}"#));
+    for other in [r#"{"k":1}"#, r#"{"k":"2"}"#, r#"{"k":"\"1\""}"#, r#"{"k":null}"#] {
+        assert_ne!(key(other), one, "{other}");
+    }
+    assert_eq!((key("{}"), key("no object")), (0, 0), "superseded by nothing");
+}
+
+#[test]
+fn keys_that_collide_in_one_process_do_not_in_the_next() {
+    let hashed = |_| conflation_key(&foldhash::fast::RandomState::default(), Some("k"), br#"{"k":"a"}"#);
+    let hashes: std::collections::BTreeSet<u64> = (0..4).map(hashed).collect();
+    assert!(hashes.len() > 1, "whoever publishes could work out which keys supersede each other");
+}
