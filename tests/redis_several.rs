@@ -24,6 +24,7 @@ on_both_drivers!(
     rooms_of_three_servers_hear_their_own_and_two_nodes_meet_in_each,
     a_crash_of_one_under_load_is_a_gap_in_its_rooms_and_nothing_in_the_others,
     one_that_stands_still_holds_nobody_up_who_publishes_through_another,
+    streams_of_one_are_read_while_another_that_has_some_too_is_away,
 );
 
 fn rooms_of_three_servers_hear_their_own_and_two_nodes_meet_in_each(driver: Driver) {
@@ -163,6 +164,39 @@ fn one_that_stands_still_holds_nobody_up_who_publishes_through_another(driver: D
     let page = server.metrics();
     assert_eq!(page.labelled("corecast_broker_breaks_total", "server", "chat"), 0.0, "{page:?}");
     assert_eq!(page.sum("corecast_echoes_missing_total"), 0.0, "{page:?}");
+}
+
+fn streams_of_one_are_read_while_another_that_has_some_too_is_away(driver: Driver) {
+    let (orders, mut audit) = (Redis::start(), Redis::start());
+    let source = |name: &str| {
+        format!("[[source]]\nredis = \"stream s:*\"\nroom = \"{name}.{{1}}\"\nserver = \"{name}\"\n\n")
+    };
+    let config = [table("orders", &orders.url(), ""), table("audit", &audit.url(), "")].concat();
+    let config = [&config, source("orders").as_str(), &source("audit"), JSON].concat();
+    let server = Server::builder().broker_unsaid().config(&config).driver(driver).shards(1).start();
+    server.wait_metrics("both are read", |page| page.sum("corecast_streams_up") == 2.0);
+    let mut members = ["orders.a", "audit.a"].map(|room| Client::join(&server, room));
+    let add = |redis: &Redis, payload: &str| redis.cli(&["XADD", "s:a", "*", "data", payload]);
+    // One key at both, and two streams.
+    add(&orders, "an order");
+    add(&audit, "a note");
+    assert_eq!([members[0].next_text(), members[1].next_text()], ["an order", "a note"]);
+    audit.kill9();
+    wait_server(&server, "audit", false);
+    add(&orders, "another order");
+    assert_eq!(members[0].next_text(), "another order");
+    assert_eq!(server.post("/publish?room=orders.a", b"a third").status, 200);
+    assert_eq!(members[0].next_text(), "a third");
+    assert_eq!(server.post("/publish?room=audit.a", b"nobody keeps it").status, 503);
+    audit.restart();
+    wait_server(&server, "audit", true);
+    server.wait_metrics("both are read again", |page| page.sum("corecast_streams_up") == 2.0);
+    add(&audit, "a second note");
+    assert_eq!(members[1].next_text(), "a second note");
+    let page = server.metrics();
+    let breaks =
+        ["orders", "audit"].map(|server| page.labelled("corecast_stream_breaks_total", "server", server));
+    assert_eq!(breaks, [0.0, 1.0], "{page:?}");
 }
 
 #[test]

@@ -107,9 +107,9 @@ pub const DESCRIPTORS_RESERVED: usize = 24;
 /// The same for each shard: runtime, fan-out ring, doorbells, yields, listeners.
 pub const DESCRIPTORS_RESERVED_PER_SHARD: usize = 16;
 
-/// The same for each further Redis over which the rooms are spread: two connections, each with the descriptor that ends it, and as
-/// many of the next connection.
-pub const DESCRIPTORS_RESERVED_PER_SERVER: usize = 8;
+/// The same for each further Redis over which the rooms are spread: two connections, two more where streams are read, each with the
+/// descriptor that ends it, and as many of the next attempt.
+pub const DESCRIPTORS_RESERVED_PER_SERVER: usize = 16;
 /// The same for each sentinel: its connection, which two descriptors name, and the thread that connects.
 pub const DESCRIPTORS_RESERVED_PER_SENTINEL: usize = 4;
 /// The same for a cluster: 6 for each of 32 primaries (two connections, and the thread that connects). More are served, at the
@@ -327,7 +327,7 @@ pub const SUBSCRIBE_INFLIGHT_MAX: usize = 1024;
 /// breaks.
 pub const BROKER_WRITE_BYTES_MAX: usize = 256 * KIB;
 
-/// Redis servers over which rooms are spread, tables `[[redis]]`: each has two connections, a probe and bounds of its own.
+/// Redis servers over which rooms are spread, tables `[[redis]]`: each has its connections, a probe and bounds of its own.
 pub const REDIS_TABLES_MAX: usize = 16;
 
 /// Servers that one URL of Sentinel or Cluster names. Sentinels are all listened to, a connection each; of a cluster the

@@ -177,7 +177,8 @@ impl Names {
     }
 }
 
-fn may_feed_one_room(a: &Source, b: &Source, node_id: &str) -> bool {
+/// Whether a room of one source may be one of the other.
+pub(super) fn may_feed_one_room(a: &Source, b: &Source, node_id: &str) -> bool {
     if a.space != b.space {
         return false;
     }

@@ -3,10 +3,10 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::layers::{ConfigError, Origin, Provenance, Warning};
-use super::servers::check_sources;
+use super::servers::{check_sources, may_feed_one_room};
 use super::{
-    BrokerChoice, Config, Deliver, Dialect, Publish, RedisAddress, Route, ShardCount, Source, Subscribe,
-    Template, TemplatePart, duration_text,
+    BrokerChoice, Config, Deliver, Dialect, Publish, RedisAddress, Route, ShardCount, Subscribe, Template,
+    duration_text,
 };
 use crate::limits::TABLES_MAX;
 
@@ -47,21 +47,6 @@ struct Check<'a> {
     config: &'a Config,
     provenance: &'a Provenance,
     errors: &'a mut Vec<ConfigError>,
-}
-
-/// Whether two sources may feed one room; true where it can't be told.
-fn may_feed_one_room(one: &Source, other: &Source) -> bool {
-    let ends = |source: &Source| {
-        let literal = |part: Option<&TemplatePart>| match part {
-            Some(TemplatePart::Literal(text)) => text.clone(),
-            _ => String::new(),
-        };
-        (literal(source.room.parts.first()), literal(source.room.parts.last()))
-    };
-    let ((prefix, suffix), (other_prefix, other_suffix)) = (ends(one), ends(other));
-    one.space == other.space
-        && (prefix.starts_with(&other_prefix) || other_prefix.starts_with(&prefix))
-        && (suffix.ends_with(&other_suffix) || other_suffix.ends_with(&suffix))
 }
 
 impl Check<'_> {
@@ -252,6 +237,7 @@ impl Check<'_> {
 
     /// The numbers of a stream's room are those of the stream's entries, so nothing else may feed it.
     fn streams(&mut self) {
+        let node_id = &self.config.node_id;
         let sources: Vec<_> = self.config.sources.iter().zip(&self.provenance.sources).collect();
         let streams = sources.iter().enumerate();
         let streams = streams.filter(|(_, (source, _))| matches!(source.subscribe, Subscribe::Stream { .. }));
@@ -265,7 +251,7 @@ impl Check<'_> {
             }
             let other = sources.iter().enumerate().find(|(other_at, (other, _))| {
                 let is_stream = matches!(other.subscribe, Subscribe::Stream { .. });
-                *other_at != at && !(is_stream && *other_at < at) && may_feed_one_room(stream, other)
+                *other_at != at && !(is_stream && *other_at < at) && may_feed_one_room(stream, other, node_id)
             });
             if let Some((_, (other, _))) = other {
                 let sentence = format!(
