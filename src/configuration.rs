@@ -34,13 +34,23 @@ pub fn load(args: &ConfigArgs) -> anyhow::Result<Loaded> {
 /// As [`load`].
 pub fn load_naming(args: ConfigArgs, redis: Option<&str>) -> anyhow::Result<(Loaded, Option<usize>)> {
     let Some(redis) = redis else { return Ok((load(&args)?, None)) };
-    let loaded = load(&args)?;
-    let servers = loaded.config.broker.servers();
-    if let Some(index) = servers.iter().position(|server| loaded.names_servers() && server.name == redis) {
-        return Ok((loaded, Some(index)));
+    let is_url = redis.contains("://");
+    // What is said of a server by flags and variables fits the one that is named: alone it may make no sense.
+    let file = ConfigArgs { file: args.file.clone(), presets: args.presets.clone(), settings: Vec::new() };
+    let names_servers = match load(&file) {
+        Ok(loaded) => loaded.names_servers(),
+        Err(_) if is_url => false,
+        Err(error) => return Err(error),
+    };
+    if names_servers && !is_url {
+        let loaded = load(&args)?;
+        let servers = loaded.config.broker.servers();
+        if let Some(index) = servers.iter().position(|server| server.name == redis) {
+            return Ok((loaded, Some(index)));
+        }
     }
     let mut environment = environment();
-    if loaded.names_servers() {
+    if names_servers {
         // A server that is none of the file's.
         environment.remove("CORECAST_CONFIG");
     }
