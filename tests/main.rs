@@ -44,6 +44,7 @@ mod redis_tls;
 mod redis_tls_servers;
 mod resume;
 mod slow;
+mod slow_cause;
 mod streams;
 mod systemd;
 mod tune;

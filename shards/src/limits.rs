@@ -253,6 +253,9 @@ pub const WARMS_WAITING_MAX: usize = 65_536;
 pub const ERRORS_ANSWERED_MAX: u64 = 32;
 /// Bytes of a publication's `type`; longer ones are cut.
 pub const KIND_BYTES_MAX: usize = 255;
+/// Connections of a shard that `/stats` says of why they are slow: those that are stuck for the longest time. A system call
+/// of about 1 us each, when somebody asks; the others are in the sums of `corecast_slow_connections_total`.
+pub const SLOWEST_MAX: usize = 16;
 /// Rooms, and users, that `/admin/stats` lists: without `?limit=`, and at most. Above: 400.
 pub const SURVEY_LIST_DEFAULT: usize = 100;
 /// See [`SURVEY_LIST_DEFAULT`].

@@ -408,7 +408,8 @@ impl World {
     fn relay_step(&mut self) {
         let at = self.random.below(self.runtimes.len());
         if let Some(command) = self.runtimes[at].up.pop_front() {
-            if let Up::Answer { ledger, .. } = &command {
+            if let Up::Answer { report, .. } = &command {
+                let ledger = &report.ledger;
                 assert!(ledger.balances(), "a question between turns: {ledger:?}");
             }
             self.relay.handle(at as u16, command, &mut self.rings, self.now);
