@@ -22,6 +22,7 @@ mod drain;
 mod drivers;
 mod durable;
 mod event_fanout;
+mod event_source;
 mod experiment;
 mod expert;
 mod fanout;
