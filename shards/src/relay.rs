@@ -161,6 +161,8 @@ struct LogRoom {
     source: Option<Fed>,
     /// Its channel is subscribed for its first reader and left after its last.
     on_demand: bool,
+    /// On-demand sources: a publication has come while the broker was down, and its gap before it.
+    is_returning: bool,
     /// On-demand sources: SUBSCRIBE has been asked for.
     subscribed: bool,
     /// On-demand sources: Redis has confirmed it, in the present run.
@@ -463,6 +465,7 @@ impl Relay {
             idle_since: 0,
             listed_idle: false,
             class: self.setup.routes.class_of(&name),
+            is_returning: false,
             on_demand: source.is_some_and(|source| self.setup.routes.is_on_demand(source)),
             source: source.map(|source| Fed {
                 source: source as u8,
