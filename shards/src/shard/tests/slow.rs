@@ -208,7 +208,7 @@ fn whoever_is_closed_for_being_slow_is_counted_with_what_held_it_up() {
         bench.member(socket, &["a"]);
         bench.wire.space.insert(socket, if socket == 4 { usize::MAX } else { 0 });
     }
-    (bench.wire.tcp.insert(1, UNREAD), bench.wire.tcp.insert(2, LOST), bench.wire.tcp.insert(4, LOST));
+    bench.wire.tcp.extend([(1, UNREAD), (2, LOST), (4, LOST)]);
     for payload in ["1", "2", "3", "4", "5", "6", "7"] {
         bench.publish("a", payload);
         bench.pass();
