@@ -27,9 +27,17 @@ mod goes_on_after_a_restart_and_is_told_that_the_log_went_with_the_process {
     }
 }
 
+mod resumes_where_it_was_after_a_restart_when_a_stream_feeds_the_room {
+    #[test]
+    #[ignore = "wants Chromium: scripts/test.sh browser"]
+    fn in_chromium() {
+        super::resumes_where_it_was_after_a_restart_when_a_stream_feeds_the_room();
+    }
+}
+
 fn misses_nothing_of_a_log_when_its_connection_breaks() {
     let redis = Redis::start();
-    let server = rooms(&redis).start();
+    let server = rooms(&redis, PUBSUB).start();
     let proxy = Proxy::to(server.address());
     let mut page = listener(proxy.address());
     redis.publish("room:lobby", "L:1:");
@@ -47,7 +55,7 @@ fn misses_nothing_of_a_log_when_its_connection_breaks() {
 
 fn goes_on_after_a_restart_and_is_told_that_the_log_went_with_the_process() {
     let redis = Redis::start();
-    let mut server = rooms(&redis).start();
+    let mut server = rooms(&redis, PUBSUB).start();
     let address = server.address();
     let mut page = listener(address);
     redis.publish("room:lobby", "L:1:");
@@ -57,16 +65,43 @@ fn goes_on_after_a_restart_and_is_told_that_the_log_went_with_the_process() {
     assert_eq!(server.wait_exit(SOON).code(), Some(0));
     page.wait_for("error", 1);
     redis.publish("room:lobby", "L:2:");
-    let _server = rooms(&redis).listen(address).start();
+    let _server = rooms(&redis, PUBSUB).listen(address).start();
 
     let gap = page.wait_for("gap", 1);
     assert_eq!([&gap["reason"], &gap["from"]], [&json!("not_recovered"), &Value::Null], "{gap}");
     redis.publish("room:lobby", "L:3:");
     let after = page.wait_for("publication", 2);
     assert_eq!(after["data"], "L:3:");
-    let epoch = |event: &Value| event["id"].as_str().and_then(|id| id.split(':').next()).map(str::to_owned);
     assert_ne!(epoch(&before), epoch(&after), "another run of numbers");
     never_gave_up(&page);
+}
+
+fn resumes_where_it_was_after_a_restart_when_a_stream_feeds_the_room() {
+    let redis = Redis::start();
+    let mut server = rooms(&redis, STREAM).start();
+    let address = server.address();
+    let append = |number: u64| redis.cli(&["XADD", "room:lobby", "*", "data", &format!("L:{number}:")]);
+    let mut page = listener(address);
+    append(1);
+    let before = page.wait_for("publication", 1);
+
+    server.signal(Signal::TERM);
+    assert_eq!(server.wait_exit(SOON).code(), Some(0));
+    page.wait_for("error", 1);
+    append(2);
+    let _server = rooms(&redis, STREAM).listen(address).start();
+
+    page.wait_for("publication", 2);
+    append(3);
+    let after = page.wait_for("publication", 3);
+    assert!(page.tally('L').is_exactly(1, 3), "{:?}", page.events());
+    assert_eq!(page.events_of("gap"), Vec::<Value>::new());
+    assert_eq!(epoch(&before), epoch(&after), "the stream's own");
+    never_gave_up(&page);
+}
+
+fn epoch(event: &Value) -> Option<&str> {
+    event["id"].as_str().and_then(|id| id.split(':').next())
 }
 
 /// A page of Chromium that listens to the lobby, and is there.
@@ -85,22 +120,25 @@ fn never_gave_up(page: &Peer) {
     assert!(errors.iter().all(|error| error["given_up"] == false), "{errors:?}");
 }
 
-/// Rooms of `room:*` that keep what was published.
-fn rooms(redis: &Redis) -> ServerBuilder {
-    Server::builder().redis(redis).shards(1).config(
-        r#"
-        [[route]]
-        path = "/ws"
-        when_query = "room"
-        room = "{query.room}"
-
-        [[room]]
-        name = "*"
-        history = { frames = 1000, bytes = "8MiB", age = "5m" }
-
-        [[source]]
-        redis = "psubscribe room:*"
-        room = "{1}"
-        "#,
-    )
+/// Rooms that keep what was published, fed as `source` says.
+fn rooms(redis: &Redis, source: &str) -> ServerBuilder {
+    let config = CONFIG.replace("SOURCE", source);
+    Server::builder().redis(redis).shards(1).config(&config)
 }
+
+const PUBSUB: &str = "psubscribe room:*";
+const STREAM: &str = "stream room:*";
+const CONFIG: &str = r#"
+[[route]]
+path = "/ws"
+when_query = "room"
+room = "{query.room}"
+
+[[room]]
+name = "*"
+history = { frames = 1000, bytes = "8MiB", age = "5m" }
+
+[[source]]
+redis = "SOURCE"
+room = "{1}"
+"#;
