@@ -280,15 +280,20 @@ fn a_reader_goes_on_where_it_was_however_its_connection_ends() {
 #[test]
 fn a_stream_is_followed_at_once_though_the_reader_waits_for_others() {
     let redis = Redis::start();
-    let mut link = Link::open(&redis, &["quiet"]);
-    link.until(&redis, |link| link.answers >= 1);
-    let began = Instant::now();
-    append(&redis, 1..=1);
-    for name in ["a", "b", "c", STREAM] {
-        link.reader.follow(name.as_bytes(), EntryId::ZERO);
-    }
-    link.until(&redis, |link| link.count(STREAM) == 1);
-    assert!(began.elapsed() < READ_BLOCK, "it waited for the block: {:?}", began.elapsed());
+    // A busy machine may take that long once, and not three times.
+    let took = [(); 3].map(|()| {
+        redis.cli(&["DEL", STREAM]);
+        let mut link = Link::open(&redis, &["quiet"]);
+        link.until(&redis, |link| link.answers >= 1);
+        let began = Instant::now();
+        append(&redis, 1..=1);
+        for name in ["a", "b", "c", STREAM] {
+            link.reader.follow(name.as_bytes(), EntryId::ZERO);
+        }
+        link.until(&redis, |link| link.count(STREAM) == 1);
+        began.elapsed()
+    });
+    assert!(took.into_iter().any(|took| took < READ_BLOCK), "it waited for the block: {took:?}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The preset `broadcaster`, as its users run it: publisher, many clients that measure, the report, the scripts.
 
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -16,6 +16,7 @@ use crate::support::program::{self, Finished, Running};
 use crate::support::redis::Redis;
 use crate::support::scratch::Scratch;
 use crate::support::server::Server;
+use crate::support::tool::{ClosedPort, free_port};
 
 #[test]
 fn published_events_arrive_with_the_systems_schema_on_its_channel() {
@@ -159,8 +160,8 @@ fn clients_without_a_server_or_with_one_that_refuses_say_why() {
     let scratch = Scratch::new();
     let logs = scratch.path("logs");
     let logs = logs.to_str().expect("UTF-8");
-    let nobody =
-        program::run(&["clients", "3", "--url", &format!("127.0.0.1:{}", free_port()), "--logs", logs]);
+    let closed = ClosedPort::new();
+    let nobody = program::run(&["clients", "3", "--url", &closed.address().to_string(), "--logs", logs]);
     assert_eq!(nobody.code(), Some(69), "{nobody:?}");
     assert!(nobody.stderr.contains("corecast serve"), "{nobody:?}");
     let server = Server::builder().start();
@@ -360,11 +361,6 @@ fn on_a_free_port<T>(mut start: impl FnMut(u16) -> Option<T>) -> (u16, T) {
         start(port).map(|started| (port, started))
     };
     (0..PORTS_TRIED).find_map(|_| attempt()).expect("one of the ports stays free")
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("127.0.0.1 has a free port");
-    listener.local_addr().expect("a bound socket has an address").port()
 }
 
 fn signal(pid: i32, signal: Signal) {

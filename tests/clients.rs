@@ -11,6 +11,8 @@ use tungstenite::handshake::server::{Callback, ErrorResponse, Request, Response}
 use tungstenite::protocol::CloseFrame;
 use tungstenite::{Message, WebSocket};
 
+use crate::support::tool::ClosedPort;
+
 const DEADLINE: Duration = Duration::from_secs(20);
 
 fn corecast(args: &[&str]) -> Command {
@@ -40,11 +42,6 @@ fn run(args: &[&str]) -> Output {
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// A port on which nobody listens.
-fn closed_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// Serves each connection that comes, in turn, by one of `scripts`; returns the port.
@@ -205,7 +202,8 @@ fn subscribe_comes_back_after_a_restart_when_asked() {
 
 #[test]
 fn subscribe_without_a_server_exits_69_with_what_to_do() {
-    let url = format!("ws://127.0.0.1:{}/ws", closed_port());
+    let nobody = ClosedPort::new();
+    let url = format!("ws://{}/ws", nobody.address());
     let output = run(&["subscribe", "--url", &url, "--room", "a"]);
     assert_eq!(output.status.code(), Some(69));
     assert!(text(&output.stderr).contains("corecast serve"), "{}", text(&output.stderr));
@@ -330,7 +328,8 @@ fn publish_exits_by_whose_fault_it_is() {
         let (code, words) = refuse(answer);
         assert!(code == Some(exit) && words.contains(word), "{answer:?}: {code:?} {words}");
     }
-    let output = run(&["publish", "--url", &format!("127.0.0.1:{}", closed_port()), "--room", "a", "x"]);
+    let nobody = ClosedPort::new();
+    let output = run(&["publish", "--url", &nobody.address().to_string(), "--room", "a", "x"]);
     assert_eq!(output.status.code(), Some(69));
     assert!(text(&output.stderr).contains("corecast serve"), "{}", text(&output.stderr));
 }
@@ -398,7 +397,8 @@ fn publish_through_redis_exits_by_whose_fault_it_is() {
         server.join().unwrap();
         assert_eq!(output.status.code(), Some(exit), "{answer:?}: {}", text(&output.stderr));
     }
-    let url = format!("redis://127.0.0.1:{}", closed_port());
+    let nobody = ClosedPort::new();
+    let url = format!("redis://{}", nobody.address());
     assert_eq!(run(&["publish", "--redis", &url, "--channel", "c", "x"]).status.code(), Some(69));
 }
 
@@ -516,7 +516,8 @@ fn a_feed_that_is_refused_ends_by_whose_fault_it_is() {
     let output = run(&["publish", "--feed", "--url", &format!("127.0.0.1:{port}")]);
     server.join().unwrap();
     assert_eq!(output.status.code(), Some(77), "{}", text(&output.stderr));
-    let output = run(&["publish", "--feed", "--url", &format!("127.0.0.1:{}", closed_port())]);
+    let nobody = ClosedPort::new();
+    let output = run(&["publish", "--feed", "--url", &nobody.address().to_string()]);
     assert_eq!(output.status.code(), Some(69), "{}", text(&output.stderr));
 }
 

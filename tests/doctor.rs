@@ -14,7 +14,7 @@ use crate::support::redis::Redis;
 use crate::support::scratch::Scratch;
 use crate::support::seccomp;
 use crate::support::server::{Driver, Server};
-use crate::support::tool::free_port;
+use crate::support::tool::ClosedPort;
 
 /// What a run said, its checks by id (the last of those that are there for each address).
 struct Diagnosis {
@@ -425,7 +425,8 @@ fn a_password_a_wrong_one_and_an_absent_redis_are_told_apart() {
     let right = ask(&format!("redis://:secret@{}", redis.address()));
     right.assert_levels(&[("redis.reachable", "ok"), ("redis.rights", "ok")]);
     assert!(!right.finished.stdout.contains("secret"), "a password is never shown");
-    let away = ask(&format!("redis://127.0.0.1:{}", free_port()));
+    let nobody = ClosedPort::new();
+    let away = ask(&format!("redis://{}", nobody.address()));
     away.assert_levels(&[("redis.reachable", "bad")]);
     assert!(found(&away).contains("no Redis answers"), "{}", found(&away));
 }

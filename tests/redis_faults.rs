@@ -57,10 +57,15 @@ fn standing_still_for_a_second_under_load_loses_nothing(driver: Driver) {
     let (swarm, publisher) = lobby_under_load(&redis, &server);
 
     redis.sigstop();
+    let stopped = Instant::now();
     say(&swarm, 1..=10);
     // The length of the fault, not a wait for anything; the probe gives up after three seconds.
     thread::sleep(Duration::from_secs(1));
     redis.sigcont();
+    if stopped.elapsed() > Duration::from_secs(2) {
+        eprintln!("not told: this machine is too busy to tell a second from the probe's three");
+        return;
+    }
 
     let accepted = finish(&swarm, publisher);
     let tally = assert_same_for_all(&swarm, 0..MEMBERS);

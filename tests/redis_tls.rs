@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::support::authority::{Authority, Identity};
 use crate::support::client::Client;
@@ -75,9 +75,14 @@ fn a_redis_that_stands_still_for_a_second_loses_nothing(driver: Driver) {
     let server = redis.event_fanout(driver).start();
     let (swarm, publisher) = under_load(&redis, &server);
     redis.sigstop();
+    let stopped = Instant::now();
     // The length of the fault, not a wait for anything; the probe gives up after three seconds.
     thread::sleep(Duration::from_secs(1));
     redis.sigcont();
+    if stopped.elapsed() > Duration::from_secs(2) {
+        eprintln!("not told: this machine is too busy to tell a second from the probe's three");
+        return;
+    }
     assert_flows(&swarm, publisher);
     let tallies = swarm.map(|member| member.tally('P'));
     assert!(tallies.iter().all(|tally| tally.holes.is_empty()), "{tallies:?}");

@@ -3,7 +3,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use redis_protocol::resp2::types::OwnedFrame;
 use shards::config::{RedisAddress, RedisTarget};
@@ -339,7 +339,6 @@ fn a_redis_that_stands_still_is_given_up_and_found_again_without_a_loss() {
         }
     };
     assert!(matches!(error, SessionError::ReadLate { .. }), "{error}");
-    assert!(began.elapsed() < Duration::from_secs(10));
     redis.sigcont();
     node.connect(&redis);
     append(&redis, 4..=6);

@@ -73,6 +73,14 @@ impl CloseReason {
         Self::Internal,
     ];
 
+    /// Whether the connection did not take what it was owed.
+    pub const fn is_slow(self) -> bool {
+        matches!(
+            self,
+            Self::SlowFrames | Self::SlowBytes | Self::SlowAge | Self::SlowDrops | Self::SlowShardBudget
+        )
+    }
+
     /// The close code of the raw and JSON dialects; `None` where no Close frame is sent.
     pub const fn code(self) -> Option<u16> {
         match self {

@@ -12,6 +12,7 @@ use crate::log::Past;
 use crate::metrics::GapReason;
 use crate::redis::EntryId;
 use crate::survey::{Kind, Part, Place, Survey, Wanted};
+use crate::tcp::Slowest;
 
 /// A connection of this process. The generation tells the tenants of a slot apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -66,8 +67,8 @@ pub enum Up {
     Answer {
         /// The question's number.
         question: u64,
-        /// Sums of the shard. Boxed, so that a slot of the ring is not sized by a rare answer.
-        ledger: Box<Ledger>,
+        /// Of the shard. Boxed, so that a slot of the ring is not sized by a rare answer.
+        report: Box<Report>,
     },
     /// A connection of an enveloped dialect has entered a live room whose source keeps a last value: what is it?
     Warm(Box<Warm>),
@@ -271,8 +272,8 @@ pub enum Down {
     Answer {
         /// Who asked.
         to: ConnectionId,
-        /// Sums over the shards.
-        ledger: Ledger,
+        /// Of all shards.
+        report: Arc<Report>,
     },
     /// Who is connected? Answered for a bounded number of connections, between turns.
     Survey {
@@ -405,6 +406,23 @@ pub enum Outcome {
     Away,
     /// The connection to Redis broke before the answer: it may be in the stream.
     Unknown,
+}
+
+/// What shards tell whoever asks for `/stats`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Report {
+    /// Sums over the shards.
+    pub ledger: Ledger,
+    /// Of each shard, those that are stuck for the longest time.
+    pub slowest: Vec<Slowest>,
+}
+
+impl Report {
+    /// Adds another shard's.
+    pub fn add(&mut self, other: Report) {
+        self.ledger.add(&other.ledger);
+        self.slowest.extend(other.slowest);
+    }
 }
 
 /// Deliveries owed and what became of them: `owed = delivered + filtered + conflated + dropped + pending` at any quiet

@@ -31,6 +31,7 @@ pub mod setup;
 pub mod shard;
 pub mod stats;
 pub mod survey;
+pub mod tcp;
 pub mod window;
 
 #[cfg(feature = "net")]

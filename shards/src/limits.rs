@@ -254,6 +254,9 @@ pub const WARMS_WAITING_MAX: usize = 65_536;
 pub const ERRORS_ANSWERED_MAX: u64 = 32;
 /// Bytes of a publication's `type`; longer ones are cut.
 pub const KIND_BYTES_MAX: usize = 255;
+/// Connections of a shard that `/stats` says of why they are slow: those that are stuck for the longest time. A system call
+/// of about 1 us each, when somebody asks; the others are in the sums of `corecast_slow_connections_total`.
+pub const SLOWEST_MAX: usize = 16;
 /// Rooms, and users, that `/admin/stats` lists: without `?limit=`, and at most. Above: 400.
 pub const SURVEY_LIST_DEFAULT: usize = 100;
 /// See [`SURVEY_LIST_DEFAULT`].
@@ -384,8 +387,9 @@ pub const APPEND_RETURN_MAX: Duration = Duration::from_secs(10);
 pub const BROKER_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// First wait before reconnecting; doubles to [`RECONNECT_WAIT_MAX`], each with full jitter above a floor of half.
 pub const RECONNECT_WAIT_MIN: Duration = Duration::from_millis(50);
-/// See [`RECONNECT_WAIT_MIN`].
-pub const RECONNECT_WAIT_MAX: Duration = Duration::from_secs(2);
+/// See [`RECONNECT_WAIT_MIN`]. A Redis that is back is used within half a second: this, and a handshake. One that stays away
+/// is knocked at two to five times a second by each connection of a node.
+pub const RECONNECT_WAIT_MAX: Duration = Duration::from_millis(400);
 
 const _: () =
     assert!(ROOM_NAME_BYTES_MAX <= HEAD_BYTES_MAX / 3, "a room name must fit a head percent-encoded");

@@ -254,6 +254,18 @@ label! {
 }
 
 label! {
+    /// Who keeps a slow connection's socket from taking more.
+    Cause as "cause" {
+        /// Its peer's window is closed, or was most of the time: it doesn't read.
+        Reader = "reader",
+        /// Its window is open, and segments are lost or on their way.
+        Network = "network",
+        /// The kernel says nothing of it, or nothing that tells.
+        Unknown = "unknown",
+    }
+}
+
+label! {
     /// Why publications never reached a room on a shard.
     GapReason as "reason" {
         /// The shard's ring and spill were full and the log could not hold them until there was space.
@@ -480,6 +492,7 @@ table! {
         filtered: Number, "counter", "corecast_filtered_total", "Deliveries left out because the member had sent the publication and does not hear itself.";
         drops: By<DropReason>, "counter", "corecast_drops_total", "Deliveries owed and not made, by reason.";
         stalled: Number, "gauge", "corecast_stalled_connections", "Connections whose socket takes no more for now.";
+        slow: By<Cause>, "counter", "corecast_slow_connections_total", "Connections closed for being too slow, and runs of drops at one that stays, by what held them up.";
         stalls: Number, "counter", "corecast_stalls_total", "Times a connection became stalled.";
         window_bytes: Number, "gauge", "corecast_window_bytes", "Bytes of frames that some member has not been sent.";
         kept_bytes: Number, "gauge", "corecast_kept_bytes", "Bytes that connections whose socket takes no more keep beside the windows: rooms' pasts, frames half sent, answers; what many share counts once.";

@@ -18,7 +18,7 @@ use hashbrown::HashTable;
 use smallvec::SmallVec;
 
 use crate::arena::Arena;
-use crate::command::{ConnectionId, Down, Label, Ledger, Outcome, Recover, RoomSlot, Up};
+use crate::command::{ConnectionId, Down, Label, Outcome, Recover, Report, RoomSlot, Up};
 use crate::frame::Frame;
 use crate::limits::{EngineBounds, NODE_LOG_BYTES_MAX, PAYLOAD_BYTES_MAX, RECALLED_BYTES_MAX, ROOM_LINGER};
 use crate::log::{Log, Record};
@@ -161,6 +161,8 @@ struct LogRoom {
     source: Option<Fed>,
     /// Its channel is subscribed for its first reader and left after its last.
     on_demand: bool,
+    /// On-demand sources: a publication has come while the broker was down, and its gap before it.
+    is_returning: bool,
     /// On-demand sources: SUBSCRIBE has been asked for.
     subscribed: bool,
     /// On-demand sources: Redis has confirmed it, in the present run.
@@ -207,7 +209,7 @@ struct Question {
     number: u64,
     askers: Vec<ConnectionId>,
     missing: u16,
-    ledger: Ledger,
+    report: Report,
 }
 
 /// See the module.
@@ -284,7 +286,7 @@ impl Relay {
             Up::Publish(publish) => self.publish(*publish, outlet, now),
             Up::Warm(warm) => self.warm(*warm, outlet),
             Up::Ask { from } => self.ask(from, outlet),
-            Up::Answer { question, ledger } => self.answer(question, &ledger, outlet),
+            Up::Answer { question, report } => self.answer(question, *report, outlet),
             Up::Survey { from, wanted } => self.survey(from, wanted, outlet),
             Up::Surveyed { question, part } => self.surveyed(shard, question, &part, outlet),
             Up::Named { question, names } => self.named(shard, question, &names, outlet),
@@ -463,6 +465,7 @@ impl Relay {
             idle_since: 0,
             listed_idle: false,
             class: self.setup.routes.class_of(&name),
+            is_returning: false,
             on_demand: source.is_some_and(|source| self.setup.routes.is_on_demand(source)),
             source: source.map(|source| Fed {
                 source: source as u8,
@@ -688,24 +691,25 @@ impl Relay {
         self.questions += 1;
         let number = self.questions;
         self.question =
-            Some(Question { number, askers: vec![from], missing: self.shards, ledger: Ledger::default() });
+            Some(Question { number, askers: vec![from], missing: self.shards, report: Report::default() });
         for shard in 0..self.shards {
             self.offer(shard, Down::Ask { question: number }, outlet);
         }
     }
 
-    fn answer(&mut self, number: u64, ledger: &Ledger, outlet: &mut impl Outlet) {
+    fn answer(&mut self, number: u64, report: Report, outlet: &mut impl Outlet) {
         let Some(question) = self.question.as_mut().filter(|question| question.number == number) else {
             return;
         };
-        question.ledger.add(ledger);
+        question.report.add(report);
         question.missing -= 1;
         if question.missing > 0 {
             return;
         }
         let Some(question) = self.question.take() else { return };
+        let report = Arc::new(question.report);
         for to in question.askers {
-            self.offer(to.shard, Down::Answer { to, ledger: question.ledger }, outlet);
+            self.offer(to.shard, Down::Answer { to, report: report.clone() }, outlet);
         }
     }
 }

@@ -20,7 +20,7 @@ use smallvec::SmallVec;
 
 use crate::arena::Arena;
 use crate::close::CloseReason;
-use crate::command::{ConnectionId, Down, Label, Ledger, RoomSlot, Up};
+use crate::command::{ConnectionId, Down, Label, Ledger, Report, RoomSlot, Up};
 use crate::config::{Dialect, SlowPolicy};
 use crate::dialect::{Gap, Lost, Standing};
 use crate::envelope;
@@ -31,6 +31,7 @@ use crate::notice::Notice;
 use crate::room::{NO_SOURCE, Room, Stage, TOMBSTONE};
 use crate::session::Session;
 use crate::setup::Setup;
+use crate::tcp::Tcp;
 use crate::window::{Entry, Forms, Window};
 
 mod budget;
@@ -86,6 +87,12 @@ pub trait Wire {
 
     /// Sends every operation of `batch`; appends to `taken`, in their order, what [`send`](Self::send) would return.
     fn send_batch(&mut self, batch: &Batch, taken: &mut Vec<isize>);
+
+    /// What the kernel says of a socket's TCP: a system call, for who asks why one is slow. `None` where it says nothing.
+    fn tcp(&mut self, socket: i32) -> Option<Tcp> {
+        let _no_kernel_here = socket;
+        None
+    }
 }
 
 /// What the runtime has to do for a connection.
@@ -409,10 +416,10 @@ impl Shard {
             Down::RoomGap { slot, epoch, last } => self.room_gap(slot, epoch, last, now),
             Down::Published { to, outcome } => self.answer_publish(to, outcome, wire, now),
             Down::Ask { question } => {
-                let ledger = Box::new(self.ledger());
-                self.up.push_back(Up::Answer { question, ledger });
+                let report = Box::new(Report { ledger: self.ledger(), slowest: self.slowest(wire, now) });
+                self.up.push_back(Up::Answer { question, report });
             }
-            Down::Answer { to, ledger } => self.answer_stats(to, ledger, wire, now),
+            Down::Answer { to, report } => self.answer_stats(to, &report, wire, now),
             Down::Survey { question, wanted, seed, from } => self.survey(question, &wanted, seed, from, now),
             Down::Name { question, places } => self.name(question, &places),
             Down::Surveyed { to, survey } => self.answer_survey(to, survey.as_deref(), wire, now),
@@ -757,7 +764,11 @@ impl Shard {
             return;
         }
         connection.reason = Some(reason);
+        let socket = connection.socket;
         self.metrics().closed.add(reason, 1);
+        if reason.is_slow() {
+            self.note_slow(socket, wire);
+        }
         let Some(connection) = self.connection(id) else { return };
         let (was, is_stream) = (connection.phase, connection.dialect == Dialect::Sse);
         connection.phase = Phase::Closing;

@@ -2,12 +2,14 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::command::Ledger;
-use crate::metrics::{By, Label, RelayMetrics, SecondsBy};
+use crate::command::Report;
+use crate::metrics::{By, Cause, Label, RelayMetrics, SecondsBy};
 use crate::setup::Setup;
+use crate::tcp::Slowest;
 
 /// One object: what runs, connections, deliveries with their ledger, the broker, and the shards one by one.
-pub fn page(setup: &Setup, ledger: &Ledger) -> String {
+pub fn page(setup: &Setup, report: &Report) -> String {
+    let ledger = &report.ledger;
     let metrics = &setup.metrics;
     let relay = &metrics.relay;
     let shards: Vec<Value> = metrics
@@ -51,6 +53,10 @@ pub fn page(setup: &Setup, ledger: &Ledger) -> String {
             "pending": ledger.pending,
             "balances": ledger.balances(),
         },
+        "slow": {
+            "found": totals(|value| metrics.sum(|s| s.slow.value(value))),
+            "slowest": report.slowest.iter().map(slowest).collect::<Vec<_>>(),
+        },
         "drops": totals(|value| metrics.sum(|s| s.drops.value(value))),
         "gaps": by(&relay.gaps),
         "publications": {
@@ -88,6 +94,30 @@ fn servers(relay: &RelayMetrics) -> Value {
         (name.to_owned(), told)
     };
     Value::Object(names.map(server).collect())
+}
+
+fn slowest(one: &Slowest) -> Value {
+    let cause = one.tcp.map_or(Cause::Unknown, |tcp| tcp.cause());
+    json!({
+        "shard": one.shard,
+        "cause": cause.label(),
+        "stuck_seconds": one.stuck.as_secs_f64(),
+        "behind_seconds": one.behind.as_secs_f64(),
+        "behind_bytes": one.behind_bytes,
+        "tcp": one.tcp.map(|tcp| json!({
+            "window_bytes": tcp.window_bytes,
+            "segment_bytes": tcp.segment_bytes,
+            "unsent_bytes": tcp.unsent_bytes,
+            "unacked_segments": tcp.unacked,
+            "lost_segments": tcp.lost,
+            "retransmits_in_a_row": tcp.retransmits,
+            "retransmitted_segments": tcp.retransmitted,
+            "round_trip_seconds": tcp.round_trip.as_secs_f64(),
+            "busy_seconds": tcp.busy.as_secs_f64(),
+            "window_limited_seconds": tcp.window_limited.as_secs_f64(),
+            "buffer_limited_seconds": tcp.buffer_limited.as_secs_f64(),
+        })),
+    })
 }
 
 fn by<L: Label>(numbers: &By<L>) -> Value {

@@ -125,6 +125,10 @@ struct World {
     has_logs: bool,
     /// Publications of our own clients.
     own: BTreeSet<usize>,
+    /// Those of other nodes, whose order Redis made.
+    foreign: BTreeSet<usize>,
+    /// Who listened when they were published, by number: clients, and how often they had left the room before.
+    listeners: HashMap<usize, Vec<(usize, usize)>>,
     passes_left: u64,
 }
 
@@ -242,6 +246,8 @@ impl World {
             publications: Vec::new(),
             has_logs: false,
             own: BTreeSet::new(),
+            foreign: BTreeSet::new(),
+            listeners: HashMap::new(),
             passes_left: 0,
             setup,
             random,
@@ -271,7 +277,8 @@ impl World {
                 Action::ShutdownWrite(id) => {
                     if let Some(client) = of(&id) {
                         let socket = self.clients[client].socket;
-                        self.sockets.all.get_mut(&socket).expect("open").shut = true;
+                        let socket = self.sockets.all.get_mut(&socket).expect("open");
+                        assert!(!std::mem::replace(&mut socket.shut, true), "shut down for writing twice");
                     }
                 }
                 Action::Shutdown(id) => {
@@ -311,7 +318,7 @@ impl World {
     fn read_all(&mut self, at: usize) {
         for client in self.clients.iter_mut().filter(|client| client.id.shard as usize == at && !client.gone)
         {
-            client.read(&self.sockets.all[&client.socket].taken);
+            client.read(&self.sockets.all[&client.socket].taken, &self.foreign);
         }
     }
 
@@ -396,19 +403,20 @@ impl World {
         if std::mem::replace(&mut client.gone, true) {
             return;
         }
-        client.read(&self.sockets.all[&client.socket].taken);
+        client.read(&self.sockets.all[&client.socket].taken, &self.foreign);
         let id = client.id;
         self.runtimes[id.shard as usize].shard.release(id, self.now);
         self.by_id.remove(&id);
         self.runtimes[id.shard as usize].waits.retain(|other| *other != id);
-        self.sockets.all.remove(&self.clients[at].socket);
+        assert!(self.sockets.all.remove(&self.clients[at].socket).is_some(), "closed twice");
         self.after(id.shard as usize);
     }
 
     fn relay_step(&mut self) {
         let at = self.random.below(self.runtimes.len());
         if let Some(command) = self.runtimes[at].up.pop_front() {
-            if let Up::Answer { ledger, .. } = &command {
+            if let Up::Answer { report, .. } = &command {
+                let ledger = &report.ledger;
                 assert!(ledger.balances(), "a question between turns: {ledger:?}");
             }
             self.relay.handle(at as u16, command, &mut self.rings, self.now);
@@ -506,10 +514,28 @@ impl World {
         let room = self.random.below(ROOMS.len());
         let (number, payload) = self.payload(room);
         let is_heard = self.broker.publish(ROOMS[room], &payload, &mut self.random);
+        self.foreign.insert(number);
+        let clients = self.clients.iter().enumerate();
+        let listeners = clients.filter_map(|(at, client)| Some((at, client.stay(room)?))).collect();
+        self.listeners.insert(number, listeners);
+        if !is_heard {
+            self.note_undeclared(number);
+        }
         if self.broker.is_connected() && self.relay.broker_state(0) == BrokerState::Up {
             self.note_due(number, room, None);
             let is_due = self.clients.iter().any(|client| client.due.last() == Some(&number));
             assert!(is_heard || !is_due, "{} has members and no subscription", ROOMS[room]);
+        }
+    }
+
+    /// The broker lost a publication of others: whoever listened, and still does, has to be told.
+    fn note_undeclared(&mut self, number: usize) {
+        let room = self.publications[number];
+        for (at, stay) in self.listeners.remove(&number).into_iter().flatten() {
+            let client = &mut self.clients[at];
+            if client.stay(room) == Some(stay) {
+                client.undeclared[room].push(number);
+            }
         }
     }
 
@@ -660,6 +686,9 @@ impl World {
             let text = text.split_once("\"data\":\"").map_or(&*text, |(_, data)| data);
             let number = text.strip_prefix('p').and_then(|rest| rest.split(':').next()?.parse().ok());
             let number: usize = number.unwrap_or_else(|| panic!("no number in {text}"));
+            if !is_refused && self.foreign.contains(&number) {
+                self.note_undeclared(number);
+            }
             let is_due = match is_refused {
                 true => self.broker.feed == Feed::Events,
                 false => self.own.contains(&number),

@@ -9,7 +9,7 @@ use crate::support::on_both_drivers;
 use crate::support::redis::Redis;
 use crate::support::server::{Driver, Server};
 use crate::support::speaker::{Speaker, price};
-use crate::support::tool::free_port;
+use crate::support::tool::ClosedPort;
 
 on_both_drivers!(
     members_of_every_instance_hear_each_publication_once,
@@ -106,8 +106,9 @@ fn a_subscription_that_breaks_repeats_nothing_where_it_was_published(driver: Dri
 
 #[test]
 fn an_instance_whose_redis_never_was_routes_and_says_so() {
-    let server =
-        Server::builder().preset("backbone").redis_url(&format!("redis://127.0.0.1:{}", free_port())).start();
+    let nobody = ClosedPort::new();
+    let url = format!("redis://{}", nobody.address());
+    let server = Server::builder().preset("backbone").redis_url(&url).start();
     let mut here = Room::of(&server);
     here.assert_routes();
     let page = server.metrics();

@@ -1,5 +1,6 @@
 //! nginx in front of several processes: as a proxy of bytes (`stream`) and of WebSockets (`http`).
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -81,15 +82,17 @@ fn behind_nginx_clients_publish_and_pages_are_served() {
 /// nginx with both proxies in one process that dies with the test, and the address of `stream`.
 #[track_caller]
 fn nginx(server: &Server) -> (Tool, SocketAddr) {
-    let streamed = tool::free_port();
+    let streamed = Cell::new(0);
     let tool =
         Tool::start("install Debian's packages nginx-light and libnginx-mod-stream", |port, scratch| {
+            // Another attempt tries another pair of ports.
+            streamed.set(tool::free_port());
             let config = CONFIG
                 .replace(
                     "LOAD",
                     &stream_module().map_or_else(String::new, |path| format!("load_module {path};")),
                 )
-                .replace("STREAM_PORT", &streamed.to_string())
+                .replace("STREAM_PORT", &streamed.get().to_string())
                 .replace("HTTP_PORT", &port.to_string())
                 .replace("SERVER", &server.address().to_string());
             scratch.write("nginx.conf", &config);
@@ -97,7 +100,7 @@ fn nginx(server: &Server) -> (Tool, SocketAddr) {
             command.arg("-p").arg(scratch.dir()).arg("-c").arg(scratch.path("nginx.conf"));
             command
         });
-    let streamed = SocketAddr::from(([127, 0, 0, 1], streamed));
+    let streamed = SocketAddr::from(([127, 0, 0, 1], streamed.get()));
     (tool, streamed)
 }
 

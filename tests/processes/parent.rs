@@ -117,7 +117,8 @@ fn who_connects_while_a_process_dies_again_and_again_reaches_the_others_at_once(
     let began = Instant::now();
     swarm.add_many(server.address(), "/ws?room=lobby", 50);
     swarm.wait_open();
-    assert!(began.elapsed() < Duration::from_secs(2), "it took {:?}", began.elapsed());
+    // A queue that a dead process left would never be served; the rest is for a busy machine.
+    assert!(began.elapsed() < SOON / 2, "it took {:?}", began.elapsed());
 
     server.rewrite_config("");
     server.wait_brokers(2);

@@ -36,6 +36,18 @@ impl Netns {
         self.add();
     }
 
+    /// Joins it to `other` by a cable: `eth0` on both sides, with these addresses of one network.
+    #[track_caller]
+    pub fn link(&self, address: &str, other: &Self, other_address: &str) {
+        let (here, there) = (&self.0, &other.0);
+        let kind = ["type", "veth", "peer", "name", "eth0", "netns", there];
+        ip(&[&["-n", here, "link", "add", "eth0"][..], &kind].concat());
+        for (name, address) in [(here, address), (there, other_address)] {
+            ip(&["-n", name, "address", "add", &format!("{address}/24"), "dev", "eth0"]);
+            ip(&["-n", name, "link", "set", "eth0", "up"]);
+        }
+    }
+
     pub fn name(&self) -> &str {
         &self.0
     }

@@ -5,6 +5,8 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+use socket2::{Domain, Socket, Type};
+
 use super::deadline::{SOON, eventually_ok};
 use super::kernel::{Confinement, confine};
 use super::program::{self, Running};
@@ -91,6 +93,24 @@ pub fn command(name: &str) -> Command {
 /// A file of this repository.
 pub fn repository(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// A port of 127.0.0.1 on which nobody listens, and that nobody else gets while this lives.
+pub struct ClosedPort(Socket);
+
+impl ClosedPort {
+    #[track_caller]
+    pub fn new() -> Self {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a descriptor is left");
+        socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).expect("127.0.0.1 has a free port");
+        Self(socket)
+    }
+
+    /// Where it refuses.
+    pub fn address(&self) -> SocketAddr {
+        let address = self.0.local_addr().expect("a bound socket has an address");
+        address.as_socket().expect("an internet socket")
+    }
 }
 
 /// A port of 127.0.0.1 that nobody has at the moment.

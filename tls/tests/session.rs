@@ -181,7 +181,7 @@ fn a_certificate_that_does_not_hold_is_told_with_its_cure() {
 #[test]
 fn who_speaks_no_tls_is_told_from_who_hangs_up_or_says_nothing() {
     let authority = Authority::new();
-    let said = |serve: fn(TcpStream)| {
+    let said = |patience: Duration, serve: fn(TcpStream)| {
         let (address, server) = serve_raw(serve);
         let client = Client::load(&Options {
             ca_file: Some(&authority.ca_file()),
@@ -189,20 +189,20 @@ fn who_speaks_no_tls_is_told_from_who_hangs_up_or_says_nothing() {
             server_name: "redis.example",
         });
         let socket = TcpStream::connect(address).unwrap();
-        let until = Instant::now() + Duration::from_secs(2);
+        let until = Instant::now() + patience;
         let Err(error) = Stream::connect(socket, &client.unwrap(), until) else { panic!("that was no TLS") };
         server.join().unwrap();
         error.to_string()
     };
-    let http = said(|mut socket| {
+    let http = said(SOON, |mut socket| {
         socket.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap();
         // What was written would be lost with a reset.
         let _ = socket.read_to_end(&mut Vec::new());
     });
     assert!(http.starts_with("what answers there speaks no TLS"), "{http}");
-    let gone = said(|mut socket| drop(socket.read(&mut [0; 4096])));
+    let gone = said(SOON, |mut socket| drop(socket.read(&mut [0; 4096])));
     assert!(gone.contains("closed the connection during the TLS handshake"), "{gone}");
-    let silent = said(|mut socket| drop(socket.read_to_end(&mut Vec::new())));
+    let silent = said(Duration::from_secs(2), |mut socket| drop(socket.read_to_end(&mut Vec::new())));
     assert!(silent.contains("did not finish the TLS handshake in 2"), "{silent}");
 }
 

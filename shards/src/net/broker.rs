@@ -63,6 +63,8 @@ pub trait BrokerEvents {
     ///
     /// Called once per [`up`](Self::up). Every publication under way is answered next, by [`published`](Self::published).
     fn down(&mut self, reason: &str);
+    /// The link broke again before it was [`up`](Self::up), and publications or confirmations had come by it.
+    fn broke_early(&mut self) {}
     /// The exact channel is confirmed: whatever Redis accepts from now on arrives. May precede [`up`](Self::up).
     fn confirmed(&mut self, channel: &[u8]);
     /// Redis ended the subscription of this exact channel unasked; publications may be missing until it is
@@ -303,6 +305,7 @@ fn start_one<E: BrokerEvents + 'static>(
             subscriber,
             commander,
             is_up: false,
+            has_come_early: false,
             is_stopping: false,
             is_stopped: false,
             ended: None,
@@ -336,6 +339,8 @@ struct Inner {
     subscriber: Subscriber,
     commander: Commander,
     is_up: bool,
+    /// A publication, or the confirmation of a channel, has come before it was up.
+    has_come_early: bool,
     is_stopping: bool,
     is_stopped: bool,
     /// Why the current connections are of no use any more; the first reason counts.
@@ -345,6 +350,12 @@ struct Inner {
     counters: BrokerCounters,
     /// Capacity of the receive buffers: subscriber, commander.
     inbox_bytes: [usize; 2],
+}
+
+impl Inner {
+    fn note_arrival(&mut self) {
+        self.has_come_early |= !self.is_up;
+    }
 }
 
 impl Link {
@@ -474,18 +485,21 @@ where
     for task in tasks {
         task.await;
     }
-    let (reason, was_up, unanswered) = {
+    let (reason, was_up, came_early, unanswered) = {
         let mut inner = link.inner.borrow_mut();
         inner.subscriber.end();
         let unanswered = inner.commander.end();
         inner.counters.publishes_failed += unanswered.len() as u64;
         inner.inbox_bytes = [0; 2];
         let reason = inner.ended.take().unwrap_or_else(|| "the server is shutting down".into());
-        (reason, std::mem::take(&mut inner.is_up), unanswered)
+        let came_early = std::mem::take(&mut inner.has_come_early);
+        (reason, std::mem::take(&mut inner.is_up), came_early, unanswered)
     };
     let mut events = events.borrow_mut();
     if was_up {
         events.down(&reason);
+    } else if came_early {
+        events.broke_early();
     }
     for (token, fate) in unanswered {
         events.published(token, Err(fate));
@@ -700,6 +714,7 @@ impl<E: BrokerEvents> SubscriberReader<E> {
     fn tell(&mut self, event: Option<SubscriberEvent<'_>>, now: Instant) {
         match event {
             Some(SubscriberEvent::Message { pattern, channel, payload }) => {
+                self.link.inner.borrow_mut().note_arrival();
                 self.events.borrow_mut().message(pattern, channel, payload);
                 return;
             }
@@ -707,6 +722,7 @@ impl<E: BrokerEvents> SubscriberReader<E> {
             Some(SubscriberEvent::Confirmed { channel }) => {
                 // One for the first member of each room: for whoever looks for one of them.
                 tracing::debug!(channel = ?String::from_utf8_lossy(channel), "subscribed");
+                self.link.inner.borrow_mut().note_arrival();
                 self.events.borrow_mut().confirmed(channel);
             }
             Some(SubscriberEvent::Lapsed { channel }) => self.events.borrow_mut().lapsed(channel),

@@ -14,6 +14,7 @@ use rustix::io::Errno;
 
 use super::socket;
 use crate::shard::{Batch, SendOp, Wire};
+use crate::tcp::Tcp;
 
 /// How a shard's sends reach the kernel.
 pub struct Fanout {
@@ -60,6 +61,10 @@ impl Wire for Fanout {
     fn send(&mut self, socket: i32, bytes: &[u8]) -> isize {
         self.calls += 1;
         socket::send(socket, bytes)
+    }
+
+    fn tcp(&mut self, socket: i32) -> Option<Tcp> {
+        socket::tcp(socket)
     }
 
     fn send_batch(&mut self, batch: &Batch, taken: &mut Vec<isize>) {

@@ -298,6 +298,10 @@ impl BrokerEvents for ServerEvents {
         self.tell(|driver, server| driver.relay.broker_down(server, &mut driver.rings));
     }
 
+    fn broke_early(&mut self) {
+        self.tell(|driver, server| driver.relay.broker_broke_early(server));
+    }
+
     fn confirmed(&mut self, channel: &[u8]) {
         self.tell(|driver, server| driver.relay.confirmed(server, channel, &mut driver.rings));
     }

@@ -17,6 +17,8 @@ use monoio::net::UnixStream;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown};
 
+use crate::tcp::Tcp;
+
 /// See the module.
 pub struct Socket {
     stream: UnixStream,
@@ -113,6 +115,27 @@ pub fn send_vectored(socket: i32, buffers: &[io::IoSlice<'_>]) -> isize {
     }
 }
 
+/// What the kernel says of the TCP of `socket`, whose slot is occupied as for [`send`]. `None` where it is none of TCP.
+pub fn tcp(socket: i32) -> Option<Tcp> {
+    let mut info = [0u8; TCP_INFO_BYTES];
+    let mut written = TCP_INFO_BYTES as libc::socklen_t;
+    // SAFETY: the kernel writes at most `written` bytes to `info`, which is so long and outlives the call, and how many
+    // they are to `written`; it keeps neither pointer. Any octets are octets. A number that is no socket is an error.
+    let result = unsafe {
+        libc::getsockopt(
+            socket,
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            std::ptr::from_mut(&mut written),
+        )
+    };
+    if result == -1 { None } else { Tcp::read(info.get(..written as usize)?) }
+}
+
+/// Linux 6.18 writes 280 bytes, of which what is read here are the first 232.
+const TCP_INFO_BYTES: usize = 280;
+
 /// What an error of a send means: the socket is full (it will take more later), or broken.
 ///
 /// ENOBUFS and ENOMEM are the kernel's own shortage: later, not never. EINTR comes from a ring only, which can't try again.
@@ -177,4 +200,41 @@ fn borrow<T: ?Sized>(_owner: &T, number: i32) -> BorrowedFd<'_> {
     // for the numbers that a shard sends to, the runtime releases the connection's slot before it drops its `Socket`, and
     // sends only to numbers of occupied slots (keeper: `net/connection.rs`, `close_socket`).
     unsafe { BorrowedFd::borrow_raw(number) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, TcpListener, TcpStream};
+    use std::time::Instant;
+
+    use super::*;
+    use crate::metrics::Cause;
+
+    #[test]
+    fn the_kernel_says_of_a_peer_that_reads_nothing_that_its_window_is_closed() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        let ours = TcpStream::connect(listener.local_addr().expect("it is bound")).expect("it listens");
+        let (_theirs, _) = listener.accept().expect("somebody came");
+        let number = ours.as_raw_fd();
+        assert_eq!(tcp(number).expect("it is of TCP").cause(), Cause::Unknown);
+        while send(number, &[b'x'; 65_536]) > 0 {}
+        let began = Instant::now();
+        let told = loop {
+            let told = tcp(number).expect("it is of TCP");
+            if told.cause() == Cause::Reader {
+                break told;
+            }
+            // What is under way arrives first.
+            assert!(began.elapsed().as_secs() < 20, "{told:?}");
+            std::thread::yield_now();
+        };
+        assert!(told.unsent_bytes > 0 && told.segment_bytes > 0, "{told:?}");
+    }
+
+    #[test]
+    fn of_what_is_no_tcp_the_kernel_says_nothing() {
+        let (ours, _theirs) = StdUnixStream::pair().expect("a pair of sockets");
+        assert_eq!(tcp(ours.as_raw_fd()), None);
+        assert_eq!(tcp(1_000_000), None);
+    }
 }

@@ -476,10 +476,10 @@ mod tests {
         let metrics = Arc::new(Metrics::new(1, Identity::default(), false));
         let setup = Setup::new(&config, Gate::new(None, true), metrics);
         let (mut relay, mut ring) = (Relay::new(Arc::new(setup), BrokerState::Down, 0), Ring::default());
+        relay.broker_up(0, &mut ring);
         let slot = RoomSlot { index: 0, generation: 0 };
         relay.handle(0, Up::Join { slot, name: "r".into() }, &mut ring, NOW);
         relay.confirmed(0, b"room:r", &mut ring);
-        relay.broker_up(0, &mut ring);
         (relay, ring)
     }
 

@@ -24,6 +24,8 @@ use crate::shard::Micros;
 pub(super) struct Server {
     pub(super) state: BrokerState,
     was_up: bool,
+    /// A publication has come by a subscription that is not proved yet, and the run that it belongs to has begun.
+    is_returning: bool,
     /// See [`Relay::note_skipped`].
     skipped: u64,
     /// Counts its breaks: part of the epoch of each room that it feeds.
@@ -38,6 +40,7 @@ impl Server {
         Self {
             state,
             was_up: false,
+            is_returning: false,
             skipped: 0,
             run: 0,
             own: Own::default(),
@@ -78,18 +81,72 @@ impl Relay {
         self.servers[server].state
     }
 
-    /// The fixed subscriptions are confirmed and proved alive. After a break every room of a source begins a new run.
+    /// The fixed subscriptions are confirmed and proved alive. After a break every room of a source begins a new run, and
+    /// so do those whose members were here before the server was for the first time.
     pub fn broker_up(&mut self, server: usize, outlet: &mut impl Outlet) {
         let setup = Arc::clone(&self.setup);
         let of_relay = &mut self.servers[server];
         of_relay.state = BrokerState::Up;
         setup.metrics.relay.broker_up.of(server).set(1);
-        if !std::mem::replace(&mut of_relay.was_up, true) {
+        let was_up = std::mem::replace(&mut of_relay.was_up, true);
+        if was_up {
+            setup.metrics.relay.broker_reconnects.of(server).add(1);
+        }
+        if std::mem::take(&mut of_relay.is_returning) {
             return;
         }
-        of_relay.run += 1;
-        let run = of_relay.run;
-        setup.metrics.relay.broker_reconnects.of(server).add(1);
+        // Before it was there for the first time nobody may have been here who could have missed anything.
+        if was_up || self.rooms.iter().any(|(_, room)| room.is_fed_by(server)) {
+            self.begin_runs(server, outlet);
+        }
+    }
+
+    /// The subscription broke again before it was proved: what came by it is behind a gap, and what comes next is behind
+    /// another.
+    pub fn broker_broke_early(&mut self, server: usize) {
+        self.servers[server].is_returning = false;
+        for index in 0..self.rooms.span() {
+            let room = self.rooms.at_mut(index);
+            if let Some(room) = room.filter(|room| room.is_fed_by(server) && room.feed.is_none()) {
+                (room.confirmed, room.is_returning) = (false, false);
+            }
+        }
+    }
+
+    /// A publication comes before the probe, which would prove that all is well: what was missed before it is declared first.
+    ///
+    /// With the first one of fixed subscriptions the run begins for all; channels on demand are subscribed one by one, and
+    /// what one of them brings says nothing of the others.
+    fn declare_missed(&mut self, server: usize, source: usize, room: &str, outlet: &mut impl Outlet) {
+        if self.servers[server].state != BrokerState::Down {
+            return;
+        }
+        if !self.setup.routes.is_on_demand(source) {
+            if !std::mem::replace(&mut self.servers[server].is_returning, true) {
+                self.begin_runs(server, outlet);
+            }
+            return;
+        }
+        let Some(index) = self.find(room) else { return };
+        if self.rooms.at_mut(index).is_some_and(|room| !std::mem::replace(&mut room.is_returning, true)) {
+            self.metrics().gaps.add(GapReason::Broker, 1);
+            self.begin_epoch(index, outlet);
+        }
+    }
+
+    /// Publications of every source of a server are missing, an unknown number: their rooms' numbers go on in a new epoch.
+    fn begin_runs(&mut self, server: usize, outlet: &mut impl Outlet) {
+        let setup = Arc::clone(&self.setup);
+        self.servers[server].run += 1;
+        let run = self.servers[server].run;
+        // The gap must not overtake what comes before it.
+        let behind: Vec<u32> =
+            self.backlogs.iter().flat_map(|b| b.rooms.iter().map(|(index, _)| *index)).collect();
+        for index in behind {
+            if self.rooms.at(index).is_some_and(|room| room.is_fed_by(server) && room.feed.is_none()) {
+                self.lose_behind(index, outlet);
+            }
+        }
         let is_touched =
             |room: &LogRoom| room.is_fed_by(server) && room.feed.is_none() && !room.interest.is_empty();
         let touched = self.rooms.iter().filter(|(_, room)| is_touched(room)).count();
@@ -107,6 +164,7 @@ impl Relay {
         if std::mem::replace(&mut self.servers[server].state, BrokerState::Down) == BrokerState::Up {
             self.metrics().broker_breaks.of(server).add(1);
         }
+        self.servers[server].is_returning = false;
         self.metrics().broker_up.of(server).set(0);
         for index in 0..self.rooms.span() {
             let room = self.rooms.at_mut(index);
@@ -114,7 +172,7 @@ impl Relay {
                 continue;
             };
             // What had lapsed is part of this break.
-            (room.confirmed, room.has_lapsed) = (false, false);
+            (room.confirmed, room.has_lapsed, room.is_returning) = (false, false, false);
             self.admit_waiting(index, outlet);
         }
         self.forget_last_values(server);
@@ -151,6 +209,8 @@ impl Relay {
 
     /// Publications of one room are missing: its numbers go on in a new epoch, which its members are told.
     fn begin_epoch(&mut self, index: u32, outlet: &mut impl Outlet) {
+        // The gap must not overtake what comes before it.
+        self.lose_behind(index, outlet);
         let Some(room) = self.rooms.at_mut(index) else { return };
         let (base, run) = (self.epoch_base, run_of(&self.servers, room.source));
         self.incarnations += 1;
@@ -200,6 +260,7 @@ impl Relay {
             let mut rooms = 0;
             for (source, room) in setup.routes.rooms_of_channel(server, pattern, channel) {
                 rooms += 1;
+                self.declare_missed(server, source, &room, outlet);
                 let deliver = setup.routes.deliver(source);
                 if *deliver == Deliver::Event {
                     let event = envelope::event(payload, None);
@@ -221,6 +282,7 @@ impl Relay {
                     continue;
                 };
                 rooms += 1;
+                self.declare_missed(server, source, &room, outlet);
                 let room = Cow::Owned(room);
                 self.arrived(Arrival { source, room, payload, event, except }, outlet, now);
             }

@@ -358,8 +358,9 @@ impl Relay {
         }
     }
 
-    /// What shards that are behind have not had is lost to them: the log that holds it has a hole next.
-    fn lose_behind(&mut self, index: u32, outlet: &mut impl Outlet) {
+    /// What shards that are behind have not had is lost to them: the log that holds it has a hole next, or a gap is told
+    /// that must not overtake it.
+    pub(super) fn lose_behind(&mut self, index: u32, outlet: &mut impl Outlet) {
         let Some(room) = self.rooms.at_mut(index) else { return };
         let (next, interest) = (room.next, room.interest.clone());
         let behind = room.exceptional.as_mut().map(|e| std::mem::take(&mut e.behind)).unwrap_or_default();
@@ -372,6 +373,8 @@ impl Relay {
             self.metrics().gaps.add(reason, next - from);
             self.offer(shard, Down::Gap { slot: *slot, from, to: next, reason }, outlet);
         }
+        // Nobody is behind any more: what is placed next may not be recorded, and a log has no holes.
+        self.release_log(index);
     }
 
     /// What members get of an entry, and what dialects with an envelope say beside it.

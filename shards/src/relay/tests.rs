@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::auth::Gate;
-use crate::config::{Config, History, RoomClass};
+use crate::config::{Config, History, RoomClass, Source, Subscribe};
 use crate::metrics::{Identity, Metrics, Via};
 
 struct Nowhere;
@@ -180,4 +180,113 @@ fn whoever_waits_for_a_confirmation_is_admitted_once_whichever_way_it_ends() {
     assert_eq!(ring.joined(), [3, 1, 0, 2, 4]);
     relay.broker_down(0, &mut ring);
     assert_eq!(ring.joined().len(), 5);
+}
+
+/// What a ring was told of one room behind a break, in order: "gap", or the text of a publication.
+fn told_behind_the_break(act: impl FnOnce(&mut Relay, &mut Kept)) -> Vec<String> {
+    let mut relay = relay_with(BrokerState::Down);
+    relay.broker_up(0, &mut Nowhere);
+    assert_eq!(relay.servers[0].run, 0, "nobody was here before");
+    let mut ring = Kept::default();
+    let slot = RoomSlot { index: 0, generation: 0 };
+    relay.handle(0, Up::Join { slot, name: "plain".into() }, &mut ring, Micros(0));
+    relay.confirmed(0, b"room:plain", &mut ring);
+    relay.message(0, None, b"room:plain", b"before", &mut ring, Micros(0));
+    relay.broker_down(0, &mut ring);
+    ring.0.clear();
+    act(&mut relay, &mut ring);
+    told(&ring)
+}
+
+fn told(ring: &Kept) -> Vec<String> {
+    let told = ring.0.iter().filter_map(|command| match command {
+        Down::SourceGap { .. } => Some("gap".to_owned()),
+        Down::RoomGap { slot, .. } => Some(format!("gap of room {}", slot.index)),
+        Down::Publication { frame, .. } => Some(String::from_utf8_lossy(frame.payload()).into_owned()),
+        _ => None,
+    });
+    told.collect()
+}
+
+#[test]
+fn what_comes_by_a_new_subscription_before_it_is_proved_stands_behind_the_gap() {
+    let told = told_behind_the_break(|relay, ring| {
+        relay.message(0, None, b"room:plain", b"early", ring, Micros(0));
+        relay.message(0, None, b"room:plain", b"too", ring, Micros(0));
+        relay.broker_up(0, ring);
+        relay.message(0, None, b"room:plain", b"after", ring, Micros(0));
+    });
+    // Its channel is subscribed on demand: what of other rooms' comes early is their own.
+    assert_eq!(told, ["gap of room 0", "early", "too", "gap", "after"]);
+}
+
+#[test]
+fn a_subscription_that_breaks_again_before_it_is_proved_leaves_two_gaps() {
+    let told = told_behind_the_break(|relay, ring| {
+        relay.message(0, None, b"room:plain", b"early", ring, Micros(0));
+        relay.broker_broke_early(0);
+        relay.message(0, None, b"room:plain", b"again", ring, Micros(0));
+        relay.broker_up(0, ring);
+        relay.message(0, None, b"room:plain", b"after", ring, Micros(0));
+    });
+    assert_eq!(told, ["gap of room 0", "early", "gap of room 0", "again", "gap", "after"]);
+}
+
+#[test]
+fn who_was_here_before_the_broker_ever_was_is_told_that_something_may_be_missing() {
+    let mut relay = relay_with(BrokerState::Down);
+    let mut ring = Kept::default();
+    let slot = RoomSlot { index: 0, generation: 0 };
+    relay.handle(0, Up::Join { slot, name: "plain".into() }, &mut ring, Micros(0));
+    relay.broker_up(0, &mut ring);
+    assert_eq!(told(&ring), ["gap"]);
+    assert_eq!(relay.metrics().broker_reconnects.of(0).value(), 0);
+}
+
+#[test]
+fn what_a_fixed_subscription_brings_early_stands_behind_the_one_gap_of_all_its_rooms() {
+    let subscribe = Subscribe::Pattern { prefix: "room:".to_owned(), suffix: String::new() };
+    let sources = vec![Source { subscribe, ..Source::default() }];
+    let config = Config { sources, ..Config::default() };
+    let metrics = Arc::new(Metrics::new(1, Identity::default(), false));
+    let setup = Setup::new(&config, Gate::new(None, true), metrics);
+    let mut relay = Relay::new(Arc::new(setup), BrokerState::Down, 0);
+    let mut ring = Kept::default();
+    relay.broker_up(0, &mut ring);
+    let slot = RoomSlot { index: 0, generation: 0 };
+    relay.handle(0, Up::Join { slot, name: "plain".into() }, &mut ring, Micros(0));
+    relay.broker_down(0, &mut ring);
+    for payload in ["early", "too"] {
+        relay.message(0, Some(b"room:*"), b"room:plain", payload.as_bytes(), &mut ring, Micros(0));
+    }
+    relay.broker_broke_early(0);
+    relay.message(0, Some(b"room:*"), b"room:plain", b"again", &mut ring, Micros(0));
+    relay.broker_up(0, &mut ring);
+    relay.message(0, Some(b"room:*"), b"room:plain", b"after", &mut ring, Micros(0));
+    assert_eq!(told(&ring), ["gap", "early", "too", "gap", "again", "after"]);
+}
+
+#[test]
+fn a_confirmation_of_a_subscription_that_breaks_again_admits_nobody_later() {
+    let mut relay = relay_with(BrokerState::Down);
+    let mut ring = Kept::default();
+    relay.broker_up(0, &mut ring);
+    relay.broker_down(0, &mut ring);
+    let join = |relay: &mut Relay, ring: &mut Kept, index| {
+        relay.handle(
+            0,
+            Up::Join { slot: RoomSlot { index, generation: 0 }, name: "plain".into() },
+            ring,
+            Micros(0),
+        );
+    };
+    join(&mut relay, &mut ring, 0);
+    relay.confirmed(0, b"room:plain", &mut ring);
+    relay.broker_broke_early(0);
+    relay.broker_up(0, &mut ring);
+    ring.0.clear();
+    join(&mut relay, &mut ring, 1);
+    assert_eq!(ring.joined(), [0; 0], "it is not subscribed again yet");
+    relay.confirmed(0, b"room:plain", &mut ring);
+    assert_eq!(ring.joined(), [1]);
 }

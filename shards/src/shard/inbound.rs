@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 use super::polls::Wanted;
 use super::{Action, Connection, Micros, PAUSED_BY_ANSWER, PAUSED_BY_UP, Pending, Phase, Shard, Wire, wish};
 use crate::close::CloseReason;
-use crate::command::{ConnectionId, Ledger, Outcome, Publish, Since, Up};
+use crate::command::{ConnectionId, Outcome, Publish, Report, Since, Up};
 use crate::config::{self, Dialect, Health};
 use crate::dialect::{self, Standing, epoch_text};
 use crate::frame::{
@@ -813,12 +813,12 @@ impl Shard {
     pub(crate) fn answer_stats(
         &mut self,
         id: ConnectionId,
-        ledger: Ledger,
+        report: &Report,
         wire: &mut impl Wire,
         now: Micros,
     ) {
         let Some((_, head_only)) = self.answering(id) else { return };
-        let body = crate::stats::page(&self.setup, &ledger);
+        let body = crate::stats::page(&self.setup, report);
         self.finish_answer(id, 200, &body, head_only, wire, now);
     }
 

@@ -3,6 +3,8 @@
 //! Only a stalled connection can be too slow. How far behind it may be is its room class's word; beyond that it is closed,
 //! skips the oldest, or gets of each key the newest only. What it skips is counted, and told where its dialect has words.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
 use super::conflate::Item;
@@ -12,8 +14,9 @@ use crate::close::CloseReason;
 use crate::command::ConnectionId;
 use crate::config::{Dialect, SlowPolicy};
 use crate::dialect::{self, Gap, Lost};
-use crate::limits::{SLOW_BURST_FACTOR, SLOW_GRACE};
-use crate::metrics::{DropReason, GapReason, Label as _};
+use crate::limits::{SLOW_BURST_FACTOR, SLOW_GRACE, SLOWEST_MAX};
+use crate::metrics::{Cause, DropReason, GapReason, Label as _};
+use crate::tcp::Slowest;
 
 /// Publications of a room that a connection won't get, and hasn't been told of.
 #[derive(Debug, Clone, Copy)]
@@ -124,12 +127,56 @@ impl Shard {
             kept += 1;
         }
         let dropped = self.skip(id, room_index, member, kept);
+        let Some(connection) = self.connection(id) else { return true };
+        let socket = connection.socket;
+        if dropped > 0 && connection.stalled.as_ref().is_some_and(|stalled| stalled.drops_in_a_row() == 0) {
+            self.note_slow(socket, wire);
+        }
         let Some(stalled) = self.connection(id).and_then(|c| c.stalled.as_mut()) else { return true };
         if stalled.note_drops(dropped) > disconnect_after && disconnect_after > 0 {
             self.close(id, CloseReason::SlowDrops, wire, now);
             return false;
         }
         true
+    }
+
+    /// Counts why a connection is too slow.
+    pub(super) fn note_slow(&mut self, socket: i32, wire: &mut impl Wire) {
+        let cause = wire.tcp(socket).map_or(Cause::Unknown, |tcp| tcp.cause());
+        self.metrics().slow.add(cause, 1);
+    }
+
+    /// The connections whose sockets have taken nothing for the longest time, at most [`SLOWEST_MAX`], the worst first.
+    pub(super) fn slowest(&self, wire: &mut impl Wire, now: Micros) -> Vec<Slowest> {
+        let stalled = self.stalled.iter().filter_map(|slot| {
+            // Who is closed already waits for nothing but its end.
+            let connection = self.connections.at(*slot).filter(|c| c.phase == Phase::Open)?;
+            connection.stalled.as_ref().map(|stalled| (stalled.moved(), connection, stalled))
+        });
+        let mut stalled: Vec<_> = stalled.collect();
+        if stalled.len() > SLOWEST_MAX {
+            stalled.select_nth_unstable_by_key(SLOWEST_MAX, |(moved, ..)| *moved);
+            stalled.truncate(SLOWEST_MAX);
+        }
+        stalled.sort_unstable_by_key(|(moved, ..)| *moved);
+        let since = |tick: u32| {
+            Duration::from_micros(u64::from(now.ticks().saturating_sub(tick)) * super::TICK_MICROS)
+        };
+        let told = stalled.into_iter().map(|(moved, connection, stalled)| {
+            let of_rooms = connection.subscriptions.iter().filter_map(|at| {
+                let room = self.rooms.at(at.room)?;
+                let cursor = room.members.get(at.member as usize)?.cursor;
+                Some(room.bytes_from(cursor, connection.dialect))
+            });
+            Slowest {
+                shard: self.index,
+                stuck: since(moved),
+                behind: since(stalled.since()),
+                behind_bytes: of_rooms.sum::<u64>() + stalled.past_bytes(),
+                tcp: wire.tcp(connection.socket),
+            }
+        });
+        told.collect()
     }
 
     /// Moves a member's cursor on, over what it won't get. Returns how many publications these are.

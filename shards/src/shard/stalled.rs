@@ -155,6 +155,11 @@ impl Stalled {
         !self.past.is_empty()
     }
 
+    /// Drops without a delivery between them.
+    pub(super) fn drops_in_a_row(&self) -> u32 {
+        self.drops_in_a_row
+    }
+
     /// Drops without a delivery between them, with these.
     pub(super) fn note_drops(&mut self, drops: u64) -> u32 {
         self.drops_in_a_row = self.drops_in_a_row.saturating_add(drops as u32);

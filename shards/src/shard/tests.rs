@@ -27,6 +27,8 @@ struct Sockets {
     taken: HashMap<i32, Vec<u8>>,
     space: HashMap<i32, usize>,
     broken: Vec<i32>,
+    /// What the kernel would say of them.
+    tcp: HashMap<i32, Tcp>,
 }
 
 impl Sockets {
@@ -53,6 +55,10 @@ impl Wire for Sockets {
             assert_eq!(bytes.len(), op.bytes);
             taken.push(self.send(op.socket, &bytes));
         }
+    }
+
+    fn tcp(&mut self, socket: i32) -> Option<Tcp> {
+        self.tcp.get(&socket).copied()
     }
 }
 
@@ -609,7 +615,7 @@ fn a_head_request_has_no_body_in_its_answer() {
         let id = bench.accept(1);
         bench.receive(id, format!("HEAD {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes());
         if bench.wire.text(1).is_empty() {
-            bench.handle(Down::Answer { to: id, ledger: Ledger::default() });
+            bench.handle(Down::Answer { to: id, report: Arc::new(Report::default()) });
         }
         let answer = bench.wire.text(1);
         assert!(answer.ends_with("\r\n\r\n") && answer.contains("Content-Length: "), "{path}: {answer}");

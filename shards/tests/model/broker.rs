@@ -288,15 +288,23 @@ impl Broker {
         self.outstanding.clear();
         let fails_first = random.chance(50);
         if !fails_first {
-            relay.broker_down(0, outlet);
+            self.tell_break(relay, outlet);
         }
         for (token, failure) in failed {
             relay.published(0, token, Err(failure), outlet);
         }
         if fails_first {
-            relay.broker_down(0, outlet);
+            self.tell_break(relay, outlet);
         }
         self.drive(relay, outlet);
+    }
+
+    /// A link that was up says that it is down; one that was not, that it broke early.
+    fn tell_break(&self, relay: &mut Relay, outlet: &mut impl Outlet) {
+        match relay.broker_state(0) {
+            BrokerState::Up => relay.broker_down(0, outlet),
+            _ => relay.broker_broke_early(0),
+        }
     }
 
     pub fn connect(&mut self, relay: &mut Relay, random: &mut Random) {

@@ -65,6 +65,9 @@ pub struct Client {
     pub heard: Vec<Heard>,
     /// Publications that must arrive.
     pub due: Vec<usize>,
+    /// Publications of others that the broker lost, and of which it has to hear that something is missing before it hears
+    /// any that came after them.
+    pub undeclared: [Vec<usize>; ROOMS.len()],
     /// Of a speaker, by room.
     pub memberships: [Membership; ROOMS.len()],
     /// Requests it has sent whose answer counts, and answers.
@@ -91,6 +94,7 @@ impl Client {
             upgraded: false,
             heard: Vec::new(),
             due: Vec::new(),
+            undeclared: Default::default(),
             memberships: Default::default(),
             asked: 0,
             answers: 0,
@@ -99,6 +103,12 @@ impl Client {
             has_closed: false,
             answers_pings: true,
         }
+    }
+
+    /// How often it has left a room that it is in, and would hear of a loss; `None` where it is not, or has no words for one.
+    pub fn stay(&self, room: usize) -> Option<usize> {
+        let is_listening = self.kind == Kind::Speaker && self.is_member(room) && !self.gone && !self.shut;
+        is_listening.then(|| self.memberships[room].lefts)
     }
 
     /// Whether what is accepted now for the room must come.
@@ -143,6 +153,7 @@ impl Client {
     pub fn leave(&mut self, room: usize, forgotten: &BTreeSet<usize>) {
         self.memberships[room].wants = false;
         self.memberships[room].leaves_asked += 1;
+        self.undeclared[room].clear();
         self.due.retain(|number| !forgotten.contains(number));
         self.say(1, format!(r#"{{"type":"leave","room":"{}"}}"#, ROOMS[room]).as_bytes());
     }
@@ -157,10 +168,11 @@ impl Client {
     }
 
     /// Reads what has arrived since the last time; panics at anything that isn't a whole answer or frame of its own.
-    pub fn read(&mut self, taken: &[u8]) {
+    /// Publications in `foreign` are others', whose order Redis made.
+    pub fn read(&mut self, taken: &[u8], foreign: &BTreeSet<usize>) {
         loop {
             let rest = &taken[self.at..];
-            let used = if self.upgraded { self.read_frame(rest) } else { self.read_answer(rest) };
+            let used = if self.upgraded { self.read_frame(rest, foreign) } else { self.read_answer(rest) };
             match used {
                 Some(used) => self.at += used,
                 None => return,
@@ -188,7 +200,7 @@ impl Client {
         Some(whole)
     }
 
-    fn read_frame(&mut self, rest: &[u8]) -> Option<usize> {
+    fn read_frame(&mut self, rest: &[u8], foreign: &BTreeSet<usize>) -> Option<usize> {
         let [first, length, ..] = rest else { return None };
         let (header, length) = match length {
             126 => (4, usize::from(u16::from_be_bytes([*rest.get(2)?, *rest.get(3)?]))),
@@ -201,8 +213,8 @@ impl Client {
             0x81 => {
                 let text = std::str::from_utf8(payload).expect("a torn frame");
                 match self.kind {
-                    Kind::Speaker => self.hear_message(text),
-                    _ => self.hear(text, None),
+                    Kind::Speaker => self.hear_message(text, foreign),
+                    _ => self.hear(text, None, foreign),
                 }
             }
             0x88 => {
@@ -222,7 +234,7 @@ impl Client {
     }
 
     /// A message of the JSON dialect: the answer to a join or a leave, or a publication of a room that it is in.
-    fn hear_message(&mut self, text: &str) {
+    fn hear_message(&mut self, text: &str, foreign: &BTreeSet<usize>) {
         let message: Value = serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text:?}"));
         let room = ROOMS.iter().position(|room| message["room"] == *room);
         let room = room.unwrap_or_else(|| panic!("no room: {text}"));
@@ -238,6 +250,7 @@ impl Client {
             }
             Some("gap") => {
                 assert!(membership.is_inside, "a gap of a room that it isn't in: {text}");
+                self.undeclared[room].clear();
                 let (_, last) = membership.stands.clone().expect("it has joined");
                 let (from, to) = (message["data"]["from"].as_u64(), message["data"]["to"].as_u64());
                 let to = to.or(message["data"]["offset"].as_u64()).expect("where numbers go on");
@@ -262,14 +275,14 @@ impl Client {
                 let is_next = offset == *last + 1 || ROOMS[room].starts_with("new") && offset > *last;
                 assert!(is_next, "after {last} and without a word of what is between: {text}");
                 *last = offset;
-                self.hear(message["data"].as_str().expect("a string"), Some((room, offset)));
+                self.hear(message["data"].as_str().expect("a string"), Some((room, offset)), foreign);
             }
             _ => panic!("unknown: {text}"),
         }
     }
 
     /// A publication; `named` is the room that stood beside it, and its number there.
-    fn hear(&mut self, text: &str, named: Option<(usize, u64)>) {
+    fn hear(&mut self, text: &str, named: Option<(usize, u64)>, foreign: &BTreeSet<usize>) {
         assert!(text.ends_with('.'), "a torn frame: {text:?}");
         let (number, room) = parse_payload(text.as_bytes());
         assert!(
@@ -278,6 +291,10 @@ impl Client {
         );
         if let Kind::WebSocket { room: joined, .. } = self.kind {
             assert_eq!(room, joined, "publication {number} of another room");
+        }
+        if foreign.contains(&number) {
+            let lost = self.undeclared[room].iter().find(|lost| **lost < number);
+            assert_eq!(lost, None, "publication {number}, before any word of one that was lost");
         }
         let offset = named.map(|(_, offset)| offset);
         self.heard.push(Heard { number, room, offset, stay: self.memberships[room].lefts });

@@ -333,7 +333,15 @@ impl<E: BrokerEvents + 'static> BrokerEvents for NodeEvents<E> {
         if is_last {
             self.cluster.go_down(&self.events, reason);
         }
+        self.broke_early();
         self.settle();
+    }
+
+    fn broke_early(&mut self) {
+        // What of a cluster that is away comes by some of its nodes already is behind a gap; behind this, another is due.
+        if !self.cluster.is_up() {
+            self.events.borrow_mut().broke_early();
+        }
     }
 
     fn confirmed(&mut self, channel: &[u8]) {

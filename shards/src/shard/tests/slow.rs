@@ -1,6 +1,7 @@
 //! Slow readers: what they lose is told, and in a conflating room the newest of each key arrives.
 
 use super::*;
+use crate::metrics::Cause;
 
 fn class(policy: SlowPolicy, frames: usize, key: Option<&str>) -> RoomClass {
     let slow = Slow { policy, frames, ..Slow::default() };
@@ -194,4 +195,90 @@ fn keys_that_collide_in_one_process_do_not_in_the_next() {
     let hashed = |_| conflation_key(&foldhash::fast::RandomState::default(), Some("k"), br#"{"k":"a"}"#);
     let hashes: std::collections::BTreeSet<u64> = (0..4).map(hashed).collect();
     assert!(hashes.len() > 1, "whoever publishes could work out which keys supersede each other");
+}
+
+/// What the kernel says of somebody who doesn't read, and of somebody whose segments are lost.
+const UNREAD: Tcp = Tcp { unsent_bytes: 20_000, ..NOTHING };
+const LOST: Tcp = Tcp { unacked: 10, retransmits: 2, ..NOTHING };
+const NOTHING: Tcp = Tcp {
+    congestion_state: 0,
+    retransmits: 0,
+    segment_bytes: 1448,
+    unacked: 0,
+    lost: 0,
+    retransmitted: 0,
+    round_trip: Duration::ZERO,
+    unsent_bytes: 0,
+    busy: Duration::ZERO,
+    window_limited: Duration::ZERO,
+    buffer_limited: Duration::ZERO,
+    window_bytes: None,
+};
+
+impl Bench {
+    fn found(&self) -> [u64; 3] {
+        let slow = &self.shard.metrics().slow;
+        [Cause::Reader, Cause::Network, Cause::Unknown].map(|cause| slow.value(cause))
+    }
+}
+
+#[test]
+fn whoever_is_closed_for_being_slow_is_counted_with_what_held_it_up() {
+    let mut bench = Bench::with(class(SlowPolicy::Disconnect, 2, None), EngineBounds::default());
+    for socket in 1..=4 {
+        bench.member(socket, &["a"]);
+        bench.wire.space.insert(socket, if socket == 4 { usize::MAX } else { 0 });
+    }
+    bench.wire.tcp.extend([(1, UNREAD), (2, LOST), (4, LOST)]);
+    for payload in ["1", "2", "3", "4", "5", "6", "7"] {
+        bench.publish("a", payload);
+        bench.pass();
+        bench.sweep_after(Duration::from_secs(1));
+    }
+    assert_eq!(bench.shard.metrics().closed.value(CloseReason::SlowFrames), 3);
+    assert_eq!(bench.found(), [1, 1, 1], "who reads is not among them");
+}
+
+#[test]
+fn a_run_of_drops_is_counted_once_with_what_held_it_up() {
+    let mut bench =
+        Bench::with(class(SlowPolicy::DropOldest { disconnect_after: 0 }, 2, None), EngineBounds::default());
+    let id = bench.member(1, &["a"]);
+    bench.wire.tcp.insert(1, LOST);
+    for run in 1..=2 {
+        bench.wire.space.insert(1, 0);
+        for payload in ["1", "2", "3", "4", "5", "6", "7"] {
+            bench.publish("a", payload);
+            bench.pass();
+            bench.sweep_after(Duration::from_secs(1));
+        }
+        assert_eq!(bench.found(), [0, run, 0]);
+        bench.writable(id, usize::MAX);
+    }
+}
+
+#[test]
+fn of_many_who_are_stuck_those_are_told_of_that_have_been_for_the_longest_time() {
+    let mut patient = class(SlowPolicy::Disconnect, 1000, None);
+    patient.slow.age = Duration::from_secs(3600);
+    let mut bench = Bench::with(patient, EngineBounds::default());
+    for socket in 1..=20 {
+        bench.member(socket, &["a"]);
+        bench.wire.tcp.insert(socket, Tcp { unsent_bytes: socket as u32, ..NOTHING });
+    }
+    for socket in 1..=20 {
+        bench.wire.space.insert(21 - socket, 0);
+        bench.publish("a", "x");
+        bench.pass();
+        bench.sweep_after(Duration::from_secs(1));
+    }
+    let slowest = bench.shard.slowest(&mut bench.wire, bench.now);
+    let told: Vec<u32> = slowest.iter().filter_map(|one| one.tcp).map(|tcp| tcp.unsent_bytes).collect();
+    let due: Vec<u32> = (5..=20).rev().collect();
+    assert_eq!(told, due, "16 of 20, the worst first");
+    assert_eq!((slowest[0].stuck, slowest[0].behind_bytes), (Duration::from_secs(20), 20 * 3));
+    let page = crate::stats::page(bench.shard.setup(), &Report { slowest, ..Report::default() });
+    let page: serde_json::Value = serde_json::from_str(&page).expect("JSON");
+    assert_eq!(page["slow"]["slowest"][15]["cause"], "reader");
+    assert_eq!(page["slow"]["slowest"][15]["tcp"]["unsent_bytes"], 5);
 }
