@@ -204,7 +204,8 @@ fn setup(random: &mut Random, local: bool, feed: Feed, shards: usize) -> Arc<Set
         catchup_bytes_max: 1 + random.below(150),
         lane_bytes_max: 20,
         up_backlog_max: 3,
-        window_bytes_max: if random.chance(50) { 150 } else { 1 << 20 },
+        // Three publications of a past with their bookkeeping, or as much as anybody could want.
+        window_bytes_max: if random.chance(50) { 400 } else { 1 << 20 },
         questions_max: 1 + random.below(3),
         backlog_bytes_max: 60 + random.below(300),
         spill_items_max: 3 + random.below(6),
