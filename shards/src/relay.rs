@@ -321,11 +321,15 @@ impl Relay {
         let (base, run) = (self.epoch_base, run_of(&self.servers, room.source));
         room.interest.push(interest);
         // What a break means for a stream, it says itself.
-        let source = room.source.filter(|_| room.feed.is_none());
-        let source = source.map(|Fed { source, .. }| (source, run as u16));
+        let fed = room.source.filter(|_| room.feed.is_none());
+        let source = fed.map(|Fed { source, .. }| (source, run as u16));
         let joined =
             Down::Joined { slot: interest.slot, epoch: room.epoch(base, run), head: room.next, source };
         self.offer(interest.shard, joined, outlet);
+        let server = fed.map(|fed| usize::from(fed.server));
+        if let Some(server) = server.filter(|server| self.servers[*server].state == BrokerState::Down) {
+            self.note_hole(server);
+        }
     }
 
     fn leave(&mut self, interest: Interest, name: &str, now: Micros) {

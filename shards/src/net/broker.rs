@@ -56,9 +56,11 @@ use streams::StreamLink;
 pub trait BrokerEvents {
     /// All fixed sources are subscribed, and a probe has shown that both connections work. Publishing is possible.
     ///
-    /// Publications of this run may have come a little earlier. Channels wanted by [`BrokerLink::subscribe`] are being
+    /// Publications of this run may have come a little earlier, behind [`connected`](Self::connected). Channels wanted by [`BrokerLink::subscribe`] are being
     /// subscribed again, each followed by [`confirmed`](Self::confirmed).
     fn up(&mut self);
+    /// Connections are made anew, and may yet fail: what comes is behind whatever those before them did not bring.
+    fn connected(&mut self) {}
     /// The subscription broke, or a probe was late: publications may be missing from now on.
     ///
     /// Called once per [`up`](Self::up). Every publication under way is answered next, by [`published`](Self::published).
@@ -450,6 +452,7 @@ where
         inner.subscriber.begin();
         inner.commander.begin();
     }
+    events.borrow_mut().connected();
     let ends = [subscriber.end, commander.end];
     let tasks = [
         monoio::spawn(read(SubscriberReader::new(link, events), subscriber.read, link.clone())),

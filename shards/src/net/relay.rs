@@ -294,6 +294,10 @@ impl BrokerEvents for ServerEvents {
         self.tell(|driver, server| driver.relay.broker_up(server, &mut driver.rings));
     }
 
+    fn connected(&mut self) {
+        self.tell(|driver, server| driver.relay.broker_connected(server));
+    }
+
     fn down(&mut self, _reason: &str) {
         self.tell(|driver, server| driver.relay.broker_down(server, &mut driver.rings));
     }

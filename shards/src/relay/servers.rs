@@ -24,6 +24,8 @@ use crate::shard::Micros;
 pub(super) struct Server {
     pub(super) state: BrokerState,
     was_up: bool,
+    /// Publications are missing, or may be, behind the last that came: the next one is the first of a new run.
+    has_hole: bool,
     /// See [`Relay::note_skipped`].
     skipped: u64,
     /// Counts its breaks: part of the epoch of each room that it feeds.
@@ -38,6 +40,7 @@ impl Server {
         Self {
             state,
             was_up: false,
+            has_hole: false,
             skipped: 0,
             run: 0,
             own: Own::default(),
@@ -80,16 +83,34 @@ impl Relay {
 
     /// The fixed subscriptions are confirmed and proved alive. After a break every room of a source begins a new run.
     pub fn broker_up(&mut self, server: usize, outlet: &mut impl Outlet) {
-        let setup = Arc::clone(&self.setup);
-        let of_relay = &mut self.servers[server];
-        of_relay.state = BrokerState::Up;
-        setup.metrics.relay.broker_up.of(server).set(1);
-        if !std::mem::replace(&mut of_relay.was_up, true) {
+        self.metrics().broker_up.of(server).set(1);
+        self.servers[server].state = BrokerState::Up;
+        if std::mem::replace(&mut self.servers[server].was_up, true) {
+            self.metrics().broker_reconnects.of(server).add(1);
+            self.tell_hole(server, outlet);
+        }
+    }
+
+    /// It is connected anew: what comes is behind whatever the connection before this one did not bring.
+    pub fn broker_connected(&mut self, server: usize) {
+        self.note_hole(server);
+    }
+
+    /// Whoever is in a room of this server lacks what it is sent from now on, until it is subscribed again.
+    pub(super) fn note_hole(&mut self, server: usize) {
+        let server = &mut self.servers[server];
+        server.has_hole = server.was_up;
+    }
+
+    /// Tells the rooms of a server of its hole, where it has one. Publications come before the probe that proves the new
+    /// connections, and members must hear of the hole before they get what is behind it.
+    fn tell_hole(&mut self, server: usize, outlet: &mut impl Outlet) {
+        if !std::mem::take(&mut self.servers[server].has_hole) {
             return;
         }
-        of_relay.run += 1;
-        let run = of_relay.run;
-        setup.metrics.relay.broker_reconnects.of(server).add(1);
+        let setup = Arc::clone(&self.setup);
+        self.servers[server].run += 1;
+        let run = self.servers[server].run;
         let is_touched =
             |room: &LogRoom| room.is_fed_by(server) && room.feed.is_none() && !room.interest.is_empty();
         let touched = self.rooms.iter().filter(|(_, room)| is_touched(room)).count();
@@ -107,6 +128,7 @@ impl Relay {
         if std::mem::replace(&mut self.servers[server].state, BrokerState::Down) == BrokerState::Up {
             self.metrics().broker_breaks.of(server).add(1);
         }
+        self.note_hole(server);
         self.metrics().broker_up.of(server).set(0);
         for index in 0..self.rooms.span() {
             let room = self.rooms.at_mut(index);
@@ -194,6 +216,7 @@ impl Relay {
         now: Micros,
     ) {
         let setup = Arc::clone(&self.setup);
+        self.tell_hole(server, outlet);
         let own = self.servers[server].own.returned(channel, payload);
         if own.as_ref().is_none_or(|(_, returned)| !returned.delivered) {
             let except = own.as_ref().and_then(|(_, returned)| returned.except);
@@ -350,6 +373,37 @@ mod tests {
             [("orders", 1), ("chat", 0)]
         );
         assert_eq!((delivered(&ring), relay.servers[CHAT].run), (vec![1], 0));
+    }
+
+    #[test]
+    fn a_gap_stands_before_what_comes_ahead_of_the_proof_and_again_for_who_joins_behind_it() {
+        let (mut relay, mut ring) = relay();
+        relay.broker_down(ORDERS, &mut ring);
+        relay.broker_connected(ORDERS);
+        ring.0.clear();
+        let told = |ring: &mut Ring| -> Vec<&str> {
+            let word = |down: &Down| match down {
+                Down::SourceGap { .. } => Some("gap"),
+                Down::Publication { .. } => Some("publication"),
+                Down::Joined { .. } => Some("joined"),
+                _ => None,
+            };
+            ring.0.drain(..).filter_map(|down| word(&down)).collect()
+        };
+        for _ in 0..2 {
+            relay.message(ORDERS, None, b"room:a", b"x", &mut ring, NOW);
+        }
+        assert_eq!(told(&mut ring), ["gap", "publication", "publication"]);
+        // That attempt came to nothing.
+        relay.broker_connected(ORDERS);
+        relay.message(ORDERS, None, b"room:a", b"x", &mut ring, NOW);
+        assert_eq!(told(&mut ring), ["gap", "publication"]);
+        let slot = RoomSlot { index: 2, generation: 0 };
+        relay.handle(0, Up::Join { slot, name: "orders.b".into() }, &mut ring, NOW);
+        relay.broker_up(ORDERS, &mut ring);
+        relay.message(ORDERS, None, b"room:b", b"x", &mut ring, NOW);
+        assert_eq!(told(&mut ring), ["joined", "gap", "publication"]);
+        assert_eq!(relay.servers[ORDERS].run, 3);
     }
 
     #[test]

@@ -308,6 +308,7 @@ impl Broker {
             self.late.remove(0);
         }
         self.connected = true;
+        relay.broker_connected(0);
         for channel in self.wanted.clone() {
             self.subscribe(channel, true);
         }

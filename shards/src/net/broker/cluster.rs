@@ -323,6 +323,13 @@ impl<E: BrokerEvents + 'static> BrokerEvents for NodeEvents<E> {
         self.cluster.come_up(&self.events, Instant::now());
     }
 
+    fn connected(&mut self) {
+        // While the cluster is up, channels are told one by one.
+        if !self.cluster.is_up() {
+            self.events.borrow_mut().connected();
+        }
+    }
+
     fn down(&mut self, reason: &str) {
         self.placement(|placement, node| placement.node_down(node));
         let is_last = {
