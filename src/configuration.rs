@@ -34,15 +34,22 @@ pub fn load(args: &ConfigArgs) -> anyhow::Result<Loaded> {
 /// As [`load`].
 pub fn load_naming(args: ConfigArgs, redis: Option<&str>) -> anyhow::Result<(Loaded, Option<usize>)> {
     let Some(redis) = redis else { return Ok((load(&args)?, None)) };
-    let loaded = load(&args)?;
-    let servers = loaded.config.broker.servers();
-    if let Some(index) = servers.iter().position(|server| loaded.names_servers() && server.name == redis) {
-        return Ok((loaded, Some(index)));
-    }
     let mut environment = environment();
-    if loaded.names_servers() {
-        // A server that is none of the file's.
-        environment.remove("CORECAST_CONFIG");
+    if environment.contains_key("CORECAST_CONFIG") {
+        // The flags for TLS are those of a URL.
+        let is_of_tls = |name: &str| name.starts_with("redis_");
+        let settings = args.settings.iter().filter(|(name, _)| !is_of_tls(name)).cloned().collect();
+        let presets = args.presets.clone();
+        let loaded = load(&ConfigArgs { settings, presets, ..ConfigArgs::default() })?;
+        let servers = loaded.config.broker.servers();
+        if let Some(index) = servers.iter().position(|server| loaded.names_servers() && server.name == redis)
+        {
+            return Ok((load(&args)?, Some(index)));
+        }
+        if loaded.names_servers() {
+            // A server that is none of the file's.
+            environment.remove("CORECAST_CONFIG");
+        }
     }
     let url = ("redis".to_owned(), redis.to_owned());
     let settings = std::iter::once(url).chain(args.settings).collect();
