@@ -29,7 +29,7 @@ use redis_protocol::resp2::encode::extend_encode_borrowed;
 use redis_protocol::resp2::types::BorrowedFrame;
 
 use crate::config::Server;
-use crate::limits::{BROKER_WRITE_BYTES_MAX, RECONNECT_WAIT_MAX, RECONNECT_WAIT_MIN};
+use crate::limits::{BROKER_WRITE_BYTES_MAX, RECONNECT_LASTED, RECONNECT_WAIT_MAX, RECONNECT_WAIT_MIN};
 use crate::resp::{RespError, excerpt};
 
 pub use anchor::{ANCHOR_SCRIPT, Anchor, AnchorError, Judgement, Position, anchor_words, epoch_key};
@@ -210,7 +210,7 @@ impl Reconnect {
     ///
     /// Only one that lasted begins at the minimum again, so that a server which drops us at once isn't hammered.
     pub fn note_end(&mut self, up_since: Instant, now: Instant) {
-        if now.saturating_duration_since(up_since) >= RECONNECT_WAIT_MAX {
+        if now.saturating_duration_since(up_since) >= RECONNECT_LASTED {
             self.wait = RECONNECT_WAIT_MIN;
         }
     }
@@ -336,9 +336,9 @@ mod tests {
         let start = Instant::now();
         let mut reconnect = Reconnect::new();
         (0..9).for_each(|_| assert!(reconnect.next_wait(0) < RECONNECT_WAIT_MAX));
-        reconnect.note_end(start, start + RECONNECT_WAIT_MAX / 2);
+        reconnect.note_end(start, start + RECONNECT_LASTED / 2);
         assert_eq!(reconnect.next_wait(0), RECONNECT_WAIT_MAX / 2);
-        reconnect.note_end(start, start + RECONNECT_WAIT_MAX);
+        reconnect.note_end(start, start + RECONNECT_LASTED);
         assert_eq!(reconnect.next_wait(0), RECONNECT_WAIT_MIN / 2);
     }
 
