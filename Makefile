@@ -1,6 +1,6 @@
 # `make help` says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help run build test test-browser soak fuzz conformance deploy-check bench bench-peers image
+.PHONY: help run build test test-browser faults soak fuzz conformance deploy-check bench bench-peers image
 
 PRESET ?=
 ARGS ?=
@@ -27,6 +27,9 @@ test: ## Format, lint, purity, deploy files, unit tests, the JavaScript client, 
 
 test-browser: ## The JavaScript client in a real Chromium: Debian's, installed where there is none and it can be
 	@exec scripts/test.sh build browser
+
+faults: ## What each fault of Redis costs 20 clients at 100 messages a second: the table of docs/FAULTS.md
+	@exec scripts/test.sh build faults
 
 fuzz: ## New inputs for every parser by libFuzzer (TARGET="session resp" FOR=10m); cargo test replays fuzz/corpus
 	@FOR=$(or $(FOR),60s) scripts/fuzz.sh $(TARGET)

@@ -26,6 +26,7 @@ mod event_source;
 mod experiment;
 mod expert;
 mod fanout;
+mod faults;
 mod groups;
 mod http;
 mod javascript;

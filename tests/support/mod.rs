@@ -5,6 +5,7 @@ pub mod client;
 pub mod cluster;
 pub mod consumer;
 pub mod deadline;
+pub mod feed;
 pub mod http;
 pub mod kernel;
 pub mod manager;
