@@ -4,6 +4,7 @@
 #   scripts/test.sh                 all steps, in order, cheapest first
 #   scripts/test.sh lint unit       only these
 #   scripts/test.sh build browser   the JavaScript client in a real Chromium, which is large and so no part of all
+#   scripts/test.sh build faults    what each fault of Redis costs, as a table
 #
 # Compiles twice and a bit: the dev profile for checks, unit tests and the harness; release for the binary that the
 # harness runs; the loom model, which needs a flag of its own, in its own folder.
@@ -238,7 +239,7 @@ step_lint() { cargo clippy --locked --workspace --all-targets -- -D warnings; }
 # library for neither time, sockets, threads, files nor environment. (libc comes with the random numbers of
 # tungstenite's client masks; the core itself must not name it.)
 step_pure() {
-  cargo build --locked -p shards --no-default-features
+  cargo check --locked -p shards --no-default-features
   local tree direct impure
   tree=$(cargo tree --locked -p shards --no-default-features -e normal --prefix none --format '{p}' | cut -d' ' -f1 | sort -u)
   direct=$(cargo tree --locked -p shards --no-default-features -e normal --prefix none --format '{p}' --depth 1 | cut -d' ' -f1)
@@ -277,15 +278,18 @@ step_javascript() {
   (cd clients/javascript && npm test --silent)
 }
 
-# Every interleaving of the doorbell: the producer's batch against the consumer that goes to sleep.
+# Every interleaving of the doorbell: the producer's batch against the consumer that goes to sleep. Only the pure core is
+# compiled for it, and no more optimized than a model of seconds is worth.
 step_loom() {
-  RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=$TARGET/loom \
-    cargo test --locked --release -p shards --test doorbell_loom
+  RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=$TARGET/loom CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off \
+    CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 CARGO_PROFILE_RELEASE_DEBUG=false \
+    cargo test --locked --release -p shards --no-default-features --test doorbell_loom
 }
 
-step_build() { cargo build --locked --release -p corecast -p corecast-bench; }
+step_build() { cargo build --locked --release -p corecast; }
 
-# The harness is compiled in the dev profile, where most of it already is; the binary it runs is the one users get.
+# The harness is compiled in the dev profile, where most of it already is; the binary it runs is the one users get. Stories
+# mostly wait, so twice as many are told at once as there are cores.
 step_e2e() {
   need_redis
   need_redis_with_tls
@@ -295,7 +299,17 @@ step_e2e() {
   need_systemd_analyze
   need_netns
   need_node
-  CORECAST_TEST_BINARY=$TARGET/release/corecast cargo test --locked --workspace --test '*'
+  CORECAST_TEST_BINARY=$TARGET/release/corecast cargo test --locked --workspace --test '*' -- --test-threads $((2 * $(nproc)))
+}
+
+# What each fault of Redis costs, as the table of docs/FAULTS.md; e2e tells the same stories, all at once.
+step_faults() {
+  need_redis
+  local told
+  told=$(CORECAST_TEST_BINARY=$TARGET/release/corecast cargo test --locked --test e2e -- \
+    --test-threads 1 --nocapture --skip redis_faults:: faults::) || { printf '%s\n' "$told"; return 1; }
+  printf '%s\n' '| fault | source | published | lost by each | notices | heard again after |' '|---|---|---|---|---|---|'
+  grep -o '| .* |$' <<<"$told"
 }
 
 # The same stories as e2e tells of the JavaScript client in Node. Debian's Chromium takes a minute to install.
@@ -310,7 +324,7 @@ step_browser() {
 
 [ $# -gt 0 ] && STEPS=("$@")
 for step in "${STEPS[@]}"; do
-  declare -F "step_$step" >/dev/null || fail "no step $step: known are format lint pure deploy unit javascript loom build e2e, and browser"
+  declare -F "step_$step" >/dev/null || fail "no step $step: known are format lint pure deploy unit javascript loom build e2e, and browser faults"
 done
 need_cargo
 # Not `step || fail`: that would switch off `set -e` inside the step.
