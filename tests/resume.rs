@@ -180,7 +180,7 @@ fn an_event_source_comes_back_by_the_id_of_its_last_event(driver: Driver) {
     assert_eq!(back.block("\n"), [format!("id: {epoch}:2"), "data: three".to_owned()]);
     let mut stranger = Stream::open(&server, "/sse?room=lobby", Some("1699:0"));
     assert_eq!(stranger.block("\n")[..2], [format!("id: {epoch}:2"), "event: gap".to_owned()]);
-    assert_eq!(server.metrics().sum("corecast_event_streams"), 2.0);
+    server.wait_metrics("who has gone is no stream", |page| page.sum("corecast_event_streams") == 2.0);
 }
 
 fn a_poll_waits_for_what_comes_next(driver: Driver) {
