@@ -60,7 +60,9 @@ struct Story {
 impl Story {
     fn new(story: &str, file: &str) -> Self {
         let scratch = Scratch::new();
-        let generator = scratch.write("generator", &GENERATOR.replace("STORY", story));
+        let written = scratch.write("generator.new", &GENERATOR.replace("STORY", story));
+        let generator = scratch.path("generator");
+        program::install(&written, &generator);
         fs::set_permissions(&generator, fs::Permissions::from_mode(0o755)).expect("it is ours");
         scratch.write("hypothesis.toml", file);
         // A machine of its own, with one knob.

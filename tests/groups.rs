@@ -16,7 +16,7 @@ const STREAM: &str = "orders";
 /// Writes what it gets to `got`.
 const NOTE: &str = "*=exec:cat >> got";
 /// The same, once its file `go` exists.
-const GATED: &str = "*=exec:until [ -e go ]; do sleep 0.01; done; cat >> got";
+const GATED: &str = "*=exec:until [ -e go ]; do kill -0 $PPID || exit; sleep 0.01; done; cat >> got";
 
 /// A member that is in the group.
 #[track_caller]

@@ -118,7 +118,7 @@ fn a_successor_runs_the_program_that_stands_there_now_or_else_the_parents() {
     let installed = scratch.path("corecast");
     let install = || {
         let beside = scratch.path("corecast.new");
-        std::fs::copy(program::path(), &beside).expect("there is space");
+        program::install(&program::path(), &beside);
         std::fs::rename(&beside, &installed).expect("it is on the same file system");
     };
     install();
@@ -145,7 +145,7 @@ fn an_upgrade_that_points_a_link_to_another_file_is_taken() {
     let scratch = Scratch::new();
     let versions = ["1", "2"].map(|version| scratch.path(version));
     for version in &versions {
-        std::fs::copy(program::path(), version).expect("there is space");
+        program::install(&program::path(), version);
     }
     let link = scratch.path("corecast");
     symlink(&versions[0], &link).expect("a free name");

@@ -15,6 +15,14 @@ pub fn path() -> PathBuf {
         .map_or_else(|| Path::new(env!("CARGO_BIN_EXE_corecast")).to_owned(), PathBuf::from)
 }
 
+/// Puts a copy of an executable at `to`. Another process writes it: a child that another story starts meanwhile would inherit
+/// our descriptor, and nobody may execute what somebody has open for writing (ETXTBSY).
+#[track_caller]
+pub fn install(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg(from).arg(to).status();
+    assert!(copied.is_ok_and(|status| status.success()), "no copy of {} at {}", from.display(), to.display());
+}
+
 /// A command in an environment that holds nothing the server reads.
 pub fn command() -> Command {
     clean(Command::new(path()))
