@@ -58,8 +58,8 @@ pub enum StreamsEvent<'s> {
         stream: Rc<[u8]>,
         /// First number.
         from: u64,
-        /// Last number.
-        to: u64,
+        /// The last of them, after which it goes on.
+        position: Position,
     },
     /// It is another stream, or was set back: what comes has the numbers after this position, of a new epoch.
     Broken {
@@ -335,8 +335,8 @@ impl Streams {
                 let position = here.unwrap_or(anchor.head());
                 (position, (!was_live).then_some(StreamsEvent::Anchored { stream: stream.clone(), position }))
             }
-            Judgement::Overtaken { from, to, position } => {
-                (position, Some(StreamsEvent::Gap { stream: stream.clone(), from, to }))
+            Judgement::Overtaken { from, position, .. } => {
+                (position, Some(StreamsEvent::Gap { stream: stream.clone(), from, position }))
             }
             Judgement::Broken { position } => {
                 (position, Some(StreamsEvent::Broken { stream: stream.clone(), position }))
@@ -471,7 +471,8 @@ mod tests {
         assert_eq!((link.stands(1, 9, 80), link.read(&entry(80))), (None, Some(8)));
         link.now += PROVE_INTERVAL;
         link.poll();
-        let gap = StreamsEvent::Gap { stream: b"s".as_slice().into(), from: 9, to: 9 };
+        let position = Position { epoch: 1, number: 9, id: EntryId { millis: 80, sequence: 0 } };
+        let gap = StreamsEvent::Gap { stream: b"s".as_slice().into(), from: 9, position };
         assert_eq!(link.stands(1, 9, 80), Some(gap), "at the end it is a proof: one was gone");
         assert_eq!(link.read(&entry(90)), Some(10));
         link.now += PROVE_INTERVAL;

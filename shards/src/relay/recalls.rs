@@ -152,9 +152,15 @@ impl Relay {
             return;
         };
         if self.rooms.holds(index, generation) {
+            // Where Redis is away, or the stream is not followed yet, that is asked again when it is said where it stands.
+            let is_to_be_repeated = result == Err(HistoryError::Away);
             self.take_past(index, result, now);
+            // What was placed meanwhile is kept only for a past in front of it.
+            self.release_log(index);
             self.list(index);
-            self.answer_asked(index, outlet, now);
+            if !is_to_be_repeated {
+                self.answer_asked(index, outlet, now);
+            }
         }
         while self.servers[server].streamed.recalling.len() < RECALLS_MAX
             && let Some((index, generation)) = self.servers[server].streamed.recalls_due.pop_front()

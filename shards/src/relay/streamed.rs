@@ -244,10 +244,24 @@ impl Relay {
         }
     }
 
-    /// These numbers are gone.
-    pub fn stream_gap(&mut self, server: usize, stream: &[u8], to: u64, outlet: &mut impl Outlet) {
+    /// The numbers up to this position are gone, and what comes has those after it. After a break this is said where
+    /// [`stream_anchored`](Self::stream_anchored) is otherwise.
+    pub fn stream_gap(
+        &mut self,
+        server: usize,
+        stream: &[u8],
+        position: Position,
+        outlet: &mut impl Outlet,
+        now: Micros,
+    ) {
         for (_, index) in self.rooms_of(server, stream) {
-            self.lose(index, to, GapReason::Trimmed, outlet);
+            let feed = self.rooms.at(index).and_then(|room| room.feed.as_ref());
+            match feed.is_some_and(|feed| feed.epoch == Some(position.epoch)) {
+                true => self.lose(index, position.number, GapReason::Trimmed, outlet),
+                false => self.begin_run(index, position, outlet),
+            }
+            self.admit_waiting(index, outlet);
+            self.answer_asked(index, outlet, now);
         }
     }
 

@@ -329,8 +329,8 @@ fn note_refusal(event: &StreamsEvent<'_>) {
             let stream = String::from_utf8_lossy(stream);
             tracing::warn!(%stream, %reason, "a stream can't be followed; it is tried again");
         }
-        StreamsEvent::Gap { stream, from, to } => {
-            let stream = String::from_utf8_lossy(stream);
+        StreamsEvent::Gap { stream, from, position } => {
+            let (stream, to) = (String::from_utf8_lossy(stream), position.number);
             tracing::warn!(%stream, from, to, "entries of a stream were gone before they could be read");
         }
         StreamsEvent::Broken { stream, position } => {

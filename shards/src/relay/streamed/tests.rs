@@ -198,7 +198,7 @@ fn who_joins_waits_for_the_numbers_but_not_for_ever() {
 #[test]
 fn what_is_gone_is_told_with_its_numbers_and_why() {
     let mut world = World::anchored(4);
-    world.relay.stream_gap(0, b"s:r", 7, &mut world.ring);
+    world.relay.stream_gap(0, b"s:r", position(5, 7), &mut world.ring, world.now);
     let gap = |from, to, reason| Down::Gap { slot: slot(0), from, to, reason };
     assert_eq!(world.told(), [gap(5, 8, GapReason::Trimmed)]);
     world.relay.stream_entry(0, b"s:r", 8, None, &mut world.ring, world.now);
@@ -310,6 +310,59 @@ fn a_question_outlives_a_break_and_is_answered_in_the_end() {
     world.relay.recalled(0, token, Err(HistoryError::Away), &mut world.ring, world.now);
     world.sweep_after(6);
     assert_eq!(world.recovered(), (vec![], false), "nobody waits for ever");
+}
+
+#[test]
+fn a_question_that_comes_before_its_stream_is_followed_anew_waits_for_that() {
+    let mut world = World::anchored(20);
+    world.relay.stream_refused(0, b"s:r", &mut world.ring, world.now);
+    world.sweep_after(STREAM_RETRY.as_secs() + 1);
+    assert_eq!(world.asked(), [BrokerCommand::Follow(b"s:r".as_slice().into())]);
+    world.told();
+    world.recover(after(15), 1);
+    let (token, _) = world.recalling();
+    // The link doesn't know yet where the stream stands. Asking again at once would never end.
+    world.relay.recalled(0, token, Err(HistoryError::Away), &mut world.ring, world.now);
+    assert_eq!((world.told(), world.asked()), (vec![], vec![]));
+    world.anchor("r", 20);
+    let (token, _) = world.recalling();
+    world.recalled(token, 16..=20, None);
+    assert_eq!(world.recovered(), ((16..=20).collect(), true));
+}
+
+#[test]
+fn nobody_is_told_that_it_has_all_by_a_log_that_was_left_from_a_reading_that_failed() {
+    for error in [HistoryError::Deleted, HistoryError::Away] {
+        let mut world = World::anchored(20);
+        world.recover(after(15), 1);
+        let (token, _) = world.recalling();
+        world.entry(21);
+        world.relay.handle(0, Up::Withdraw { ticket: 1 }, &mut world.ring, world.now);
+        world.relay.recalled(0, token, Err(error), &mut world.ring, world.now);
+        assert_eq!(world.relay.log_bytes, 0, "{error}: the class keeps nothing");
+        (22..=24).for_each(|number| world.entry(number));
+        world.told();
+        world.recover(after(21), 2);
+        let (token, from) = world.recalling();
+        assert_eq!(from, 21, "{error}");
+        world.recalled(token, 22..=24, None);
+        assert_eq!(world.recovered(), ((22..=24).collect(), true), "{error}");
+    }
+}
+
+#[test]
+fn who_waits_for_a_stream_is_answered_though_it_was_trimmed_meanwhile() {
+    let mut world = World::anchored(20);
+    world.recover(after(15), 1);
+    let (token, _) = world.recalling();
+    world.relay.streams_down(0, world.now);
+    world.relay.recalled(0, token, Err(HistoryError::Away), &mut world.ring, world.now);
+    world.relay.streams_up(0);
+    world.relay.stream_gap(0, b"s:r", position(5, 30), &mut world.ring, world.now);
+    let gap = Down::Gap { slot: slot(0), from: 21, to: 31, reason: GapReason::Trimmed };
+    let told = world.told();
+    let [first, Down::Recovered(recovered)] = told.as_slice() else { panic!("{told:?}") };
+    assert_eq!((first, numbers(recovered)), (&gap, (vec![], false)));
 }
 
 #[test]
