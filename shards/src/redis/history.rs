@@ -24,6 +24,8 @@ pub struct History {
     payloads: Vec<Box<[u8]>>,
     bytes: usize,
     bytes_max: usize,
+    /// Entries of a page, as long as none was too long.
+    page_entries_max: u64,
     /// Why it goes no further back than what has been read.
     lacks: Option<HistoryError>,
 }
@@ -90,7 +92,9 @@ impl History {
             return Err(HistoryError::TooMuch);
         }
         let bytes_max = bytes_max.min(STREAM_HISTORY_BYTES_MAX);
-        Ok(Self { head, left, oldest: None, payloads: Vec::new(), bytes: 0, bytes_max, lacks: None })
+        let page_entries_max = HISTORY_PAGE_ENTRIES_MAX;
+        let (oldest, payloads) = (None, Vec::new());
+        Ok(Self { head, left, oldest, payloads, bytes: 0, bytes_max, page_entries_max, lacks: None })
     }
 
     /// What to ask next.
@@ -99,7 +103,7 @@ impl History {
             return HistoryStep::Anchor;
         }
         let end = self.oldest.map_or_else(|| self.head.id.to_string(), |oldest| format!("({oldest}"));
-        HistoryStep::Page { end, count: self.left.min(HISTORY_PAGE_ENTRIES_MAX) }
+        HistoryStep::Page { end, count: self.left.min(self.page_entries_max) }
     }
 
     /// Takes a page.
@@ -138,6 +142,14 @@ impl History {
             self.stop(HistoryError::Trimmed);
         }
         Ok(())
+    }
+
+    /// The page was longer than anything that is taken: a shorter one is asked for, as long as there is one.
+    pub fn shorten_page(&mut self) {
+        match self.left.min(self.page_entries_max) {
+            0 | 1 => self.stop(HistoryError::TooMuch),
+            count => self.page_entries_max = (count / 8).max(1),
+        }
     }
 
     /// Goes no further back.
@@ -246,6 +258,25 @@ mod tests {
         assert_eq!(take(&mut long, &page((191..201_u32).map(u64::from))), Ok(()));
         let past = long.finish(&anchor(0)).expect("what is there is certain");
         assert_eq!((numbers(&past), past.lacks), ((195..=200).collect(), Some(HistoryError::TooMuch)));
+    }
+
+    #[test]
+    fn a_page_that_is_too_long_is_asked_for_in_shorter_ones() {
+        let mut history = history(180);
+        let count = |history: &History| match history.step() {
+            HistoryStep::Page { count, .. } => count,
+            HistoryStep::Anchor => 0,
+        };
+        assert_eq!(count(&history), 20);
+        history.shorten_page();
+        assert_eq!(count(&history), 2);
+        assert_eq!(take(&mut history, &page((199..201_u32).map(u64::from))), Ok(()));
+        history.shorten_page();
+        assert_eq!(count(&history), 1);
+        assert_eq!(take(&mut history, &page((198..199_u32).map(u64::from))), Ok(()));
+        history.shorten_page();
+        let past = history.finish(&anchor(0)).expect("what was read is certain");
+        assert_eq!((numbers(&past), past.lacks), (vec![198, 199, 200], Some(HistoryError::TooMuch)));
     }
 
     #[test]

@@ -317,14 +317,14 @@ impl Recorder {
         }
     }
 
-    /// A frame that was too long and has been skipped. A page of a history may be.
+    /// A frame that was too long and has been skipped. A page of a history may be: a shorter one is asked for.
     ///
     /// # Errors
     /// No other reply that we ask for is long.
     pub fn handle_too_big(&mut self, bytes: u64, fresh: u64) -> Result<Option<RecorderEvent>, SessionError> {
         match self.inflight.pop_front_if(|asked| matches!(asked, Asked::Page(_))) {
             Some(Asked::Page(mut recall)) => {
-                recall.history.stop(HistoryError::TooMuch);
+                recall.history.shorten_page();
                 self.go_on(recall, fresh);
                 Ok(None)
             }
@@ -493,6 +493,9 @@ mod tests {
         ask(&mut recorder);
         assert_eq!(recorder.handle_frame(b"-NOPERM no\r\n", 0), not(HistoryError::Refused));
         ask(&mut recorder);
+        recorder.take_output();
+        assert_eq!(recorder.handle_too_big(99, 0), Ok(None));
+        assert_eq!(commands(&recorder.take_output()), ["XREVRANGE s 3-0 - COUNT 1"]);
         assert_eq!(recorder.handle_too_big(99, 0), Ok(None));
         let nothing = |lacks| Ok(Some(given(Vec::new(), Some(lacks))));
         assert_eq!(recorder.handle_frame(standing(3).as_bytes(), 0), nothing(HistoryError::TooMuch));

@@ -13,7 +13,9 @@ use super::connect::{Connection, Connections, End, connect, describe};
 use super::half::{ReadHalf, WriteHalf};
 use super::{BrokerEvents, Link, Pair, Reader, Speaker, Wake, random, read, write};
 use crate::config::RedisTarget;
-use crate::limits::{BROKER_HANDSHAKE_TIMEOUT, STREAM_HISTORY_BYTES_MAX, STREAM_HISTORY_ENTRIES_MAX};
+use crate::limits::{
+    BROKER_HANDSHAKE_TIMEOUT, HISTORY_PAGE_ELEMENTS_MAX, STREAM_HISTORY_BYTES_MAX, STREAM_HISTORY_ENTRIES_MAX,
+};
 use crate::redis::{
     Append, HistoryError, Position, ReaderCounters, Reconnect, Refused, SessionError, Streams, StreamsEvent,
 };
@@ -293,6 +295,11 @@ struct RecordReader<E>(Attempt<E>);
 
 impl<E: BrokerEvents> Reader for RecordReader<E> {
     const INBOX: usize = 1;
+
+    /// Entries have as many fields as whoever appends them likes: a page that has too many is asked for anew, shorter.
+    fn inbox() -> Inbox {
+        Inbox::skipping_elements(HISTORY_PAGE_ELEMENTS_MAX)
+    }
 
     fn handle_batch(&mut self, inbox: &mut Inbox, pair: &impl Pair) -> Result<(), SessionError> {
         let now = Instant::now();
