@@ -132,6 +132,11 @@ impl Streams {
         self.recorder.end().into_iter().filter_map(answered).collect()
     }
 
+    /// Whether something is under way whose deadline [`poll`](Self::poll) has not seen yet.
+    pub fn is_unwatched(&self) -> bool {
+        self.recorder.is_unwatched()
+    }
+
     /// Appends whose answer is due.
     pub fn appends_inflight(&self) -> usize {
         self.recorder.appends_inflight()
@@ -235,7 +240,9 @@ impl Streams {
 
     /// When [`poll`](Self::poll) has something to do without anything that came.
     pub fn next_deadline(&self) -> Option<Instant> {
-        let proofs = self.followed.values().filter_map(|followed| followed.prove_at);
+        // Whose answer is on its way is not due again before it has come.
+        let due = self.followed.values().filter(|followed| followed.is_live && !followed.is_asked);
+        let proofs = due.filter_map(|followed| followed.prove_at);
         let late =
             [self.reader.next_deadline(), self.recorder.next_deadline(), self.reader.unblock_deadline()];
         late.into_iter().flatten().chain(proofs).min()

@@ -57,7 +57,7 @@ impl StreamLink {
     pub(super) fn follow(&self, stream: &[u8]) -> Option<Position> {
         let mut inner = self.inner.borrow_mut();
         inner.streams.follow(stream, random());
-        self.recorder_wake.notify();
+        self.note_asked(&inner);
         inner.streams.anchored_at(stream)
     }
 
@@ -67,15 +67,25 @@ impl StreamLink {
 
     pub(super) fn recall(&self, token: u64, stream: &[u8], after: u64) -> Result<(), HistoryError> {
         let (entries, bytes) = (STREAM_HISTORY_ENTRIES_MAX, STREAM_HISTORY_BYTES_MAX);
-        self.inner.borrow_mut().streams.recall(token, stream, after, entries, bytes, random())?;
-        self.recorder_wake.notify();
+        let mut inner = self.inner.borrow_mut();
+        inner.streams.recall(token, stream, after, entries, bytes, random())?;
+        self.note_asked(&inner);
         Ok(())
     }
 
     pub(super) fn append(&self, append: &Append<'_>, token: u64) -> Result<(), Refused> {
-        self.inner.borrow_mut().streams.append(append, token)?;
-        self.recorder_wake.notify();
+        let mut inner = self.inner.borrow_mut();
+        inner.streams.append(append, token)?;
+        self.note_asked(&inner);
         Ok(())
+    }
+
+    /// Has what was asked written, and its answer missed when it is late: where nothing is read, nobody else looks at the clock.
+    fn note_asked(&self, inner: &Inner) {
+        self.recorder_wake.notify();
+        if inner.streams.is_unwatched() {
+            self.supervisor_wake.notify();
+        }
     }
 
     pub(super) fn appends_inflight(&self) -> usize {
