@@ -145,13 +145,15 @@ impl Relay {
 
     /// A room has gone; its stream may feed another.
     pub(super) fn unfollow(&mut self, feed: &Feed, was_followed: bool) {
-        let is_still_wanted = self
-            .rooms_of(feed.server, &feed.stream)
-            .iter()
-            .any(|(_, index)| self.rooms.at(*index).is_some_and(|room| room.subscribed));
-        if was_followed && !is_still_wanted {
+        if was_followed && !self.is_followed(feed.server, &feed.stream) {
             self.broker.push_back((feed.server, BrokerCommand::Unfollow(feed.stream.clone())));
         }
+    }
+
+    /// Whether its entries come, or are to.
+    pub(super) fn is_followed(&self, server: usize, stream: &[u8]) -> bool {
+        let is_followed = |index| self.rooms.at(index).is_some_and(|room| room.subscribed);
+        self.rooms_of(server, stream).iter().any(|(_, index)| is_followed(*index))
     }
 
     /// The rooms that a stream feeds, with the sources that say so.
@@ -227,6 +229,13 @@ impl Relay {
         let own = payload.and_then(|payload| self.servers[server].streamed.appends.returned(stream, payload));
         let own = own.unwrap_or_default();
         for (source, index) in self.rooms_of(server, stream) {
+            let Some(room) = self.rooms.at(index) else { continue };
+            let has_numbers = room.feed.as_ref().is_some_and(|feed| feed.epoch.is_some());
+            if !has_numbers || room.next > number {
+                continue;
+            }
+            // Those between were gone before they could be read.
+            self.lose(index, number - 1, GapReason::Trimmed, outlet);
             if let Some(payload) = payload {
                 let (payload, label) = self.opened(source, index, payload);
                 let label = label.or_else(|| own.label.clone());
@@ -332,6 +341,10 @@ impl Relay {
             let feed = self.rooms.at(index).and_then(|room| room.feed.as_ref());
             if waits || feed.is_some_and(|feed| feed.has_something_due()) {
                 self.list(index);
+            }
+            // While a question waited it was not among the rooms that nobody reads.
+            if self.rooms.at(index).is_some_and(|room| room.is_idle() && !room.listed_idle) {
+                self.note_idle(index, now);
             }
         }
     }

@@ -425,6 +425,43 @@ fn who_reads_a_room_that_nobody_is_in_has_its_stream_followed_for_a_while() {
 }
 
 #[test]
+fn a_room_that_was_read_slowly_is_forgotten_all_the_same() {
+    let mut world = World::up();
+    let read = Read { to: FROM, room: "r".into(), since: Since::Last(2), limit: 100 };
+    world.relay.handle(0, Up::Read(Box::new(read)), &mut world.ring, world.now);
+    world.anchor("r", 9);
+    world.asked();
+    world.sweep_after(30);
+    world.recalled(1, 8..=9, None);
+    assert!(matches!(world.told().as_slice(), [Down::Reading(_)]));
+    world.sweep_after(1);
+    world.sweep_after(60);
+    assert_eq!(world.asked(), [BrokerCommand::Unfollow(b"s:r".as_slice().into())]);
+    assert_eq!(world.relay.rooms.len(), 0);
+}
+
+#[test]
+fn an_entry_behind_some_that_are_gone_has_its_number_and_they_are_told() {
+    let mut world = World::anchored(4);
+    world.entry(7);
+    let told = world.told();
+    let gap = Down::Gap { slot: slot(0), from: 5, to: 7, reason: GapReason::Trimmed };
+    let [first, Down::Publication { offset: 7, .. }] = told.as_slice() else { panic!("{told:?}") };
+    assert_eq!(first, &gap);
+}
+
+#[test]
+fn what_is_published_to_a_room_that_nobody_is_in_is_done_when_it_is_answered() {
+    let mut world = World::up();
+    world.publish(true);
+    let Some(BrokerCommand::Append { token, .. }) = world.asked().pop() else { panic!("an append") };
+    assert_eq!(world.relay.servers[0].streamed.appends.waiting(), 1);
+    let id = EntryId { millis: 1, sequence: 0 };
+    world.relay.appended(0, token, Ok(id), &mut world.ring);
+    assert_eq!(world.relay.servers[0].streamed.appends.waiting(), 0, "no entry will come");
+}
+
+#[test]
 fn a_stream_that_is_refused_is_tried_again_while_somebody_is_there() {
     let mut world = World::up();
     world.join(0, "r");
