@@ -166,6 +166,9 @@ impl History {
         if anchor.epoch != self.head.epoch {
             return Err(HistoryError::Broken);
         }
+        if !self.fits(anchor) {
+            return Err(HistoryError::Deleted);
+        }
         // An entry deleted behind the head changes nothing; but only the newest deletion is known.
         match self.oldest {
             Some(oldest) if anchor.deleted > oldest => Err(HistoryError::Deleted),
@@ -174,6 +177,15 @@ impl History {
                 Ok(Past { head: self.head, payloads, lacks: self.lacks })
             }
         }
+    }
+
+    /// Whether its numbers are those of Redis, where the anchor can tell: a reader may have counted too few.
+    fn fits(&self, anchor: &Anchor) -> bool {
+        let before = self.head.number - self.payloads.len() as u64;
+        let is_same_end = self.head.id != anchor.last || self.head.number == anchor.added;
+        let is_at_start = anchor.length > 0 && self.oldest == Some(anchor.first);
+        let start = anchor.start().filter(|_| is_at_start);
+        is_same_end && start.is_none_or(|start| start.number == before)
     }
 }
 
@@ -290,6 +302,12 @@ mod tests {
         };
         assert_eq!(whole().finish(&anchor(195)), Err(HistoryError::Deleted));
         assert!(whole().finish(&anchor(190)).is_ok(), "a deletion before the first says nothing");
+        let trimmed = Anchor { first: id(191), length: 59, ..anchor(0) };
+        assert_eq!(whole().finish(&trimmed), Err(HistoryError::Deleted), "the first is another number there");
+        let fits = Anchor { length: 60, ..trimmed };
+        assert!(whole().finish(&fits).is_ok());
+        let end = Anchor { added: 201, last: id(200), ..anchor(0) };
+        assert_eq!(whole().finish(&end), Err(HistoryError::Deleted), "the newest is another number there");
         let other = Anchor { epoch: 2, ..anchor(0) };
         assert_eq!(whole().finish(&other), Err(HistoryError::Broken));
     }
