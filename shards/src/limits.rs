@@ -380,6 +380,9 @@ pub const RECALLS_MAX: usize = 8;
 /// Who joins or asks for the past of a room whose stream can't be reached waits so long for it: Redis and its clients come
 /// back at the same time.
 pub const STREAM_PATIENCE: Duration = Duration::from_secs(5);
+/// Sweeps, ten a second, that a client waits who has been at a node that has read further than this one. What it lacks is on
+/// its way, or it made its number up.
+pub const AHEAD_SWEEPS: u8 = 10;
 /// A stream that Redis refused is tried again after this time.
 pub const STREAM_RETRY: Duration = Duration::from_secs(5);
 /// An own publication that Redis has is expected among its stream's entries for so long; afterwards nobody is left out of it.

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::appends::Appends;
-use super::recalls::Asked;
+use super::recalls::Waiting;
 use super::{BrokerCommand, BrokerState, FIRST_OFFSET, Interest, LogRoom, Outlet, Particulars, Relay};
 use crate::command::{ConnectionId, Down, Label};
 use crate::config::Deliver;
@@ -44,7 +44,9 @@ pub(super) struct Feed {
     /// The stream is refused, and tried again at this time.
     pub retry_at: Option<Micros>,
     /// Questions for which the log doesn't reach far enough back, oldest first.
-    pub asked: VecDeque<Asked>,
+    pub asked: VecDeque<Waiting>,
+    /// One of them is of a client that has more than the room.
+    pub is_overtaken: bool,
     /// The stream is being read back, or waits for its turn.
     pub is_recalling: bool,
     /// What was read back stays in the log until then.
@@ -63,6 +65,7 @@ impl Feed {
             epoch: None,
             retry_at: None,
             asked: VecDeque::new(),
+            is_overtaken: false,
             is_recalling: false,
             recalled_until: None,
             gone: 0,
@@ -249,7 +252,10 @@ impl Relay {
             if room.next == number {
                 self.lose(index, number, GapReason::TooBig, outlet);
             }
-            debug_assert_eq!(self.rooms.at(index).map(|room| room.next), Some(number + 1));
+            let feed = self.rooms.at(index).and_then(|room| room.feed.as_ref());
+            if feed.is_some_and(|feed| feed.is_overtaken) {
+                self.answer_asked(index, outlet, now);
+            }
         }
     }
 
@@ -325,6 +331,9 @@ impl Relay {
             if is_hopeless {
                 self.admit_waiting(index, outlet);
                 self.answer_asked(index, outlet, now);
+            }
+            if self.servers[server].streamed.is_up() {
+                self.note_sweep(index, outlet, now);
             }
             let Some(room) = self.rooms.at_mut(index) else { continue };
             let waits = room.exceptional.as_ref().is_some_and(|exceptional| !exceptional.waiting.is_empty());

@@ -4,7 +4,7 @@ use super::*;
 use crate::auth::Gate;
 use crate::command::{ConnectionId, Outcome, Publish, Read, Recover, Recovered, RoomSlot, Since, Up};
 use crate::config::{Config, RoomClass, Source, Subscribe};
-use crate::limits::{PAYLOAD_BYTES_MAX, RECALLED_KEPT, RECALLS_MAX};
+use crate::limits::{AHEAD_SWEEPS, PAYLOAD_BYTES_MAX, RECALLED_KEPT, RECALLS_MAX};
 use crate::metrics::{AppendFate, Identity, Metrics};
 use crate::redis::{EntryId, HistoryError, Past};
 use crate::relay::PublishFailure;
@@ -422,6 +422,33 @@ fn who_reads_a_room_that_nobody_is_in_has_its_stream_followed_for_a_while() {
     world.sweep_after(60);
     assert_eq!(world.asked(), [BrokerCommand::Unfollow(b"s:r".as_slice().into())]);
     assert_eq!((world.relay.rooms.len(), world.relay.log_bytes), (0, 0));
+}
+
+#[test]
+fn who_comes_from_a_node_that_has_read_further_is_recovered_when_this_one_gets_there() {
+    let mut world = World::anchored(20);
+    world.recover(after(22), 1);
+    assert_eq!((world.told(), world.asked()), (vec![], vec![]));
+    world.entry(21);
+    assert_eq!(world.told().len(), 1, "not yet");
+    world.entry(22);
+    let told = world.told();
+    let [Down::Publication { offset: 22, .. }, Down::Recovered(recovered)] = told.as_slice() else {
+        panic!("{told:?}")
+    };
+    assert_eq!(numbers(recovered), (vec![], true));
+}
+
+#[test]
+fn who_names_a_number_that_never_comes_is_told_so_in_a_second() {
+    let mut world = World::anchored(20);
+    world.recover(after(1 << 60), 1);
+    world.relay.streams_down(0, world.now);
+    (0..20).for_each(|_| world.sweep_after(0));
+    assert_eq!(world.told(), [], "while redis is away this node can't get there");
+    world.relay.streams_up(0);
+    (0..AHEAD_SWEEPS).for_each(|_| world.sweep_after(0));
+    assert_eq!(world.recovered(), (vec![], false));
 }
 
 #[test]
