@@ -363,8 +363,10 @@ pub const READ_ENTRIES_MAX: usize = 1024;
 pub const READ_STREAM_ENTRIES_MAX: usize = 128;
 /// The most that `maxlen` of a stream may be: 32 bits, whatever the machine.
 pub const STREAM_MAXLEN_MAX: usize = u32::MAX as usize;
-/// Entries of one answer to XREVRANGE.
+/// Entries of one answer to XREVRANGE. One that is longer than a frame may be is asked for anew with an eighth of them.
 pub const HISTORY_PAGE_ENTRIES_MAX: u64 = 64;
+/// RESP elements of one answer: 64 entries of 30 fields. Over it: as one that is too long, until an entry alone is.
+pub const HISTORY_PAGE_ELEMENTS_MAX: u64 = 4096;
 /// Entries that one client is given out of a stream. Over it: not recovered.
 pub const STREAM_HISTORY_ENTRIES_MAX: u64 = 10_000;
 /// Bytes of them. Over it: not recovered.
@@ -378,6 +380,9 @@ pub const RECALLS_MAX: usize = 8;
 /// Who joins or asks for the past of a room whose stream can't be reached waits so long for it: Redis and its clients come
 /// back at the same time.
 pub const STREAM_PATIENCE: Duration = Duration::from_secs(5);
+/// Sweeps, ten a second, that a client waits who has been at a node that has read further than this one. What it lacks is on
+/// its way, or it made its number up.
+pub const AHEAD_SWEEPS: u8 = 10;
 /// A stream that Redis refused is tried again after this time.
 pub const STREAM_RETRY: Duration = Duration::from_secs(5);
 /// An own publication that Redis has is expected among its stream's entries for so long; afterwards nobody is left out of it.

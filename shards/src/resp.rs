@@ -100,6 +100,13 @@ impl Inbox {
         Self { buffer: Vec::new(), start: 0, scanner: Scanner::new(elements_max) }
     }
 
+    /// One that skips a frame of more elements like one of more bytes: whoever asked for it asks for less.
+    pub fn skipping_elements(elements_max: u64) -> Self {
+        let mut inbox = Self::with_elements_max(elements_max);
+        inbox.scanner.skips_elements = true;
+        inbox
+    }
+
     /// The buffer to read into, behind what it holds; at least [`RECEIVE_BUFFER_BYTES`] / 2 of capacity are free.
     ///
     /// Give it back with [`put_buffer`](Self::put_buffer), whatever came.
@@ -193,6 +200,8 @@ struct Scanner {
     depth: usize,
     elements: u64,
     elements_max: u64,
+    /// A frame of more elements is skipped, instead of ending the connection.
+    skips_elements: bool,
     too_big: bool,
     /// Bytes of this frame that have been forgotten, when it is too big.
     skipped_bytes: u64,
@@ -210,6 +219,7 @@ impl Scanner {
             depth: 0,
             elements: 0,
             elements_max,
+            skips_elements: false,
             too_big: false,
             skipped_bytes: 0,
         }
@@ -217,7 +227,7 @@ impl Scanner {
 
     /// For the next frame.
     fn anew(&self) -> Self {
-        Self::new(self.elements_max)
+        Self { skips_elements: self.skips_elements, ..Self::new(self.elements_max) }
     }
 
     /// Nothing of the frame has been understood or forgotten.
@@ -325,7 +335,9 @@ impl Scanner {
         let declared = declared(line)?;
         let values = if matches!(kind, b'%' | b'|') { declared.saturating_mul(2) } else { declared };
         self.elements = self.elements.saturating_add(values);
-        if self.elements > self.elements_max {
+        let is_skipped = self.skips_elements && values <= u64::from(u32::MAX);
+        self.too_big |= self.elements > self.elements_max;
+        if self.elements > self.elements_max && !is_skipped {
             let (found, due) = (self.elements, self.elements_max);
             return Err(RespError::Elements { found, due });
         }
@@ -335,7 +347,7 @@ impl Scanner {
         // An attribute stands in front of its value: that one is still due.
         self.due[self.depth] += u32::from(kind == b'|');
         self.depth += 1;
-        // No truncation: at most `elements_max`.
+        // No truncation: at most `elements_max`, or judged above.
         self.due[self.depth] = values as u32;
         Ok(())
     }
@@ -798,6 +810,21 @@ mod tests {
         assert_eq!(whole(&wide).error, Some(RespError::Elements { found: 1025, due: 1024 }));
         let deepest = [b"*1\r\n".repeat(RESP_DEPTH_MAX), b":1\r\n".to_vec()].concat();
         assert_eq!(whole(&deepest).frames.len(), 1);
+    }
+
+    #[test]
+    fn a_frame_of_too_many_elements_is_skipped_where_that_is_wanted() {
+        let mut inbox = Inbox::skipping_elements(8);
+        let wide = [b"*2\r\n*9\r\n".as_slice(), &b":1\r\n".repeat(9), b"*0\r\n", b"*8\r\n", &b":1\r\n".repeat(8)];
+        let mut buffer = inbox.take_buffer();
+        buffer.extend_from_slice(&wide.concat());
+        inbox.put_buffer(buffer);
+        assert!(matches!(inbox.take_frame(), Ok(Some(Received::TooBig { .. }))));
+        assert!(matches!(inbox.take_frame(), Ok(Some(Received::Frame(_)))), "the next one is none the worse");
+        let mut buffer = inbox.take_buffer();
+        buffer.extend_from_slice(b"*99999999999\r\n");
+        inbox.put_buffer(buffer);
+        assert!(matches!(inbox.take_frame(), Err(RespError::Elements { due: 8, .. })), "but nothing absurd");
     }
 
     #[test]

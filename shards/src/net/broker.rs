@@ -593,6 +593,10 @@ impl Pair for Link {
 trait Reader {
     /// Which of its pair.
     const INBOX: usize;
+    /// What its connection brings.
+    fn inbox() -> Inbox {
+        Inbox::new()
+    }
     /// Handles the publications at the front, up to the next frame that is none.
     fn handle_publications(&mut self, _inbox: &mut Inbox, _now: Instant) {}
     fn handle(&mut self, received: Received<'_>, now: Instant) -> Result<(), SessionError>;
@@ -612,7 +616,7 @@ trait Reader {
 
 /// Reads until the socket ends or the session can't go on.
 async fn read<R: Reader, H: ReadHalf, P: Pair>(mut reader: R, mut half: H, link: Rc<P>) {
-    let mut inbox = Inbox::new();
+    let mut inbox = R::inbox();
     let mut reads_at_once = 0;
     let mut has_read = false;
     loop {

@@ -157,7 +157,9 @@ impl Driver {
             StreamsEvent::Anchored { stream, position } => {
                 relay.stream_anchored(server, &stream, position, rings, clock.now());
             }
-            StreamsEvent::Gap { stream, to, .. } => relay.stream_gap(server, &stream, to, rings),
+            StreamsEvent::Gap { stream, position, .. } => {
+                relay.stream_gap(server, &stream, position, rings, clock.now());
+            }
             StreamsEvent::Broken { stream, position } => {
                 relay.stream_broken(server, &stream, position, rings, clock.now());
             }

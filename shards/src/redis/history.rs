@@ -24,6 +24,8 @@ pub struct History {
     payloads: Vec<Box<[u8]>>,
     bytes: usize,
     bytes_max: usize,
+    /// Entries of a page, as long as none was too long.
+    page_entries_max: u64,
     /// Why it goes no further back than what has been read.
     lacks: Option<HistoryError>,
 }
@@ -90,7 +92,9 @@ impl History {
             return Err(HistoryError::TooMuch);
         }
         let bytes_max = bytes_max.min(STREAM_HISTORY_BYTES_MAX);
-        Ok(Self { head, left, oldest: None, payloads: Vec::new(), bytes: 0, bytes_max, lacks: None })
+        let page_entries_max = HISTORY_PAGE_ENTRIES_MAX;
+        let (oldest, payloads) = (None, Vec::new());
+        Ok(Self { head, left, oldest, payloads, bytes: 0, bytes_max, page_entries_max, lacks: None })
     }
 
     /// What to ask next.
@@ -99,7 +103,7 @@ impl History {
             return HistoryStep::Anchor;
         }
         let end = self.oldest.map_or_else(|| self.head.id.to_string(), |oldest| format!("({oldest}"));
-        HistoryStep::Page { end, count: self.left.min(HISTORY_PAGE_ENTRIES_MAX) }
+        HistoryStep::Page { end, count: self.left.min(self.page_entries_max) }
     }
 
     /// Takes a page.
@@ -140,6 +144,14 @@ impl History {
         Ok(())
     }
 
+    /// The page was longer than anything that is taken: a shorter one is asked for, as long as there is one.
+    pub fn shorten_page(&mut self) {
+        match self.left.min(self.page_entries_max) {
+            0 | 1 => self.stop(HistoryError::TooMuch),
+            count => self.page_entries_max = (count / 8).max(1),
+        }
+    }
+
     /// Goes no further back.
     pub fn stop(&mut self, lacks: HistoryError) {
         (self.left, self.lacks) = (0, Some(lacks));
@@ -154,6 +166,9 @@ impl History {
         if anchor.epoch != self.head.epoch {
             return Err(HistoryError::Broken);
         }
+        if !self.fits(anchor) {
+            return Err(HistoryError::Deleted);
+        }
         // An entry deleted behind the head changes nothing; but only the newest deletion is known.
         match self.oldest {
             Some(oldest) if anchor.deleted > oldest => Err(HistoryError::Deleted),
@@ -162,6 +177,15 @@ impl History {
                 Ok(Past { head: self.head, payloads, lacks: self.lacks })
             }
         }
+    }
+
+    /// Whether its numbers are those of Redis, where the anchor can tell: a reader may have counted too few.
+    fn fits(&self, anchor: &Anchor) -> bool {
+        let before = self.head.number - self.payloads.len() as u64;
+        let is_same_end = self.head.id != anchor.last || self.head.number == anchor.added;
+        let is_at_start = anchor.length > 0 && self.oldest == Some(anchor.first);
+        let start = anchor.start().filter(|_| is_at_start);
+        is_same_end && start.is_none_or(|start| start.number == before)
     }
 }
 
@@ -249,6 +273,25 @@ mod tests {
     }
 
     #[test]
+    fn a_page_that_is_too_long_is_asked_for_in_shorter_ones() {
+        let mut history = history(180);
+        let count = |history: &History| match history.step() {
+            HistoryStep::Page { count, .. } => count,
+            HistoryStep::Anchor => 0,
+        };
+        assert_eq!(count(&history), 20);
+        history.shorten_page();
+        assert_eq!(count(&history), 2);
+        assert_eq!(take(&mut history, &page((199..201_u32).map(u64::from))), Ok(()));
+        history.shorten_page();
+        assert_eq!(count(&history), 1);
+        assert_eq!(take(&mut history, &page((198..199_u32).map(u64::from))), Ok(()));
+        history.shorten_page();
+        let past = history.finish(&anchor(0)).expect("what was read is certain");
+        assert_eq!((numbers(&past), past.lacks), (vec![198, 199, 200], Some(HistoryError::TooMuch)));
+    }
+
+    #[test]
     fn what_is_not_certain_is_not_given() {
         assert_eq!(History::new(201, head(), 10, 10).err(), Some(HistoryError::Beyond));
         assert_eq!(History::new(189, head(), 10, 10).err(), Some(HistoryError::TooMuch));
@@ -259,6 +302,12 @@ mod tests {
         };
         assert_eq!(whole().finish(&anchor(195)), Err(HistoryError::Deleted));
         assert!(whole().finish(&anchor(190)).is_ok(), "a deletion before the first says nothing");
+        let trimmed = Anchor { first: id(191), length: 59, ..anchor(0) };
+        assert_eq!(whole().finish(&trimmed), Err(HistoryError::Deleted), "the first is another number there");
+        let fits = Anchor { length: 60, ..trimmed };
+        assert!(whole().finish(&fits).is_ok());
+        let end = Anchor { added: 201, last: id(200), ..anchor(0) };
+        assert_eq!(whole().finish(&end), Err(HistoryError::Deleted), "the newest is another number there");
         let other = Anchor { epoch: 2, ..anchor(0) };
         assert_eq!(whole().finish(&other), Err(HistoryError::Broken));
     }

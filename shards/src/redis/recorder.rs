@@ -27,6 +27,8 @@ pub struct Recorder {
     /// Digests of the scripts; `None` before Redis has told them.
     anchor_sha: Option<String>,
     append_sha: Option<String>,
+    /// The append's script has been sent to a server that had forgotten it.
+    is_reloading: bool,
     inflight: VecDeque<Asked>,
     appends: usize,
     append_bytes: usize,
@@ -103,6 +105,7 @@ impl Recorder {
             user: target.username.clone().unwrap_or_else(|| "default".into()),
             anchor_sha: None,
             append_sha: None,
+            is_reloading: false,
             inflight: VecDeque::new(),
             appends: 0,
             append_bytes: 0,
@@ -137,7 +140,7 @@ impl Recorder {
         self.handshake.reset();
         self.out.clear();
         (self.anchor_sha, self.append_sha, self.waiting_since) = (None, None, None);
-        (self.appends, self.append_bytes) = (0, 0);
+        (self.appends, self.append_bytes, self.is_reloading) = (0, 0, false);
         unanswered
     }
 
@@ -165,6 +168,11 @@ impl Recorder {
         }
         let late = now.saturating_duration_since(*self.waiting_since.get_or_insert(now));
         if late >= RECORDER_TIMEOUT { Err(SessionError::ReadLate { late }) } else { Ok(()) }
+    }
+
+    /// Whether an answer is due whose time [`poll`](Self::poll) has not begun to count.
+    pub fn is_unwatched(&self) -> bool {
+        self.waiting_since.is_none() && !self.inflight.is_empty()
     }
 
     /// When [`poll`](Self::poll) may have something to find late.
@@ -303,7 +311,8 @@ impl Recorder {
                 Ok(result) => {
                     self.appends -= 1;
                     self.append_bytes -= bytes;
-                    if is_forgotten(reply) {
+                    // Once for all that were on their way: they may be tens of thousands.
+                    if is_forgotten(reply) && !std::mem::replace(&mut self.is_reloading, true) {
                         self.load(Script::Append);
                     }
                     Ok(Some(RecorderEvent::Appended { token, result }))
@@ -317,14 +326,14 @@ impl Recorder {
         }
     }
 
-    /// A frame that was too long and has been skipped. A page of a history may be.
+    /// A frame that was too long and has been skipped. A page of a history may be: a shorter one is asked for.
     ///
     /// # Errors
     /// No other reply that we ask for is long.
     pub fn handle_too_big(&mut self, bytes: u64, fresh: u64) -> Result<Option<RecorderEvent>, SessionError> {
         match self.inflight.pop_front_if(|asked| matches!(asked, Asked::Page(_))) {
             Some(Asked::Page(mut recall)) => {
-                recall.history.stop(HistoryError::TooMuch);
+                recall.history.shorten_page();
                 self.go_on(recall, fresh);
                 Ok(None)
             }
@@ -351,7 +360,7 @@ impl Recorder {
         };
         match script {
             Script::Anchor => self.anchor_sha = Some(digest),
-            Script::Append => self.append_sha = Some(digest),
+            Script::Append => (self.append_sha, self.is_reloading) = (Some(digest), false),
         }
         Ok(())
     }
@@ -493,6 +502,9 @@ mod tests {
         ask(&mut recorder);
         assert_eq!(recorder.handle_frame(b"-NOPERM no\r\n", 0), not(HistoryError::Refused));
         ask(&mut recorder);
+        recorder.take_output();
+        assert_eq!(recorder.handle_too_big(99, 0), Ok(None));
+        assert_eq!(commands(&recorder.take_output()), ["XREVRANGE s 3-0 - COUNT 1"]);
         assert_eq!(recorder.handle_too_big(99, 0), Ok(None));
         let nothing = |lacks| Ok(Some(given(Vec::new(), Some(lacks))));
         assert_eq!(recorder.handle_frame(standing(3).as_bytes(), 0), nothing(HistoryError::TooMuch));
@@ -513,10 +525,16 @@ mod tests {
         let appended = |token, result| Ok(Some(RecorderEvent::Appended { token, result }));
         let id = EntryId { millis: 5, sequence: 1 };
         assert_eq!(recorder.handle_frame(b"*2\r\n$3\r\n5-1\r\n:-1\r\n", 0), appended(1, Ok(id)));
-        recorder.append(&append, 2).expect("there is room");
-        let forgotten = recorder.handle_frame(b"-NOSCRIPT No matching script.\r\n", 0);
-        assert_eq!(forgotten, appended(2, Err(PublishError::Unsent)));
-        assert_eq!(recorder.handle_frame(b"+bbbb\r\n", 0), Ok(None), "it is sent anew");
+        for token in [2, 2] {
+            recorder.append(&append, token).expect("there is room");
+        }
+        recorder.take_output();
+        for token in [2, 2] {
+            let forgotten = recorder.handle_frame(b"-NOSCRIPT No matching script.\r\n", 0);
+            assert_eq!(forgotten, appended(token, Err(PublishError::Unsent)));
+        }
+        assert_eq!(commands(&recorder.take_output()).len(), 1, "it is sent anew, once for both");
+        assert_eq!(recorder.handle_frame(b"+bbbb\r\n", 0), Ok(None));
         recorder.append(&append, 3).expect("there is room");
         let refused = recorder.handle_frame(b"-WRONGTYPE no stream\r\n", 0);
         let Ok(Some(RecorderEvent::Appended { result: Err(PublishError::Rejected(_)), .. })) = refused else {
@@ -549,7 +567,9 @@ mod tests {
         let now = Instant::now();
         let mut recorder = ready();
         assert_eq!(recorder.poll(now), Ok(()));
+        assert!(!recorder.is_unwatched());
         recorder.unblock(77);
+        assert!(recorder.is_unwatched(), "somebody must look at the clock");
         assert_eq!(commands(&recorder.take_output()), ["CLIENT UNBLOCK 77"]);
         assert_eq!(recorder.poll(now + RECORDER_TIMEOUT), Ok(()), "it counts from the first look");
         assert!(recorder.poll(now + RECORDER_TIMEOUT * 2).is_err());

@@ -90,6 +90,12 @@ impl Appends {
         Some(own)
     }
 
+    /// Publications that are on their way.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.entries.len()
+    }
+
     fn is_full(&self) -> bool {
         self.entries.len() >= PUBLISH_INFLIGHT_MAX || self.bytes >= PUBLISH_INFLIGHT_BYTES_MAX
     }
@@ -141,10 +147,15 @@ impl Relay {
         result: Result<EntryId, PublishFailure>,
         outlet: &mut impl Outlet,
     ) {
+        let appends = &self.servers[server].streamed.appends;
+        let index = token.checked_sub(appends.first_token).map(|index| index as usize);
+        let Some(append) = index.and_then(|index| appends.entries.get(index)) else { return };
+        // Of what is in no stream, or has nobody to be left out of it, nothing is waited for; nor where no entries come.
+        let is_of_interest = append.except.is_some() || append.label.is_some();
+        let is_awaited = is_of_interest && self.is_followed(server, &append.stream);
         let streamed = &mut self.servers[server].streamed;
         let is_up = streamed.is_up();
         let appends = &mut streamed.appends;
-        let index = token.checked_sub(appends.first_token).map(|index| index as usize);
         let Some(append) = index.and_then(|index| appends.entries.get_mut(index)) else { return };
         if result == Err(PublishFailure::Unsent) && is_up && !append.was_sent_again {
             // Redis had been told to forget the script, and knows it again.
@@ -161,9 +172,7 @@ impl Relay {
             Err(PublishFailure::TooBig) => (Outcome::TooBig, refused(RefuseReason::TooBig)),
         };
         append.is_answered = true;
-        // Of what is in no stream, or has nobody to be left out of it, nothing is waited for.
-        let is_of_no_interest = append.except.is_none() && append.label.is_none();
-        append.has_returned |= is_of_no_interest || fate == AppendFate::Refused;
+        append.has_returned |= !is_awaited || fate == AppendFate::Refused;
         let answer_to = append.answer_to.take();
         appends.forget_settled();
         let metrics = self.metrics();

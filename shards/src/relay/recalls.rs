@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use super::{BrokerCommand, FIRST_OFFSET, LogRoom, Outlet, Record, Relay, Server};
 use crate::command::{Read, Recover, Since};
 use crate::frame::Frame;
-use crate::limits::{PAYLOAD_BYTES_MAX, RECALLED_KEPT, RECALLS_MAX, STREAM_HISTORY_ENTRIES_MAX};
+use crate::limits::{AHEAD_SWEEPS, PAYLOAD_BYTES_MAX, RECALLED_KEPT, RECALLS_MAX, STREAM_HISTORY_ENTRIES_MAX};
 use crate::log::Log;
 use crate::metrics::RecallFate;
 use crate::redis::{HistoryError, Past};
@@ -26,6 +26,14 @@ pub(super) enum Asked {
     Read(u16, Box<Read>),
 }
 
+/// One in its room.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    asked: Asked,
+    /// Sweeps that have seen it ahead of the room, see [`Need::Ahead`].
+    sweeps: u8,
+}
+
 impl Asked {
     fn since(&self) -> Since {
         match self {
@@ -34,6 +42,17 @@ impl Asked {
                 Since::Last(count) => Since::Last(count.min(read.limit as u64)),
                 since => since,
             },
+        }
+    }
+
+    /// It gets what can be had without waiting: that something is missing.
+    fn give_up(&mut self) {
+        let since = match self {
+            Self::Recover(_, recover) => &mut recover.since,
+            Self::Read(_, read) => &mut read.since,
+        };
+        if let Since::After { offset, .. } = since {
+            *offset = NEVER;
         }
     }
 }
@@ -47,17 +66,25 @@ enum Need {
     Anchor,
     /// Everything behind this number.
     After(u64),
+    /// The client comes from a node that has read further: this one gets there.
+    Ahead,
 }
+
+/// More than any number: whoever asks for what comes after it has waited long enough.
+const NEVER: u64 = u64::MAX;
 
 impl Relay {
     /// Takes a question whose answer lies in the stream; gives it back where the log has it, or nobody.
     pub(super) fn ask_stream(&mut self, index: u32, asked: Asked) -> Result<(), Asked> {
         let Some(room) = self.rooms.at_mut(index) else { return Err(asked) };
-        if is_hopeless(&self.servers, room) || room.need(asked.since()) == Need::Nothing {
+        let need = room.need(asked.since());
+        if is_hopeless(&self.servers, room) || need == Need::Nothing {
             return Err(asked);
         }
+        let is_ahead = need == Need::Ahead;
         let Some(feed) = &mut room.feed else { return Err(asked) };
-        feed.asked.push_back(asked);
+        feed.is_overtaken |= is_ahead;
+        feed.asked.push_back(Waiting { asked, sweeps: 0 });
         self.list(index);
         self.follow(index);
         self.recall(index);
@@ -66,7 +93,7 @@ impl Relay {
 
     /// Takes a question back that waits for its stream. Returns whether it did.
     pub(super) fn withdraw_asked(&mut self, shard: u16, ticket: u64) -> bool {
-        let is_it = |asked: &Asked| match asked {
+        let is_it = |waiting: &Waiting| match &waiting.asked {
             Asked::Recover(of, recover) => (*of, recover.ticket) == (shard, ticket),
             Asked::Read(..) => false,
         };
@@ -89,14 +116,23 @@ impl Relay {
         let is_hopeless = is_hopeless(&self.servers, room);
         let Some(feed) = &mut room.feed else { return };
         let (mut waiting, mut answered) = (VecDeque::new(), Vec::new());
-        for asked in std::mem::take(&mut feed.asked) {
-            match is_hopeless || room.need(asked.since()) == Need::Nothing {
+        let mut is_overtaken = false;
+        for Waiting { mut asked, sweeps } in std::mem::take(&mut feed.asked) {
+            let need = room.need(asked.since());
+            let is_late = need == Need::Ahead && sweeps >= AHEAD_SWEEPS;
+            if is_late {
+                asked.give_up();
+            }
+            match is_hopeless || is_late || need == Need::Nothing {
                 true => answered.push(asked),
-                false => waiting.push_back(asked),
+                false => {
+                    is_overtaken |= need == Need::Ahead;
+                    waiting.push_back(Waiting { asked, sweeps });
+                }
             }
         }
         if let Some(feed) = &mut room.feed {
-            feed.asked = waiting;
+            (feed.asked, feed.is_overtaken) = (waiting, is_overtaken);
         }
         let mut shards = Vec::new();
         for asked in answered {
@@ -113,6 +149,15 @@ impl Relay {
             self.pump(shard, outlet);
         }
         self.recall(index);
+    }
+
+    /// A sweep has come by while streams are read: who is ahead of the room has waited once more.
+    pub(super) fn note_sweep(&mut self, index: u32, outlet: &mut impl Outlet, now: Micros) {
+        let Some(feed) = self.rooms.at_mut(index).and_then(|room| room.feed.as_mut()) else { return };
+        if feed.is_overtaken {
+            feed.asked.iter_mut().for_each(|waiting| waiting.sweeps = waiting.sweeps.saturating_add(1));
+            self.answer_asked(index, outlet, now);
+        }
     }
 
     /// Has the stream read back as far as the questions go, unless that is being done.
@@ -152,9 +197,15 @@ impl Relay {
             return;
         };
         if self.rooms.holds(index, generation) {
+            // Where Redis is away, or the stream is not followed yet, that is asked again when it is said where it stands.
+            let is_to_be_repeated = result == Err(HistoryError::Away);
             self.take_past(index, result, now);
+            // What was placed meanwhile is kept only for a past in front of it.
+            self.release_log(index);
             self.list(index);
-            self.answer_asked(index, outlet, now);
+            if !is_to_be_repeated {
+                self.answer_asked(index, outlet, now);
+            }
         }
         while self.servers[server].streamed.recalling.len() < RECALLS_MAX
             && let Some((index, generation)) = self.servers[server].streamed.recalls_due.pop_front()
@@ -252,9 +303,9 @@ impl LogRoom {
     /// The oldest number that a question waits for.
     fn wanted_from(&self) -> Option<u64> {
         let asked = self.feed.as_ref()?.asked.iter();
-        let wanted = asked.filter_map(|asked| match self.need(asked.since()) {
+        let wanted = asked.filter_map(|waiting| match self.need(waiting.asked.since()) {
             Need::After(after) => Some(after),
-            Need::Nothing | Need::Anchor => None,
+            Need::Nothing | Need::Anchor | Need::Ahead => None,
         });
         wanted.min()
     }
@@ -272,6 +323,7 @@ impl LogRoom {
         let floor = feed.gone.max(newest.saturating_sub(STREAM_HISTORY_ENTRIES_MAX));
         match since {
             Since::After { epoch: Some(wanted), .. } if wanted != epoch => Need::Nothing,
+            Since::After { epoch: Some(_), offset } if offset > newest && offset != NEVER => Need::Ahead,
             Since::After { offset, .. } if offset < held_after && offset >= floor => Need::After(offset),
             Since::After { .. } => Need::Nothing,
             Since::Oldest if held_after > floor && held_after >= FIRST_OFFSET => Need::After(floor),

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::appends::Appends;
-use super::recalls::Asked;
+use super::recalls::Waiting;
 use super::{BrokerCommand, BrokerState, FIRST_OFFSET, Interest, LogRoom, Outlet, Particulars, Relay};
 use crate::command::{ConnectionId, Down, Label};
 use crate::config::Deliver;
@@ -44,7 +44,9 @@ pub(super) struct Feed {
     /// The stream is refused, and tried again at this time.
     pub retry_at: Option<Micros>,
     /// Questions for which the log doesn't reach far enough back, oldest first.
-    pub asked: VecDeque<Asked>,
+    pub asked: VecDeque<Waiting>,
+    /// One of them is of a client that has more than the room.
+    pub is_overtaken: bool,
     /// The stream is being read back, or waits for its turn.
     pub is_recalling: bool,
     /// What was read back stays in the log until then.
@@ -63,6 +65,7 @@ impl Feed {
             epoch: None,
             retry_at: None,
             asked: VecDeque::new(),
+            is_overtaken: false,
             is_recalling: false,
             recalled_until: None,
             gone: 0,
@@ -145,13 +148,15 @@ impl Relay {
 
     /// A room has gone; its stream may feed another.
     pub(super) fn unfollow(&mut self, feed: &Feed, was_followed: bool) {
-        let is_still_wanted = self
-            .rooms_of(feed.server, &feed.stream)
-            .iter()
-            .any(|(_, index)| self.rooms.at(*index).is_some_and(|room| room.subscribed));
-        if was_followed && !is_still_wanted {
+        if was_followed && !self.is_followed(feed.server, &feed.stream) {
             self.broker.push_back((feed.server, BrokerCommand::Unfollow(feed.stream.clone())));
         }
+    }
+
+    /// Whether its entries come, or are to.
+    pub(super) fn is_followed(&self, server: usize, stream: &[u8]) -> bool {
+        let is_followed = |index| self.rooms.at(index).is_some_and(|room| room.subscribed);
+        self.rooms_of(server, stream).iter().any(|(_, index)| is_followed(*index))
     }
 
     /// The rooms that a stream feeds, with the sources that say so.
@@ -227,6 +232,13 @@ impl Relay {
         let own = payload.and_then(|payload| self.servers[server].streamed.appends.returned(stream, payload));
         let own = own.unwrap_or_default();
         for (source, index) in self.rooms_of(server, stream) {
+            let Some(room) = self.rooms.at(index) else { continue };
+            let has_numbers = room.feed.as_ref().is_some_and(|feed| feed.epoch.is_some());
+            if !has_numbers || room.next > number {
+                continue;
+            }
+            // Those between were gone before they could be read.
+            self.lose(index, number - 1, GapReason::Trimmed, outlet);
             if let Some(payload) = payload {
                 let (payload, label) = self.opened(source, index, payload);
                 let label = label.or_else(|| own.label.clone());
@@ -240,14 +252,31 @@ impl Relay {
             if room.next == number {
                 self.lose(index, number, GapReason::TooBig, outlet);
             }
-            debug_assert_eq!(self.rooms.at(index).map(|room| room.next), Some(number + 1));
+            let feed = self.rooms.at(index).and_then(|room| room.feed.as_ref());
+            if feed.is_some_and(|feed| feed.is_overtaken) {
+                self.answer_asked(index, outlet, now);
+            }
         }
     }
 
-    /// These numbers are gone.
-    pub fn stream_gap(&mut self, server: usize, stream: &[u8], to: u64, outlet: &mut impl Outlet) {
+    /// The numbers up to this position are gone, and what comes has those after it. After a break this is said where
+    /// [`stream_anchored`](Self::stream_anchored) is otherwise.
+    pub fn stream_gap(
+        &mut self,
+        server: usize,
+        stream: &[u8],
+        position: Position,
+        outlet: &mut impl Outlet,
+        now: Micros,
+    ) {
         for (_, index) in self.rooms_of(server, stream) {
-            self.lose(index, to, GapReason::Trimmed, outlet);
+            let feed = self.rooms.at(index).and_then(|room| room.feed.as_ref());
+            match feed.is_some_and(|feed| feed.epoch == Some(position.epoch)) {
+                true => self.lose(index, position.number, GapReason::Trimmed, outlet),
+                false => self.begin_run(index, position, outlet),
+            }
+            self.admit_waiting(index, outlet);
+            self.answer_asked(index, outlet, now);
         }
     }
 
@@ -303,6 +332,9 @@ impl Relay {
                 self.admit_waiting(index, outlet);
                 self.answer_asked(index, outlet, now);
             }
+            if self.servers[server].streamed.is_up() {
+                self.note_sweep(index, outlet, now);
+            }
             let Some(room) = self.rooms.at_mut(index) else { continue };
             let waits = room.exceptional.as_ref().is_some_and(|exceptional| !exceptional.waiting.is_empty());
             let is_read = !room.interest.is_empty() || waits;
@@ -318,6 +350,10 @@ impl Relay {
             let feed = self.rooms.at(index).and_then(|room| room.feed.as_ref());
             if waits || feed.is_some_and(|feed| feed.has_something_due()) {
                 self.list(index);
+            }
+            // While a question waited it was not among the rooms that nobody reads.
+            if self.rooms.at(index).is_some_and(|room| room.is_idle() && !room.listed_idle) {
+                self.note_idle(index, now);
             }
         }
     }

@@ -13,7 +13,9 @@ use super::connect::{Connection, Connections, End, connect, describe};
 use super::half::{ReadHalf, WriteHalf};
 use super::{BrokerEvents, Link, Pair, Reader, Speaker, Wake, random, read, write};
 use crate::config::RedisTarget;
-use crate::limits::{BROKER_HANDSHAKE_TIMEOUT, STREAM_HISTORY_BYTES_MAX, STREAM_HISTORY_ENTRIES_MAX};
+use crate::limits::{
+    BROKER_HANDSHAKE_TIMEOUT, HISTORY_PAGE_ELEMENTS_MAX, STREAM_HISTORY_BYTES_MAX, STREAM_HISTORY_ENTRIES_MAX,
+};
 use crate::redis::{
     Append, HistoryError, Position, ReaderCounters, Reconnect, Refused, SessionError, Streams, StreamsEvent,
 };
@@ -55,7 +57,7 @@ impl StreamLink {
     pub(super) fn follow(&self, stream: &[u8]) -> Option<Position> {
         let mut inner = self.inner.borrow_mut();
         inner.streams.follow(stream, random());
-        self.recorder_wake.notify();
+        self.note_asked(&inner);
         inner.streams.anchored_at(stream)
     }
 
@@ -65,15 +67,25 @@ impl StreamLink {
 
     pub(super) fn recall(&self, token: u64, stream: &[u8], after: u64) -> Result<(), HistoryError> {
         let (entries, bytes) = (STREAM_HISTORY_ENTRIES_MAX, STREAM_HISTORY_BYTES_MAX);
-        self.inner.borrow_mut().streams.recall(token, stream, after, entries, bytes, random())?;
-        self.recorder_wake.notify();
+        let mut inner = self.inner.borrow_mut();
+        inner.streams.recall(token, stream, after, entries, bytes, random())?;
+        self.note_asked(&inner);
         Ok(())
     }
 
     pub(super) fn append(&self, append: &Append<'_>, token: u64) -> Result<(), Refused> {
-        self.inner.borrow_mut().streams.append(append, token)?;
-        self.recorder_wake.notify();
+        let mut inner = self.inner.borrow_mut();
+        inner.streams.append(append, token)?;
+        self.note_asked(&inner);
         Ok(())
+    }
+
+    /// Has what was asked written, and its answer missed when it is late: where nothing is read, nobody else looks at the clock.
+    fn note_asked(&self, inner: &Inner) {
+        self.recorder_wake.notify();
+        if inner.streams.is_unwatched() {
+            self.supervisor_wake.notify();
+        }
     }
 
     pub(super) fn appends_inflight(&self) -> usize {
@@ -294,6 +306,11 @@ struct RecordReader<E>(Attempt<E>);
 impl<E: BrokerEvents> Reader for RecordReader<E> {
     const INBOX: usize = 1;
 
+    /// Entries have as many fields as whoever appends them likes: a page that has too many is asked for anew, shorter.
+    fn inbox() -> Inbox {
+        Inbox::skipping_elements(HISTORY_PAGE_ELEMENTS_MAX)
+    }
+
     fn handle_batch(&mut self, inbox: &mut Inbox, pair: &impl Pair) -> Result<(), SessionError> {
         let now = Instant::now();
         while !pair.is_stopping() {
@@ -329,8 +346,8 @@ fn note_refusal(event: &StreamsEvent<'_>) {
             let stream = String::from_utf8_lossy(stream);
             tracing::warn!(%stream, %reason, "a stream can't be followed; it is tried again");
         }
-        StreamsEvent::Gap { stream, from, to } => {
-            let stream = String::from_utf8_lossy(stream);
+        StreamsEvent::Gap { stream, from, position } => {
+            let (stream, to) = (String::from_utf8_lossy(stream), position.number);
             tracing::warn!(%stream, from, to, "entries of a stream were gone before they could be read");
         }
         StreamsEvent::Broken { stream, position } => {

@@ -4,7 +4,7 @@ use super::*;
 use crate::auth::Gate;
 use crate::command::{ConnectionId, Outcome, Publish, Read, Recover, Recovered, RoomSlot, Since, Up};
 use crate::config::{Config, RoomClass, Source, Subscribe};
-use crate::limits::{PAYLOAD_BYTES_MAX, RECALLED_KEPT, RECALLS_MAX};
+use crate::limits::{AHEAD_SWEEPS, PAYLOAD_BYTES_MAX, RECALLED_KEPT, RECALLS_MAX};
 use crate::metrics::{AppendFate, Identity, Metrics};
 use crate::redis::{EntryId, HistoryError, Past};
 use crate::relay::PublishFailure;
@@ -198,7 +198,7 @@ fn who_joins_waits_for_the_numbers_but_not_for_ever() {
 #[test]
 fn what_is_gone_is_told_with_its_numbers_and_why() {
     let mut world = World::anchored(4);
-    world.relay.stream_gap(0, b"s:r", 7, &mut world.ring);
+    world.relay.stream_gap(0, b"s:r", position(5, 7), &mut world.ring, world.now);
     let gap = |from, to, reason| Down::Gap { slot: slot(0), from, to, reason };
     assert_eq!(world.told(), [gap(5, 8, GapReason::Trimmed)]);
     world.relay.stream_entry(0, b"s:r", 8, None, &mut world.ring, world.now);
@@ -313,6 +313,59 @@ fn a_question_outlives_a_break_and_is_answered_in_the_end() {
 }
 
 #[test]
+fn a_question_that_comes_before_its_stream_is_followed_anew_waits_for_that() {
+    let mut world = World::anchored(20);
+    world.relay.stream_refused(0, b"s:r", &mut world.ring, world.now);
+    world.sweep_after(STREAM_RETRY.as_secs() + 1);
+    assert_eq!(world.asked(), [BrokerCommand::Follow(b"s:r".as_slice().into())]);
+    world.told();
+    world.recover(after(15), 1);
+    let (token, _) = world.recalling();
+    // The link doesn't know yet where the stream stands. Asking again at once would never end.
+    world.relay.recalled(0, token, Err(HistoryError::Away), &mut world.ring, world.now);
+    assert_eq!((world.told(), world.asked()), (vec![], vec![]));
+    world.anchor("r", 20);
+    let (token, _) = world.recalling();
+    world.recalled(token, 16..=20, None);
+    assert_eq!(world.recovered(), ((16..=20).collect(), true));
+}
+
+#[test]
+fn nobody_is_told_that_it_has_all_by_a_log_that_was_left_from_a_reading_that_failed() {
+    for error in [HistoryError::Deleted, HistoryError::Away] {
+        let mut world = World::anchored(20);
+        world.recover(after(15), 1);
+        let (token, _) = world.recalling();
+        world.entry(21);
+        world.relay.handle(0, Up::Withdraw { ticket: 1 }, &mut world.ring, world.now);
+        world.relay.recalled(0, token, Err(error), &mut world.ring, world.now);
+        assert_eq!(world.relay.log_bytes, 0, "{error}: the class keeps nothing");
+        (22..=24).for_each(|number| world.entry(number));
+        world.told();
+        world.recover(after(21), 2);
+        let (token, from) = world.recalling();
+        assert_eq!(from, 21, "{error}");
+        world.recalled(token, 22..=24, None);
+        assert_eq!(world.recovered(), ((22..=24).collect(), true), "{error}");
+    }
+}
+
+#[test]
+fn who_waits_for_a_stream_is_answered_though_it_was_trimmed_meanwhile() {
+    let mut world = World::anchored(20);
+    world.recover(after(15), 1);
+    let (token, _) = world.recalling();
+    world.relay.streams_down(0, world.now);
+    world.relay.recalled(0, token, Err(HistoryError::Away), &mut world.ring, world.now);
+    world.relay.streams_up(0);
+    world.relay.stream_gap(0, b"s:r", position(5, 30), &mut world.ring, world.now);
+    let gap = Down::Gap { slot: slot(0), from: 21, to: 31, reason: GapReason::Trimmed };
+    let told = world.told();
+    let [first, Down::Recovered(recovered)] = told.as_slice() else { panic!("{told:?}") };
+    assert_eq!((first, numbers(recovered)), (&gap, (vec![], false)));
+}
+
+#[test]
 fn who_has_gone_is_not_waited_for() {
     let mut world = World::anchored(20);
     world.recover(after(15), 1);
@@ -369,6 +422,70 @@ fn who_reads_a_room_that_nobody_is_in_has_its_stream_followed_for_a_while() {
     world.sweep_after(60);
     assert_eq!(world.asked(), [BrokerCommand::Unfollow(b"s:r".as_slice().into())]);
     assert_eq!((world.relay.rooms.len(), world.relay.log_bytes), (0, 0));
+}
+
+#[test]
+fn who_comes_from_a_node_that_has_read_further_is_recovered_when_this_one_gets_there() {
+    let mut world = World::anchored(20);
+    world.recover(after(22), 1);
+    assert_eq!((world.told(), world.asked()), (vec![], vec![]));
+    world.entry(21);
+    assert_eq!(world.told().len(), 1, "not yet");
+    world.entry(22);
+    let told = world.told();
+    let [Down::Publication { offset: 22, .. }, Down::Recovered(recovered)] = told.as_slice() else {
+        panic!("{told:?}")
+    };
+    assert_eq!(numbers(recovered), (vec![], true));
+}
+
+#[test]
+fn who_names_a_number_that_never_comes_is_told_so_in_a_second() {
+    let mut world = World::anchored(20);
+    world.recover(after(1 << 60), 1);
+    world.relay.streams_down(0, world.now);
+    (0..20).for_each(|_| world.sweep_after(0));
+    assert_eq!(world.told(), [], "while redis is away this node can't get there");
+    world.relay.streams_up(0);
+    (0..AHEAD_SWEEPS).for_each(|_| world.sweep_after(0));
+    assert_eq!(world.recovered(), (vec![], false));
+}
+
+#[test]
+fn a_room_that_was_read_slowly_is_forgotten_all_the_same() {
+    let mut world = World::up();
+    let read = Read { to: FROM, room: "r".into(), since: Since::Last(2), limit: 100 };
+    world.relay.handle(0, Up::Read(Box::new(read)), &mut world.ring, world.now);
+    world.anchor("r", 9);
+    world.asked();
+    world.sweep_after(30);
+    world.recalled(1, 8..=9, None);
+    assert!(matches!(world.told().as_slice(), [Down::Reading(_)]));
+    world.sweep_after(1);
+    world.sweep_after(60);
+    assert_eq!(world.asked(), [BrokerCommand::Unfollow(b"s:r".as_slice().into())]);
+    assert_eq!(world.relay.rooms.len(), 0);
+}
+
+#[test]
+fn an_entry_behind_some_that_are_gone_has_its_number_and_they_are_told() {
+    let mut world = World::anchored(4);
+    world.entry(7);
+    let told = world.told();
+    let gap = Down::Gap { slot: slot(0), from: 5, to: 7, reason: GapReason::Trimmed };
+    let [first, Down::Publication { offset: 7, .. }] = told.as_slice() else { panic!("{told:?}") };
+    assert_eq!(first, &gap);
+}
+
+#[test]
+fn what_is_published_to_a_room_that_nobody_is_in_is_done_when_it_is_answered() {
+    let mut world = World::up();
+    world.publish(true);
+    let Some(BrokerCommand::Append { token, .. }) = world.asked().pop() else { panic!("an append") };
+    assert_eq!(world.relay.servers[0].streamed.appends.waiting(), 1);
+    let id = EntryId { millis: 1, sequence: 0 };
+    world.relay.appended(0, token, Ok(id), &mut world.ring);
+    assert_eq!(world.relay.servers[0].streamed.appends.waiting(), 0, "no entry will come");
 }
 
 #[test]
