@@ -224,9 +224,9 @@ impl Relay {
         feed.is_recalling = false;
         let past = match result {
             Ok(past) if feed.epoch == Some(past.head.epoch) => past,
-            // Asked again when Redis is back, or by whoever has waited too long.
-            Err(HistoryError::Away) => return,
-            Ok(_) | Err(_) => {
+            // Asked again when Redis is back, or by whoever has waited too long. Or the numbers are of another run meanwhile.
+            Err(HistoryError::Away) | Ok(_) => return,
+            Err(_) => {
                 // What is there can't be told from what is not.
                 feed.gone = newest;
                 return self.metrics().recalls.add(RecallFate::Nothing, 1);

@@ -378,6 +378,18 @@ fn who_has_gone_is_not_waited_for() {
 }
 
 #[test]
+fn numbers_of_an_earlier_run_say_nothing_of_what_is_gone_in_the_next() {
+    let mut world = World::anchored(20);
+    world.recover(after(15), 1);
+    let (token, _) = world.recalling();
+    world.relay.stream_broken(0, b"s:r", position(6, 30), &mut world.ring, world.now);
+    world.told();
+    world.recalled(token, 16..=20, None);
+    world.recover(Since::After { epoch: Some(6), offset: 25 }, 2);
+    assert_eq!(world.recalling().1, 25);
+}
+
+#[test]
 fn a_bounded_number_of_streams_is_read_back_at_once() {
     let mut world = World::up();
     let rooms = RECALLS_MAX as u32 + 2;
