@@ -242,6 +242,26 @@ fn what_is_no_stream_is_told_and_tried_again() {
 }
 
 #[test]
+fn entries_of_other_programs_are_read_back_however_many_fields_they_have() {
+    let redis = Redis::start();
+    let server = durable(&redis).start();
+    wait_streams(&server);
+    let fields = (0..120).flat_map(|field| [format!("f{field}"), field.to_string()]);
+    let fields: Vec<String> = fields.collect();
+    let command = ["XADD", "orders:a", "*"].into_iter().chain(fields.iter().map(String::as_str));
+    let command: Vec<&str> = command.collect();
+    (0..150).for_each(|_| drop(redis.cli(&command)));
+    let (mut member, standing) =
+        Member::join(&server, &json!({ "type": "join", "room": "a", "first": "oldest" }));
+    assert_eq!(standing["offset"], 0, "{standing}");
+    for number in 1..=150 {
+        let frame: Value = serde_json::from_str(&member.0.hear_numbered()).expect("JSON");
+        assert_eq!((&frame["offset"], &frame["data"]["f119"]), (&json!(number), &json!("119")), "{frame}");
+    }
+    assert_eq!(server.metrics().sum("corecast_stream_breaks_total"), 0.0);
+}
+
+#[test]
 fn who_joins_before_redis_is_there_has_the_numbers_of_the_stream() {
     let mut redis = Redis::start_with(&["--appendonly", "yes", "--appendfsync", "always"]);
     add(&redis, "orders:a", 1);

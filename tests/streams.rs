@@ -178,7 +178,7 @@ fn told(event: StreamsEvent<'_>) -> (Option<Told>, Option<u64>) {
         StreamsEvent::Entry { number, payload, .. } => {
             (Some(Told::Entry(number, text(payload.expect("it is short")))), None)
         }
-        StreamsEvent::Gap { from, to, .. } => (Some(Told::Gap(from, to)), None),
+        StreamsEvent::Gap { from, position, .. } => (Some(Told::Gap(from, position.number)), None),
         StreamsEvent::Broken { position, .. } => (Some(Told::Broken(position.number)), Some(position.epoch)),
         StreamsEvent::Refused { reason, .. } => panic!("{reason}"),
         StreamsEvent::Recalled { result, .. } => {
