@@ -54,6 +54,17 @@ fn a_message_is_appended_byte_for_byte_with_its_type_and_the_answer_has_its_id()
 }
 
 #[test]
+fn who_may_not_trim_by_age_has_appended_nothing() {
+    let redis = Redis::start();
+    redis.cli(&["ACL", "SETUSER", "app", "on", ">secret", "~*", "&*", "+@all", "-xtrim"]);
+    let url = redis.url().replace("redis://", "redis://app:secret@");
+    let refused =
+        run(&["publish", "--durable", "--redis", &url, "--stream", "orders", "--maxage", "24h", "hello"]);
+    assert_ne!(refused.code(), Some(0), "{refused:?}");
+    assert_eq!(redis.cli(&["XLEN", "orders"]), OwnedFrame::Integer(0), "it says that it failed");
+}
+
+#[test]
 fn who_hears_the_publication_finds_the_entry() {
     let redis = Redis::start();
     let mut listener = redis.connect().expect("redis takes connections");
