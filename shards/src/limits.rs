@@ -385,6 +385,8 @@ pub const STREAM_PATIENCE: Duration = Duration::from_secs(5);
 pub const AHEAD_SWEEPS: u8 = 10;
 /// A stream that Redis refused is tried again after this time.
 pub const STREAM_RETRY: Duration = Duration::from_secs(5);
+/// Refused streams whose reason is known to have been logged. Over it they are logged again.
+pub const REFUSALS_NOTED_MAX: usize = 1024;
 /// An own publication that Redis has is expected among its stream's entries for so long; afterwards nobody is left out of it.
 pub const APPEND_RETURN_MAX: Duration = Duration::from_secs(10);
 

@@ -4,6 +4,7 @@
 //! is [`Streams`]'s, what an entry is for is the relay's.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -14,7 +15,8 @@ use super::half::{ReadHalf, WriteHalf};
 use super::{BrokerEvents, Link, Pair, Reader, Speaker, Wake, random, read, write};
 use crate::config::RedisTarget;
 use crate::limits::{
-    BROKER_HANDSHAKE_TIMEOUT, HISTORY_PAGE_ELEMENTS_MAX, STREAM_HISTORY_BYTES_MAX, STREAM_HISTORY_ENTRIES_MAX,
+    BROKER_HANDSHAKE_TIMEOUT, HISTORY_PAGE_ELEMENTS_MAX, REFUSALS_NOTED_MAX, STREAM_HISTORY_BYTES_MAX,
+    STREAM_HISTORY_ENTRIES_MAX,
 };
 use crate::redis::{
     Append, HistoryError, Position, ReaderCounters, Reconnect, Refused, SessionError, Streams, StreamsEvent,
@@ -35,8 +37,32 @@ struct Inner {
     /// Why the current connections are of no use any more; the first reason counts.
     ended: Option<String>,
     last_reason: String,
+    refusals: Refusals,
     /// Capacity of the receive buffers: reader, recorder.
     inbox_bytes: [usize; 2],
+}
+
+/// Streams that are refused, and why, so that trying them again is not said again.
+#[derive(Debug, Default)]
+struct Refusals(HashMap<Box<[u8]>, String>);
+
+impl Refusals {
+    /// Whether this is news. Over the bound all of them are, once more.
+    fn note(&mut self, stream: &[u8], reason: String) -> bool {
+        if self.0.get(stream) == Some(&reason) {
+            return false;
+        }
+        if self.0.len() == REFUSALS_NOTED_MAX {
+            self.0.clear();
+        }
+        self.0.insert(stream.into(), reason);
+        true
+    }
+
+    /// It is followed after all.
+    fn forget(&mut self, stream: &[u8]) {
+        self.0.remove(stream);
+    }
 }
 
 impl StreamLink {
@@ -46,6 +72,7 @@ impl StreamLink {
                 streams: Streams::new(target),
                 ended: None,
                 last_reason: String::new(),
+                refusals: Refusals::default(),
                 inbox_bytes: [0; 2],
             }),
             reader_wake: Wake::default(),
@@ -278,8 +305,9 @@ impl<E: BrokerEvents> Reader for EntryReader<E> {
         while !pair.is_stopping() {
             // The event is lent by the session: whoever hears it doesn't use the link meanwhile.
             let mut inner = streams.inner.borrow_mut();
-            let Some(event) = inner.streams.take_entry(inbox, now)? else { break };
-            note_refusal(&event);
+            let Inner { streams, refusals, .. } = &mut *inner;
+            let Some(event) = streams.take_entry(inbox, now)? else { break };
+            note(&event, refusals);
             events.borrow_mut().stream(event);
         }
         streams.poll(now)
@@ -324,7 +352,7 @@ impl<E: BrokerEvents> Reader for RecordReader<E> {
         let Attempt { streams, events, .. } = &self.0;
         let event = streams.inner.borrow_mut().streams.handle_record(received, now, random())?;
         if let Some(event) = event {
-            note_refusal(&event);
+            note(&event, &mut streams.inner.borrow_mut().refusals);
             events.borrow_mut().stream(event);
         }
         Ok(())
@@ -340,11 +368,16 @@ impl<E: BrokerEvents> Reader for RecordReader<E> {
     }
 }
 
-fn note_refusal(event: &StreamsEvent<'_>) {
+/// Says what is worth a line.
+fn note(event: &StreamsEvent<'_>, refusals: &mut Refusals) {
     match event {
+        StreamsEvent::Anchored { stream, .. } => refusals.forget(stream),
         StreamsEvent::Refused { stream, reason } => {
-            let stream = String::from_utf8_lossy(stream);
-            tracing::warn!(%stream, %reason, "a stream can't be followed; it is tried again");
+            let is_news = refusals.note(stream, reason.to_string());
+            if is_news {
+                let stream = String::from_utf8_lossy(stream);
+                tracing::warn!(%stream, %reason, "a stream can't be followed; it is tried again");
+            }
         }
         StreamsEvent::Gap { stream, from, position } => {
             let (stream, to) = (String::from_utf8_lossy(stream), position.number);
@@ -384,5 +417,25 @@ impl<E> Speaker for Voice<E> {
 
     fn pair(&self) -> &impl Pair {
         &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_that_stays_refused_is_said_once() {
+        let mut refusals = Refusals::default();
+        let mut note = |stream: &[u8], reason: &str| refusals.note(stream, reason.to_owned());
+        assert_eq!((note(b"a", "old"), note(b"a", "old"), note(b"b", "old")), (true, false, true));
+        assert!(note(b"a", "denied"), "another reason is news");
+        for stream in 0..2 * REFUSALS_NOTED_MAX {
+            note(stream.to_string().as_bytes(), "old");
+        }
+        assert!(refusals.0.len() <= REFUSALS_NOTED_MAX);
+        refusals.note(b"a", "old".to_owned());
+        refusals.forget(b"a");
+        assert!(refusals.note(b"a", "old".to_owned()), "it was well meanwhile");
     }
 }
