@@ -815,7 +815,8 @@ mod tests {
     #[test]
     fn a_frame_of_too_many_elements_is_skipped_where_that_is_wanted() {
         let mut inbox = Inbox::skipping_elements(8);
-        let wide = [b"*2\r\n*9\r\n".as_slice(), &b":1\r\n".repeat(9), b"*0\r\n", b"*8\r\n", &b":1\r\n".repeat(8)];
+        let wide =
+            [b"*2\r\n*9\r\n".as_slice(), &b":1\r\n".repeat(9), b"*0\r\n", b"*8\r\n", &b":1\r\n".repeat(8)];
         let mut buffer = inbox.take_buffer();
         buffer.extend_from_slice(&wide.concat());
         inbox.put_buffer(buffer);

@@ -11,7 +11,10 @@ use std::collections::VecDeque;
 use super::{BrokerCommand, FIRST_OFFSET, LogRoom, Outlet, Record, Relay, Server};
 use crate::command::{Read, Recover, Since};
 use crate::frame::Frame;
-use crate::limits::{AHEAD_SWEEPS, PAYLOAD_BYTES_MAX, RECALLED_KEPT, RECALLS_MAX, STREAM_HISTORY_ENTRIES_MAX};
+use crate::limits::{
+    AHEAD_SWEEPS, NODE_LOG_BYTES_MAX, PAYLOAD_BYTES_MAX, RECALLED_KEPT, RECALLS_MAX,
+    STREAM_HISTORY_ENTRIES_MAX,
+};
 use crate::log::Log;
 use crate::metrics::RecallFate;
 use crate::redis::{HistoryError, Past};
@@ -206,6 +209,9 @@ impl Relay {
             if !is_to_be_repeated {
                 self.answer_asked(index, outlet, now);
             }
+            if self.log_bytes > NODE_LOG_BYTES_MAX {
+                self.forget_recalled(now);
+            }
         }
         while self.servers[server].streamed.recalling.len() < RECALLS_MAX
             && let Some((index, generation)) = self.servers[server].streamed.recalls_due.pop_front()
@@ -268,6 +274,21 @@ impl Relay {
         let log = room.log.get_or_insert_with(|| Box::new(Log::starting_at(first)));
         self.log_bytes += records.iter().map(|record| record.frame.len()).sum::<usize>();
         log.prepend(records);
+    }
+
+    /// Over the node's budget nothing is kept for those who ask next: they have it read once more.
+    fn forget_recalled(&mut self, now: Micros) {
+        let listed = self.servers.iter().flat_map(|server| &server.streamed.listed);
+        for (index, generation) in listed.copied().collect::<Vec<_>>() {
+            if !self.rooms.holds(index, generation) {
+                continue;
+            }
+            let feed = self.rooms.at_mut(index).and_then(|room| room.feed.as_mut());
+            if let Some(until) = feed.and_then(|feed| feed.recalled_until.as_mut()) {
+                *until = now;
+            }
+            self.trim_recalled(index, now);
+        }
     }
 
     /// Gives back what was kept for those who ask next, when their time is over.

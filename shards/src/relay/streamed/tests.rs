@@ -4,7 +4,7 @@ use super::*;
 use crate::auth::Gate;
 use crate::command::{ConnectionId, Outcome, Publish, Read, Recover, Recovered, RoomSlot, Since, Up};
 use crate::config::{Config, RoomClass, Source, Subscribe};
-use crate::limits::{AHEAD_SWEEPS, PAYLOAD_BYTES_MAX, RECALLED_KEPT, RECALLS_MAX};
+use crate::limits::{AHEAD_SWEEPS, NODE_LOG_BYTES_MAX, PAYLOAD_BYTES_MAX, RECALLED_KEPT, RECALLS_MAX};
 use crate::metrics::{AppendFate, Identity, Metrics};
 use crate::redis::{EntryId, HistoryError, Past};
 use crate::relay::PublishFailure;
@@ -416,6 +416,25 @@ fn a_bounded_number_of_streams_is_read_back_at_once() {
         world.recalled(*token, 16..=20, None);
     }
     assert_eq!((world.told().len(), tokens(&mut world).len()), (2, 2));
+}
+
+#[test]
+fn what_is_read_back_is_not_kept_beyond_the_budget_of_the_node() {
+    let mut world = World::up();
+    let rooms = (NODE_LOG_BYTES_MAX / PAYLOAD_BYTES_MAX + 1) as u32;
+    let payload: Box<[u8]> = vec![b'x'; PAYLOAD_BYTES_MAX].into();
+    for index in 0..rooms {
+        let room = format!("r{index}");
+        world.join(index, &room);
+        world.anchor(&room, 1);
+        let recover =
+            Recover { to: FROM, slot: slot(index), room: room.as_str().into(), since: after(0), ticket: 1 };
+        world.relay.handle(0, Up::Recover(Box::new(recover)), &mut world.ring, world.now);
+        let past = Past { head: position(5, 1), payloads: vec![payload.clone()], lacks: None };
+        world.relay.recalled(0, u64::from(index) + 1, Ok(past), &mut world.ring, world.now);
+        world.told();
+        assert!(world.relay.log_bytes <= NODE_LOG_BYTES_MAX, "{index}");
+    }
 }
 
 #[test]
