@@ -373,6 +373,8 @@ pub const STREAM_HISTORY_ENTRIES_MAX: u64 = 10_000;
 pub const STREAM_HISTORY_BYTES_MAX: usize = 16 * MIB;
 /// Bytes of the frames of a room's log that holds what was read back, and what has come since.
 pub const RECALLED_BYTES_MAX: usize = 2 * STREAM_HISTORY_BYTES_MAX;
+/// The same in publications, each of which costs about 100 B beside its frame: 4 MiB.
+pub const RECALLED_FRAMES_MAX: usize = 4 * STREAM_HISTORY_ENTRIES_MAX as usize;
 /// What was read back is kept so long for those who ask next: after a restart all clients of a room ask within seconds.
 pub const RECALLED_KEPT: Duration = Duration::from_secs(10);
 /// Rooms whose streams are read back at the same time; the others wait their turn. They share one connection to Redis.

@@ -20,7 +20,9 @@ use smallvec::SmallVec;
 use crate::arena::Arena;
 use crate::command::{ConnectionId, Down, Label, Outcome, Recover, Report, RoomSlot, Up};
 use crate::frame::Frame;
-use crate::limits::{EngineBounds, NODE_LOG_BYTES_MAX, PAYLOAD_BYTES_MAX, RECALLED_BYTES_MAX, ROOM_LINGER};
+use crate::limits::{
+    EngineBounds, NODE_LOG_BYTES_MAX, PAYLOAD_BYTES_MAX, RECALLED_BYTES_MAX, RECALLED_FRAMES_MAX, ROOM_LINGER,
+};
 use crate::log::{Log, Record};
 use crate::metrics::{GapReason, RefuseReason, RelayMetrics, Via};
 use crate::redis::Trim;
@@ -601,10 +603,13 @@ impl Relay {
         let oldest_kept = record.arrived_micros.saturating_sub(history.age.as_micros() as u64);
         *log_bytes += record.frame.len();
         log.push(record);
-        let bytes_max = if is_recalled { history.bytes.max(RECALLED_BYTES_MAX) } else { history.bytes };
+        let (frames_max, bytes_max) = match is_recalled {
+            true => (history.frames.max(RECALLED_FRAMES_MAX), history.bytes.max(RECALLED_BYTES_MAX)),
+            false => (history.frames, history.bytes),
+        };
         while log.len() > 1
             && (log.bytes() > bytes_max
-                || (!is_behind && !is_recalled && log.len() > history.frames)
+                || (!is_behind && log.len() > frames_max)
                 || (!is_recalled && log.oldest().is_some_and(|oldest| oldest.arrived_micros < oldest_kept)))
         {
             *log_bytes -= log.pop();

@@ -337,7 +337,8 @@ impl LogRoom {
         if feed.retry_at.is_some() {
             return Need::Nothing;
         }
-        let Some(epoch) = feed.epoch else { return Need::Anchor };
+        // Who isn't followed (any more) may have had entries since.
+        let Some(epoch) = feed.epoch.filter(|_| self.subscribed) else { return Need::Anchor };
         let newest = self.next - 1;
         let held_after = self.log.as_ref().map_or(newest, |log| log.first() - 1);
         // What is certain to be in vain isn't asked for.

@@ -4,7 +4,9 @@ use super::*;
 use crate::auth::Gate;
 use crate::command::{ConnectionId, Outcome, Publish, Read, Recover, Recovered, RoomSlot, Since, Up};
 use crate::config::{Config, RoomClass, Source, Subscribe};
-use crate::limits::{AHEAD_SWEEPS, NODE_LOG_BYTES_MAX, PAYLOAD_BYTES_MAX, RECALLED_KEPT, RECALLS_MAX};
+use crate::limits::{
+    AHEAD_SWEEPS, NODE_LOG_BYTES_MAX, PAYLOAD_BYTES_MAX, RECALLED_FRAMES_MAX, RECALLED_KEPT, RECALLS_MAX,
+};
 use crate::metrics::{AppendFate, Identity, Metrics};
 use crate::redis::{EntryId, HistoryError, Past};
 use crate::relay::PublishFailure;
@@ -416,6 +418,38 @@ fn a_bounded_number_of_streams_is_read_back_at_once() {
         world.recalled(*token, 16..=20, None);
     }
     assert_eq!((world.told().len(), tokens(&mut world).len()), (2, 2));
+}
+
+#[test]
+fn who_reads_a_room_that_is_not_followed_is_told_how_far_its_stream_is_now() {
+    let mut world = World::anchored(10);
+    world.relay.stream_refused(0, b"s:r", &mut world.ring, world.now);
+    world.relay.handle(0, Up::Leave { slot: slot(0), name: "r".into() }, &mut world.ring, world.now);
+    world.sweep_after(STREAM_RETRY.as_secs());
+    let read = Read { to: FROM, room: "r".into(), since: after(10), limit: 100 };
+    world.relay.handle(0, Up::Read(Box::new(read)), &mut world.ring, world.now);
+    assert_eq!(world.asked(), [BrokerCommand::Follow(b"s:r".as_slice().into())]);
+    world.anchor("r", 12);
+    let (token, from) = world.recalling();
+    assert_eq!(from, 10);
+    world.recalled(token, 11..=12, None);
+    let told = world.told();
+    let Some(Down::Reading(reading)) = told.last() else { panic!("{told:?}") };
+    assert_eq!((reading.records.len(), reading.newest, reading.is_whole), (2, 12, true));
+}
+
+#[test]
+fn a_log_that_holds_what_was_read_back_is_bounded_in_publications_too() {
+    let mut world = World::anchored(20);
+    world.recover(after(15), 1);
+    let (token, _) = world.recalling();
+    world.recalled(token, 16..=20, None);
+    (21..=21 + RECALLED_FRAMES_MAX as u64).for_each(|number| world.entry(number));
+    let kept = |relay: &Relay| {
+        relay.rooms.iter().filter_map(|(_, room)| room.log.as_ref()).map(|log| log.len()).sum()
+    };
+    let kept: usize = kept(&world.relay);
+    assert_eq!(kept, RECALLED_FRAMES_MAX);
 }
 
 #[test]
