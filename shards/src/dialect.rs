@@ -144,6 +144,20 @@ pub fn data(payload: &[u8], is_json: bool) -> String {
     String::from_utf8(text).unwrap_or_default()
 }
 
+/// Bytes of what [`data`] makes, which it doesn't make: six for each control character.
+pub fn data_bytes(payload: &[u8], is_json: bool) -> usize {
+    let escaped = |byte: &u8| match byte {
+        b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 8 | 12 => 2,
+        0..32 => 6,
+        _ => 1,
+    };
+    match std::str::from_utf8(payload) {
+        Ok(_) if is_json => payload.len(),
+        Ok(_) => payload.iter().map(escaped).sum::<usize>() + 2,
+        Err(_) => payload.len().div_ceil(3) * 4 + ",\"encoding\":\"base64\"".len() + 2,
+    }
+}
+
 fn write_data(text: &mut Vec<u8>, payload: &[u8], is_json: bool) {
     match std::str::from_utf8(payload) {
         Ok(_) if is_json => text.extend_from_slice(payload),
@@ -324,6 +338,13 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn what_data_will_be_long_is_known_before_it_is_made(payload: Vec<u8>, text: String) {
+            for payload in [&payload[..], text.as_bytes(), b"\0\n\r\t\x08\x0c\x1f\x7f\"\\/"] {
+                prop_assert_eq!(data_bytes(payload, false), data(payload, false).len());
+            }
+        }
+
         #[test]
         fn every_publication_is_an_object_with_its_payload(kind in "\\PC{1,20}", room in "\\PC{1,40}", payload in prop::collection::vec(any::<u8>(), 0..200)) {
             let frame = publication(&kind, &room, &payload, false, None).unwrap();

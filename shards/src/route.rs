@@ -589,7 +589,9 @@ impl CompiledSource {
             }
             (SourceRoom::Payload { prefix, suffix, .. }, Subscribe::Channel(channel)) => {
                 let middle = room.strip_prefix(prefix.as_str())?.strip_suffix(suffix.as_str())?;
-                (!middle.contains(SPACE_END)).then_some(Cow::Borrowed(channel.as_str()))
+                // No name is empty, so nothing that comes by the channel would be for this room.
+                let is_fed = !middle.is_empty() && !middle.contains(SPACE_END);
+                is_fed.then_some(Cow::Borrowed(channel.as_str()))
             }
             (
                 SourceRoom::Around { prefix: before, suffix: after },
@@ -598,8 +600,9 @@ impl CompiledSource {
                 | Subscribe::Stream { prefix, suffix },
             ) => {
                 let wildcard = room.strip_prefix(before.as_str())?.strip_suffix(after.as_str())?;
-                // In the plain space the prefix is no guard: a room of another space begins with anything.
-                if wildcard.contains(SPACE_END) {
+                // In the plain space the prefix is no guard: a room of another space begins with anything. And what comes by a
+                // channel without a name is for no room.
+                if wildcard.is_empty() || wildcard.contains(SPACE_END) {
                     return None;
                 }
                 Some(joined(prefix, wildcard, suffix))
@@ -984,6 +987,7 @@ separator = ","
         assert_eq!(routes.rooms_of_stream(0, b"others:7").count(), 0);
         assert_eq!(routes.rooms_of_stream(0, b"orders:").count(), 0, "no name");
         assert_eq!(routes.channel_of_room("stream:7"), Some((1, Cow::Borrowed("orders:7"))));
+        assert_eq!(routes.channel_of_room("stream:"), None, "nothing that came would be for it");
         assert!(routes.is_stream(1) && !routes.is_stream(0) && !routes.is_on_demand(1));
     }
 

@@ -39,10 +39,19 @@ struct Refusals {
 }
 
 impl Refusals {
+    /// One of those that [`note`](Self::note) is told, whose sentence says what is due.
+    fn note_append(&mut self, error: &SessionError, now: Instant) {
+        if self.is_news(now) {
+            tracing::warn!(reason = %error, "redis refuses to append publications of clients: they reach nobody");
+        }
+    }
+
+    fn is_news(&mut self, now: Instant) -> bool {
+        self.last_at.replace(now).is_none_or(|at| now.saturating_duration_since(at) >= REFUSALS_OVER)
+    }
+
     fn note(&mut self, error: &SessionError, now: Instant) {
-        let is_news =
-            self.last_at.replace(now).is_none_or(|at| now.saturating_duration_since(at) >= REFUSALS_OVER);
-        if !is_news {
+        if !self.is_news(now) {
             return;
         }
         match error {
@@ -170,7 +179,13 @@ impl Driver {
                 relay.recalled(server, token, result, rings, clock.now());
             }
             StreamsEvent::Appended { token, result } => {
-                let result = result.map_err(|error| self.failure(server, &error));
+                let result = result.map_err(|error| match &error {
+                    PublishError::Rejected(error) => {
+                        self.links[server].refusals.note_append(error, Instant::now());
+                        PublishFailure::Refused
+                    }
+                    _ => self.failure(server, &error),
+                });
                 self.relay.appended(server, token, result, &mut self.rings);
             }
         }

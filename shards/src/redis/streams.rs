@@ -142,6 +142,16 @@ impl Followed {
     }
 }
 
+impl Followed {
+    /// Where it goes on in another stream whose first entries have been handed out already, under the old numbers: those that
+    /// the anchor doesn't know yet count on from it, and none is handed out twice. `None`: too many to be known.
+    fn recount(&self, here: Position, anchor: &Anchor) -> Option<Position> {
+        let later = self.passed.iter().filter(|(id, _)| *id > anchor.last).count() as u64;
+        let number = anchor.added + later;
+        (self.passed.len() < PASSED_MAX).then_some(Position { epoch: anchor.epoch, number, id: here.id })
+    }
+}
+
 /// Entries of one stream that are remembered while an anchor is on its way: as many as come in about ten milliseconds of a
 /// very busy one. An answer that is later proves nothing, and the next may.
 const PASSED_MAX: usize = 1024;
@@ -377,6 +387,15 @@ impl Streams {
                 };
                 judgement
             }
+            Some(here) if was_live && here.epoch != anchor.epoch && here.id > anchor.last => {
+                match followed.recount(here, &anchor) {
+                    Some(position) => Judgement::Broken { position },
+                    None => {
+                        followed.prove_at = Some(now);
+                        return None;
+                    }
+                }
+            }
             Some(here) => anchor.judge(here),
         };
         let is_at_end = here.is_none_or(|here| here.id == anchor.last);
@@ -560,6 +579,24 @@ mod tests {
         let Some(StreamsEvent::Broken { position, .. }) = link.stands(2, 3, 70) else { panic!("it goes on") };
         assert_eq!((position.epoch, position.number), (2, 3), "how many of them are new nobody knows");
         assert_eq!(link.streams.position(b"s"), Some(position));
+    }
+
+    #[test]
+    fn what_was_handed_out_of_a_stream_made_anew_is_not_handed_out_again() {
+        let mut link = Link::up();
+        link.streams.follow(b"s", 1);
+        link.stands(1, 5, 50);
+        link.poll();
+        assert_eq!(link.read(&entry(60)), Some(6));
+        link.now += PROVE_INTERVAL;
+        link.poll();
+        // It was made anew with the entry 70, which is its first, and has 80 and 90 since Redis answered.
+        assert_eq!(link.read(&entry(70)), Some(7));
+        assert_eq!(link.read(&entry(80)), Some(8));
+        assert_eq!(link.read(&entry(90)), Some(9));
+        let Some(StreamsEvent::Broken { position, .. }) = link.stands(2, 1, 70) else { panic!("it goes on") };
+        assert_eq!((position.epoch, position.number, position.id.millis), (2, 3, 90));
+        assert_eq!(link.read(&entry(100)), Some(4));
     }
 
     #[test]

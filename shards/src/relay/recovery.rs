@@ -119,6 +119,9 @@ impl Relay {
             since => since,
         };
         let (first, is_whole) = room.past(since, epoch);
+        // Of a stream that can't be read nobody knows what it holds.
+        let is_known = room.feed.as_ref().is_none_or(|feed| feed.epoch.is_some() && feed.retry_at.is_none());
+        let is_whole = is_whole && is_known;
         let (newest, mut records) = (room.next - 1, room.records_of(first, read.limit));
         let mut bytes = 0;
         let mut within = |record: &Recorded| {

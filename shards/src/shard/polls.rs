@@ -14,7 +14,7 @@ use super::{Micros, Phase, Shard, Wire, ticks_in};
 use crate::command::{ConnectionId, Read, Reading, Recorded, Since, Up};
 use crate::config::parse_duration;
 use crate::dialect::{self, epoch_text};
-use crate::limits::{POLL_WAIT_DEFAULT, POLL_WAIT_MAX, READ_DEFAULT, READ_MAX};
+use crate::limits::{PAYLOAD_BYTES_MAX, POLL_WAIT_DEFAULT, POLL_WAIT_MAX, READ_DEFAULT, READ_MAX};
 use crate::request::{Head, HttpError};
 use crate::room::Stage;
 use crate::route::plain_name;
@@ -133,9 +133,10 @@ impl Shard {
     /// The relay has read a log. A poll that brings nothing waits on, from where the room stands now.
     pub(super) fn reading(&mut self, reading: Reading, wire: &mut impl Wire, now: Micros) {
         let id = reading.read.to;
+        let is_draining = self.is_draining();
         let poll = self.polls.by_slot.get_mut(&id.slot).filter(|poll| poll.read.to == id);
         let Some(poll) = poll else { return self.answer_reading(id, &reading, wire, now) };
-        if reading.records.is_empty() && reading.is_whole && now.ticks() < poll.due {
+        if reading.records.is_empty() && reading.is_whole && now.ticks() < poll.due && !is_draining {
             poll.is_asked = false;
             // Of this run of numbers: a break of the broker while it waits is no silence.
             poll.read.since = Since::After { epoch: Some(reading.epoch), offset: reading.newest };
@@ -161,10 +162,12 @@ impl Shard {
         }
     }
 
-    /// Polls whose time is up ask a last time, and are answered whatever comes.
+    /// Polls whose time is up, or all when the server leaves, ask a last time, and are answered whatever comes.
     pub(super) fn sweep_polls(&mut self, tick: u32) {
+        let is_draining = self.is_draining();
         let Self { polls, up, .. } = self;
-        let due = polls.by_slot.values_mut().filter(|poll| poll.due <= tick && !poll.is_asked);
+        let is_due = |poll: &Poll| (poll.due <= tick || is_draining) && !poll.is_asked;
+        let due = polls.by_slot.values_mut().filter(|poll| is_due(poll));
         for poll in due {
             poll.is_asked = true;
             up.push_back(Up::Read(Box::new(poll.read.clone())));
@@ -194,10 +197,36 @@ fn body(reading: &Reading) -> String {
     format!("{{\"room\":{room},{},\"publications\":[{publications}]}}\n", &start[1..start.len() - 1])
 }
 
+/// As JSON a publication may be six times as long as it is: beyond this it is named and not shown, as in the JSON dialect.
+const DATA_BYTES_MAX: usize = PAYLOAD_BYTES_MAX + 1024;
+
 fn publication(record: &Recorded) -> String {
     let (kind, is_json) = said(record.label.as_deref(), record.frame.payload());
-    let data = dialect::data(record.frame.payload(), is_json);
     let kind = serde_json::Value::from(&*kind);
+    let is_too_long = dialect::data_bytes(record.frame.payload(), is_json) > DATA_BYTES_MAX;
+    if is_too_long {
+        return format!("{{\"offset\":{},\"type\":{kind},\"error\":\"too_long\"}}", record.offset);
+    }
+    let data = dialect::data(record.frame.payload(), is_json);
     let broken = if record.after_break { ",\"after_break\":true" } else { "" };
     format!("{{\"offset\":{},\"type\":{kind},\"data\":{data}{broken}}}", record.offset)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::Frame;
+
+    #[test]
+    fn what_would_be_far_longer_as_json_is_named_and_not_shown() {
+        let shown = |payload: &[u8]| {
+            let frame = Frame::data(payload).expect("it is short enough");
+            let record = Recorded { offset: 7, after_break: false, frame, label: None };
+            publication(&record)
+        };
+        let zeros = shown(&vec![0; PAYLOAD_BYTES_MAX / 4]);
+        assert_eq!(zeros, r#"{"offset":7,"type":"message","error":"too_long"}"#);
+        assert_eq!(shown(b"a\0"), r#"{"offset":7,"type":"message","data":"a\u0000"}"#);
+        assert!(shown(&vec![b'a'; PAYLOAD_BYTES_MAX]).len() > PAYLOAD_BYTES_MAX);
+    }
 }

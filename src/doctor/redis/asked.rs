@@ -134,19 +134,22 @@ fn rights(target: &RedisTarget, config: &Config) -> Result<Vec<(String, Option<S
         tried.push(vec!["ROLE".to_owned()]);
     }
     for source in &config.sources {
-        tried.push(match &source.subscribe {
-            Subscribe::Channel(channel) => vec!["SUBSCRIBE".to_owned(), channel.clone()],
+        match &source.subscribe {
+            Subscribe::Channel(channel) => tried.push(vec!["SUBSCRIBE".to_owned(), channel.clone()]),
             Subscribe::Pattern { prefix, suffix } => {
-                vec!["PSUBSCRIBE".to_owned(), format!("{prefix}*{suffix}")]
+                tried.push(vec!["PSUBSCRIBE".to_owned(), format!("{prefix}*{suffix}")]);
             }
             Subscribe::OnDemand { prefix, suffix } => {
-                vec![subscribe.clone(), format!("{prefix}{NOBODYS}{suffix}")]
+                tried.push(vec![subscribe.clone(), format!("{prefix}{NOBODYS}{suffix}")]);
             }
+            // XADD is not tried: it would write.
             Subscribe::Stream { prefix, suffix } => {
                 let key = format!("{prefix}{NOBODYS}{suffix}");
-                ["XREAD", "COUNT", "1", "STREAMS", &key, "0"].map(str::to_owned).to_vec()
+                tried.push(["XREAD", "COUNT", "1", "STREAMS", &key, "0"].map(str::to_owned).to_vec());
+                tried.push(["XREVRANGE", &key, "+", "-", "COUNT", "1"].map(str::to_owned).to_vec());
+                tried.push(["EVAL", "return 0", "1", &key].map(str::to_owned).to_vec());
             }
-        });
+        }
         // SET of a last value is not tried: it would write.
         let last_value = source.last_value.as_ref();
         tried.extend(last_value.map(|last| vec!["GET".to_owned(), format!("{}{NOBODYS}", last.prefix)]));
@@ -192,10 +195,9 @@ pub fn rule_of(command: &str) -> String {
     match verb.as_str() {
         _ if rest.is_empty() => format!("+{verb}"),
         "get" => format!("+get +set ~{}*", rest.trim_end_matches(NOBODYS)),
-        "xread" => {
-            let key =
-                rest.trim_start_matches("COUNT 1 STREAMS ").trim_end_matches(" 0").replace(NOBODYS, "*");
-            format!("'~{key}' '~corecast:epoch:*' {STREAM_RIGHTS}")
+        "xread" | "xrevrange" | "eval" => {
+            let key = rest.split(' ').find(|word| word.contains(NOBODYS)).unwrap_or(rest);
+            format!("'~{}' '~corecast:epoch:*' {STREAM_RIGHTS}", key.replace(NOBODYS, "*"))
         }
         _ if rest.contains(NOBODYS) => format!("+{verb} '&{}'", rest.replace(NOBODYS, "*")),
         _ if rest.starts_with("corecast:probe:") => format!("+{verb} '&corecast:probe:*'"),
