@@ -206,6 +206,12 @@ impl Room {
         self.window.iter().flat_map(move |w| w.range(skip))
     }
 
+    /// The run of numbers of what stands before `cursor`: a break behind it is still to come.
+    pub fn epoch_before(&self, cursor: u64) -> u64 {
+        let mut gaps = self.entries_from(cursor).filter(|entry| entry.forms.is_gap);
+        gaps.next().map_or(self.epoch, |gap| gap.key)
+    }
+
     /// The entry at `cursor`, if there is one.
     pub fn entry(&self, cursor: u64) -> Option<&Entry> {
         self.window.as_ref()?.at((cursor - self.base()) as usize)

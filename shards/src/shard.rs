@@ -506,11 +506,11 @@ impl Shard {
         room.last = to - 1;
         let lost = Lost::Range(from, to - 1);
         let gap = Gap { epoch: room.epoch, lost, reason: reason.label() };
-        self.append_gap(slot.index, &gap, now);
+        self.append_gap(slot.index, &gap, gap.epoch, now);
     }
 
-    /// Tells the members of a room that can be told. Not during a pass.
-    fn append_gap(&mut self, index: u32, gap: &Gap, now: Micros) {
+    /// Tells the members of a room that can be told; `before` is the run of the numbers before it. Not during a pass.
+    fn append_gap(&mut self, index: u32, gap: &Gap, before: u64, now: Micros) {
         let Self { rooms, spare, dirty, window_bytes, .. } = self;
         let Some(room) = rooms.at_mut(index) else { return };
         let told = room.speakers_len(Dialect::Json) + room.speakers_len(Dialect::Sse);
@@ -520,7 +520,7 @@ impl Shard {
         let forms = Forms::gap(gap, room);
         *window_bytes += forms.bytes();
         let offset = gap.resumes_after();
-        room.append(Entry::new(forms, offset, 0, now.0, None), || spare.pop().unwrap_or_default());
+        room.append(Entry::new(forms, offset, before, now.0, None), || spare.pop().unwrap_or_default());
         if !std::mem::replace(&mut room.dirty, true) {
             dirty.push(index);
         }
@@ -545,9 +545,10 @@ impl Shard {
             return;
         }
         // Epochs of a room count the runs of its source.
-        room.epoch = room.epoch.wrapping_add(u64::from(run)).wrapping_sub(u64::from(room.run));
+        let before = room.epoch;
+        room.epoch = before.wrapping_add(u64::from(run)).wrapping_sub(u64::from(room.run));
         room.run = run;
-        self.tell_broken(index, now);
+        self.tell_broken(index, before, now);
     }
 
     /// The channel of one room broke and is back.
@@ -555,17 +556,18 @@ impl Shard {
         // The epoch counts the present run of its source.
         self.settle(slot.index, now);
         let Some(room) = self.room_of(slot).filter(|room| room.stage == Stage::Live) else { return };
-        (room.epoch, room.last) = (epoch, last);
-        self.tell_broken(slot.index, now);
+        let before = std::mem::replace(&mut room.epoch, epoch);
+        room.last = last;
+        self.tell_broken(slot.index, before, now);
     }
 
-    /// Tells the members of a room in a new epoch that the broker lost an unknown number.
-    fn tell_broken(&mut self, index: u32, now: Micros) {
+    /// Tells the members of a room in a new epoch that the broker lost an unknown number; `before` is the epoch before it.
+    fn tell_broken(&mut self, index: u32, before: u64, now: Micros) {
         self.ask_again(index);
         let Some(room) = self.rooms.at(index) else { return };
         let lost = Lost::Unknown(room.last);
         let gap = Gap { epoch: room.epoch, lost, reason: GapReason::Broker.label() };
-        self.append_gap(index, &gap, now);
+        self.append_gap(index, &gap, before, now);
     }
 
     /// Whether rooms are left that have not been looked at since a source broke.

@@ -48,7 +48,8 @@ pub struct Entry {
     pub forms: Forms,
     /// The publication's number in the room; of a gap, that of the publication before it.
     pub offset: u64,
-    /// Which publications it supersedes where its room's class conflates: a hash, 0 for none.
+    /// Which publications it supersedes where its room's class conflates: a hash, 0 for none. Of a gap, the run of the
+    /// numbers before it.
     pub key: u64,
     /// Microseconds after the start of the process.
     pub arrived_micros: u64,

@@ -1,9 +1,11 @@
-//! The engine's pure core against a naive oracle: relay, shards, rings, sockets, Redis and clients in one thread, each step
-//! chosen by a seed.
+//! The engine's pure core against a naive oracle: relay, shards, rings, sockets, Redis with its streams and clients in one
+//! thread, each step chosen by a seed.
 //!
 //! What must hold, whatever the order: frames arrive whole and only in their room, in one order for all and at most once;
 //! whoever has its 101 gets everything that is accepted afterwards, unless it is declared lost; the ledger balances;
-//! nobody is left paused, unanswered, or in memory.
+//! nobody is left paused, unanswered, or in memory. Where a stream feeds a room, a publication has the number there that the
+//! stream gave it, whoever comes back with a number has everything behind it or is told that it has not, and who publishes
+//! hears what became of it.
 //!
 //! A failure prints its seed; `CORECAST_MODEL_SEED=N` runs that one alone. It runs a million steps, `CORECAST_MODEL_STEPS=N` as
 //! many, `CORECAST_MODEL_FOR=600` for so many seconds, from a seed of its own (`make soak`).
@@ -12,8 +14,14 @@
 mod broker;
 #[path = "model/client.rs"]
 mod client;
+#[path = "model/fed.rs"]
+mod fed;
+#[path = "model/follower.rs"]
+mod follower;
 #[path = "model/random.rs"]
 mod random;
+#[path = "model/streams.rs"]
+mod streams;
 #[path = "model/wire.rs"]
 mod wire;
 
@@ -32,7 +40,9 @@ use shards::config::{
     Template, TemplatePart,
 };
 use shards::limits::{Bounds, EngineBounds};
-use shards::metrics::{DropReason, GapReason, Identity, Metrics, Recovery};
+use shards::metrics::{
+    AppendFate, DropReason, GapReason, Identity, Metrics, RecallFate, Recovery, RefuseReason,
+};
 use shards::relay::{BrokerState, Outlet, Relay};
 use shards::setup::Setup;
 use shards::shard::{Action, Micros, Next, Progress, Shard, TICK_MICROS};
@@ -54,6 +64,31 @@ struct Rings {
     places: HashMap<usize, u64>,
     /// Offsets declared lost, by shard and room.
     gaps: HashMap<(u16, usize), u64>,
+    /// Rooms whose names begin so are fed by streams.
+    streamed: Option<&'static str>,
+    /// Epochs of such rooms, as their shards know them.
+    epochs: HashMap<(u16, RoomSlot), u64>,
+    /// What has been offered of such rooms: room, epoch, number in it, publication.
+    offered: Vec<(usize, u64, u64, usize)>,
+}
+
+impl Rings {
+    fn is_streamed(&self, room: usize) -> bool {
+        is_streamed(self.streamed, room)
+    }
+
+    fn note_place(&mut self, room: usize, epoch: Option<u64>, offset: u64, number: usize) {
+        if self.is_streamed(room) {
+            self.offered.push((room, epoch.expect("the shard has joined"), offset, number));
+            return;
+        }
+        let before = *self.places.entry(number).or_insert(offset);
+        assert_eq!(before, offset, "publication {number} was placed twice");
+    }
+}
+
+fn is_streamed(prefix: Option<&str>, room: usize) -> bool {
+    prefix.is_some_and(|prefix| ROOMS[room].starts_with(prefix))
 }
 
 impl Outlet for Rings {
@@ -65,16 +100,25 @@ impl Outlet for Rings {
             Down::Publication { offset, frame, slot, .. } => {
                 let (number, room) = parse_payload(frame.payload());
                 assert_eq!(self.names.get(&(shard, *slot)), Some(&room), "{number} to another room's slot");
-                let before = *self.places.entry(number).or_insert(*offset);
-                assert_eq!(before, *offset, "publication {number} was placed twice");
+                self.note_place(room, self.epochs.get(&(shard, *slot)).copied(), *offset, number);
             }
             Down::Recovered(recovered) => {
                 for (offset, _, record) in recovered.past.iter() {
-                    let (number, _) = parse_payload(record.frame.payload());
-                    let before = *self.places.entry(number).or_insert(offset);
-                    assert_eq!(before, offset, "publication {number} was recovered from another place");
+                    let (number, room) = parse_payload(record.frame.payload());
+                    self.note_place(room, Some(recovered.epoch), offset, number);
                 }
             }
+            Down::Reading(reading) => {
+                for record in &reading.records {
+                    let (number, room) = parse_payload(record.frame.payload());
+                    self.note_place(room, Some(reading.epoch), record.offset, number);
+                }
+            }
+            Down::Joined { slot, epoch, .. } | Down::RoomGap { slot, epoch, .. } => {
+                self.epochs.insert((shard, *slot), *epoch);
+            }
+            // What is gone from a stream is due to nobody.
+            Down::Gap { reason: GapReason::Trimmed | GapReason::TooBig, .. } => {}
             Down::Gap { slot, from, to, .. } => {
                 let room = self.names[&(shard, *slot)];
                 *self.gaps.entry((shard, room)).or_default() += to - from;
@@ -96,6 +140,13 @@ fn parse_payload(payload: &[u8]) -> (usize, usize) {
     let mut parts = text.split(':');
     let number = parts.next().and_then(|n| n.strip_prefix('p')?.parse().ok()).expect("a number");
     (number, parts.next().and_then(|n| n.parse().ok()).expect("a room"))
+}
+
+/// The same of one that may stand in an envelope.
+fn place_of(payload: &[u8]) -> (usize, usize) {
+    let text = std::str::from_utf8(payload).expect("text");
+    let text = text.split_once("\"data\":\"").map_or(text, |(_, data)| data);
+    parse_payload(text.as_bytes())
 }
 
 /// One shard with its runtime.
@@ -125,6 +176,8 @@ struct World {
     has_logs: bool,
     /// Publications of our own clients.
     own: BTreeSet<usize>,
+    /// Who is left out of those of them that go into streams.
+    excepts: HashMap<usize, Option<usize>>,
     /// Those of other nodes, whose order Redis made.
     foreign: BTreeSet<usize>,
     /// Who listened when they were published, by number: clients, and how often they had left the room before.
@@ -157,7 +210,7 @@ fn source(random: &mut Random, feed: Feed) -> Source {
     }
 }
 
-fn setup(random: &mut Random, local: bool, feed: Feed, shards: usize) -> Arc<Setup> {
+fn setup(random: &mut Random, local: bool, sources: Vec<Source>, shards: usize) -> Arc<Setup> {
     let slow = |policy| Slow { policy, frames: 5, bytes: 200, age: Duration::from_millis(2000) };
     let class = |name: &str, history, policy| RoomClass {
         name: name.to_owned(),
@@ -188,7 +241,7 @@ fn setup(random: &mut Random, local: bool, feed: Feed, shards: usize) -> Arc<Set
             class("new*", 3, SlowPolicy::Conflate),
             RoomClass::default(),
         ],
-        sources: vec![source(random, feed)],
+        sources,
         bounds: Bounds {
             ping_interval: Duration::from_millis(800),
             pong_timeout: Duration::from_millis(2500),
@@ -221,13 +274,24 @@ impl World {
         let shards = 1 + random.below(3);
         let local = random.chance(25);
         let feed = Feed::of(&mut random);
-        let setup = setup(&mut random, local, feed, shards);
+        let mut sources = vec![source(&mut random, feed)];
+        let prefixes = ["", "cut-", "old-", "log-", "new-"];
+        let is_streamed = !local && random.chance(50);
+        let streamed = is_streamed.then(|| prefixes[random.below(prefixes.len())]);
+        let mut broker = Broker::new(local, feed, streamed, Random::new(seed ^ 0x5eed));
+        if let Some(prefix) = streamed {
+            let source = fed::stream_source(&mut random, prefix);
+            broker.has_stream_events = source.deliver == Deliver::Event;
+            sources.insert(0, source);
+        }
+        let setup = setup(&mut random, local, sources, shards);
         let state = if local { BrokerState::Local } else { BrokerState::Down };
         Self {
             relay: Relay::new(setup.clone(), state, 7),
             rings: Rings {
                 down: (0..shards).map(|_| VecDeque::new()).collect(),
                 consumed: vec![0; shards],
+                streamed,
                 ..Rings::default()
             },
             runtimes: (0..shards)
@@ -239,14 +303,16 @@ impl World {
                 })
                 .collect(),
             sockets: Sockets { all: HashMap::new(), random: Random::new(seed ^ 0xabcd), generous: false },
-            broker: Broker::new(local, feed),
+            broker,
             clients: Vec::new(),
             by_id: HashMap::new(),
             now: Micros(0),
             swept: 0,
             publications: Vec::new(),
-            has_logs: false,
+            // What is read back out of a stream is kept for a while.
+            has_logs: streamed.is_some(),
             own: BTreeSet::new(),
+            excepts: HashMap::new(),
             foreign: BTreeSet::new(),
             listeners: HashMap::new(),
             passes_left: 0,
@@ -306,7 +372,11 @@ impl World {
         let waits = runtime.shard.up.is_empty() && runtime.shard.has_waiting_publishers();
         for (number, room, except) in published {
             self.own.insert(number);
-            self.note_due(number, room, except);
+            match self.rings.is_streamed(room) {
+                // It is due when it is in the stream.
+                true => drop(self.excepts.insert(number, except)),
+                false => self.note_due(number, room, except),
+            }
         }
         if waits {
             self.runtimes[at].shard.resume_publishers();
@@ -444,6 +514,7 @@ impl World {
 
     fn pass_time(&mut self, micros: u64) {
         self.now.0 += micros;
+        self.broker.now = self.now;
         while self.swept < self.now.ticks() {
             self.swept += 1;
             self.sweep();
@@ -468,6 +539,14 @@ impl World {
         };
         let mut client = Client::new(kind, id, socket);
         client.answers_pings = self.random.chance(90);
+        if kind == Kind::Speaker && self.random.chance(50) {
+            // It comes back, and knows where it stood.
+            let speakers: Vec<&Client> =
+                self.clients.iter().filter(|other| other.gone && other.kind == kind).collect();
+            if !speakers.is_empty() {
+                client.remember(speakers[self.random.below(speakers.len())]);
+            }
+        }
         let target = match kind {
             Kind::WebSocket { room, hears_itself: true } => {
                 let wish = ["", "", "&first=oldest", "&first=2", "&offset=1", "&epoch=7&offset=0"];
@@ -522,7 +601,8 @@ impl World {
         if !is_heard {
             self.note_undeclared(number);
         }
-        if self.broker.is_connected() && self.relay.broker_state(0) == BrokerState::Up {
+        let is_subscribed = self.broker.is_connected() && self.relay.broker_state(0) == BrokerState::Up;
+        if is_subscribed || self.rings.is_streamed(room) {
             self.note_due(number, room, None);
             let is_due = self.clients.iter().any(|client| client.due.last() == Some(&number));
             assert!(is_heard || !is_due, "{} has members and no subscription", ROOMS[room]);
@@ -550,15 +630,24 @@ impl World {
         match self.clients[at].kind {
             Kind::Http => {
                 if self.random.chance(25) {
-                    self.clients[at].asked += 1;
+                    self.clients[at].ask(None);
                     let paths = ["/stats", "/stats", "/admin/stats?limit=2", "/admin/stats?room=plain"];
                     let path = paths[self.publications.len() % paths.len()];
                     let ask = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
                     return self.clients[at].unread.extend(ask.bytes());
                 }
                 let room = self.random.below(ROOMS.len());
-                let (_, payload) = self.payload(room);
-                self.clients[at].asked += 1;
+                if self.random.chance(30) {
+                    let wish = ["", "&since=0", "&since=2", "&limit=3"][self.random.below(4)];
+                    self.clients[at].ask(None);
+                    let ask = format!(
+                        "GET /history?room={}{wish} HTTP/1.1\r\nHost: localhost\r\n\r\n",
+                        ROOMS[room]
+                    );
+                    return self.clients[at].unread.extend(ask.bytes());
+                }
+                let (number, payload) = self.payload(room);
+                self.clients[at].ask(self.rings.is_streamed(room).then_some(number));
                 let head = format!(
                     "POST /publish?room={} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n",
                     ROOMS[room],
@@ -625,6 +714,9 @@ impl World {
 
     fn act(&mut self) {
         let shard = self.random.below(self.runtimes.len());
+        if self.broker.streamed.is_some() && self.random.chance(3) {
+            self.streams_act();
+        }
         match self.random.below(100) {
             0..5 => {
                 if self.by_id.len() < 14 {
@@ -680,13 +772,11 @@ impl World {
     /// What the broker lost is due to nobody, unless it was our own; what it refused is due to nobody, unless it was placed
     /// before it was sent.
     fn gather_fates(&mut self) {
+        self.gather_fates_of_streams();
         let lost = std::mem::take(&mut self.broker.lost).into_iter().map(|payload| (payload, false));
         let refused = std::mem::take(&mut self.broker.refused).into_iter().map(|payload| (payload, true));
         for (payload, is_refused) in lost.chain(refused) {
-            let text = String::from_utf8_lossy(&payload);
-            let text = text.split_once("\"data\":\"").map_or(&*text, |(_, data)| data);
-            let number = text.strip_prefix('p').and_then(|rest| rest.split(':').next()?.parse().ok());
-            let number: usize = number.unwrap_or_else(|| panic!("no number in {text}"));
+            let (number, _) = place_of(&payload);
             if !is_refused && self.foreign.contains(&number) {
                 self.note_undeclared(number);
             }
@@ -695,10 +785,14 @@ impl World {
                 false => self.own.contains(&number),
             };
             if !is_due {
-                for client in &mut self.clients {
-                    client.due.retain(|due| *due != number);
-                }
+                self.forgive(number);
             }
+        }
+    }
+
+    fn forgive(&mut self, number: usize) {
+        for client in &mut self.clients {
+            client.due.retain(|due| *due != number);
         }
     }
 
@@ -707,6 +801,12 @@ impl World {
     /// Lets everything that is under way come to its end, a sweep and what follows from it too.
     fn settle(&mut self) {
         self.sockets.generous = true;
+        if self.random.chance(85) {
+            self.connect_streams();
+        }
+        if self.broker.streamed.is_some() && !self.broker.follower.is_up() {
+            self.lose_patience();
+        }
         self.come_to_rest();
         self.pass_time(TICK_MICROS);
         self.come_to_rest();
@@ -743,6 +843,10 @@ impl World {
             }
             self.pump();
             self.gather_fates();
+            // Who comes from a node that has read further waits for a few sweeps.
+            if round > 100 && round % 20 == 0 && self.broker.streamed.is_some() {
+                self.pass_time(TICK_MICROS);
+            }
             if round > 20 && self.is_settled() {
                 break;
             }
@@ -800,6 +904,10 @@ impl World {
         let mut missing_by_drop = 0;
         for (at, client) in self.clients.iter().enumerate() {
             if client.kind == Kind::Http {
+                for (number, id) in &client.outcomes {
+                    let appended = self.broker.follower.keys.appended.get(number).map(ToString::to_string);
+                    assert_eq!(&appended, id, "client {at}: what it was told of publication {number}");
+                }
                 if !client.gone && !self.sockets.all[&client.socket].shut {
                     assert_eq!(
                         client.answers, client.asked,
@@ -834,6 +942,9 @@ impl World {
     /// What a client heard of a room came once, and in the room's order.
     fn check_order(&self, at: usize, room: usize) {
         let of_room = || self.clients[at].heard.iter().filter(move |heard| heard.room == room);
+        if self.rings.is_streamed(room) {
+            return self.check_streamed_order(at, room);
+        }
         let places: Vec<(usize, u64)> =
             of_room().map(|heard| (heard.stay, self.rings.places[&heard.number])).collect();
         assert!(places.is_sorted_by(|a, b| a < b), "client {at} in {}: {places:?}", ROOMS[room]);
@@ -850,7 +961,10 @@ impl World {
     fn missing_by_drop(&self, at: usize, room: usize) -> u64 {
         let client = &self.clients[at];
         let heard: BTreeSet<usize> = client.heard.iter().map(|heard| heard.number).collect();
-        let is_missing = |number: &usize| self.publications[*number] == room && !heard.contains(number);
+        let follower = &self.broker.follower;
+        let is_missing = |number: &usize| {
+            self.publications[*number] == room && !heard.contains(number) && !follower.has_unread(*number)
+        };
         let missing: Vec<usize> = client.due.iter().copied().filter(is_missing).collect();
         let declared = self.rings.gaps.get(&(client.id.shard, room)).copied().unwrap_or_default();
         let unexplained = missing.len().saturating_sub(declared as usize);
@@ -905,6 +1019,7 @@ impl World {
         assert_eq!(metrics.sum(|s| s.rooms.value()), 0, "rooms are left on shards");
         assert_eq!(metrics.relay.log_rooms.value(), 0, "rooms are left in the relay");
         assert_eq!(metrics.relay.log_bytes.value(), 0, "bytes are left in logs");
+        assert!(!self.broker.follower.follows_any(), "streams are followed for nobody");
         assert!(self.runtimes.iter().all(|runtime| runtime.shard.connections_len() == 0));
     }
 }
@@ -963,6 +1078,16 @@ fn run(seed: u64, reached: &mut Reached) -> u64 {
         ("left by message", world.clients.iter().map(|client| client.lefts() as u64).sum()),
         ("owed to who left", metrics.sum(|s| s.drops.value(DropReason::Left))),
         ("passes left in the middle", world.passes_left),
+        ("streams' breaks", metrics.relay.stream_breaks.total()),
+        ("gaps of trims", metrics.relay.gaps.value(GapReason::Trimmed)),
+        ("gaps of what is too long", metrics.relay.gaps.value(GapReason::TooBig)),
+        ("streams read back", metrics.relay.recalls.value(RecallFate::Whole)),
+        ("streams read back in part", metrics.relay.recalls.value(RecallFate::Part)),
+        ("streams read back in vain", metrics.relay.recalls.value(RecallFate::Nothing)),
+        ("appended", metrics.relay.appends.value(AppendFate::Appended)),
+        ("appended or not", metrics.relay.appends.value(AppendFate::Unknown)),
+        ("not appended", metrics.relay.appends.value(AppendFate::Refused)),
+        ("not appended, redis being away", metrics.relay.refused.value(RefuseReason::BrokerAway)),
         ("deliveries", metrics.sum(|s| s.deliveries.value())),
     ] {
         *reached.entry(name).or_default() += count;

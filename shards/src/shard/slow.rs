@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::conflate::Item;
 use super::stall::Sent;
-use super::{Micros, Phase, Shard, Wire, owed_from, ticks_in};
+use super::{Micros, Phase, Shard, Subscription, Wire, owed_from, ticks_in};
 use crate::close::CloseReason;
 use crate::command::ConnectionId;
 use crate::config::{Dialect, SlowPolicy};
@@ -220,13 +220,19 @@ impl Shard {
         }
         let mut notices = Vec::new();
         for Untold { room, lost } in &untold {
-            let Some(room) = self.rooms.at(*room) else { continue };
+            let of_connection = self.connections.at(id.slot).map(|connection| &connection.subscriptions);
+            let place = of_connection.and_then(|all| all.iter().find(|at| at.room == *room)).copied();
+            let (Some(Subscription { member, .. }), Some(room)) = (place, self.rooms.at(*room)) else {
+                continue;
+            };
             // Among what it skipped was the notice of a break, which says less than a range, and more.
             let reason = match lost {
                 Lost::Range(..) => SLOW,
                 Lost::Unknown(_) => GapReason::Broker.label(),
             };
-            let gap = Gap { epoch: room.epoch, lost: *lost, reason };
+            // It hears of a break that it has not come to yet, and of the new run, in its place.
+            let epoch = room.epoch_before(room.members[member as usize].cursor);
+            let gap = Gap { epoch, lost: *lost, reason };
             notices.extend_from_slice(&dialect::gap(dialect, room.plain_name(), &gap));
         }
         self.metrics().gap_notices.add(untold.len() as u64);

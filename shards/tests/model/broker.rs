@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use shards::relay::{BrokerCommand, BrokerState, Outlet, PublishFailure, Relay};
 use shards::shard::Micros;
 
+use crate::follower::Follower;
 use crate::random::Random;
 
 /// How the source of a world is subscribed, and what travels on it.
@@ -24,7 +25,7 @@ impl Feed {
     }
 
     /// What another node publishes to a room, and where.
-    fn publication(self, room: &str, payload: &[u8], random: &mut Random) -> (Vec<u8>, Vec<u8>) {
+    pub fn publication(self, room: &str, payload: &[u8], random: &mut Random) -> (Vec<u8>, Vec<u8>) {
         if self != Self::Events {
             return (format!("room:{room}").into_bytes(), payload.to_vec());
         }
@@ -61,6 +62,13 @@ enum Push {
 pub struct Broker {
     local: bool,
     pub feed: Feed,
+    /// Rooms whose names begin so are fed by streams.
+    pub streamed: Option<&'static str>,
+    /// What is in them is wrapped as events are.
+    pub has_stream_events: bool,
+    pub follower: Follower,
+    /// The time, for what comes at once.
+    pub now: Micros,
     connected: bool,
     /// On-demand channels that the relay wants.
     wanted: BTreeSet<Vec<u8>>,
@@ -84,10 +92,14 @@ pub struct Broker {
 }
 
 impl Broker {
-    pub fn new(local: bool, feed: Feed) -> Self {
+    pub fn new(local: bool, feed: Feed, streamed: Option<&'static str>, random: Random) -> Self {
         Self {
             local,
             feed,
+            streamed,
+            has_stream_events: false,
+            follower: Follower::new(random),
+            now: Micros(0),
             connected: false,
             wanted: BTreeSet::new(),
             outstanding: BTreeMap::new(),
@@ -110,7 +122,8 @@ impl Broker {
     }
 
     pub fn is_quiet(&self) -> bool {
-        self.requests.is_empty()
+        self.follower.is_quiet()
+            && self.requests.is_empty()
             && self.answers.is_empty()
             && self.subscribes.is_empty()
             && self.pushes.is_empty()
@@ -122,7 +135,10 @@ impl Broker {
 
     /// Carries out what the relay asks for; after each call to it.
     pub fn drive(&mut self, relay: &mut Relay, outlet: &mut impl Outlet) {
+        let mut commands = 0;
         while let Some((_, command)) = relay.broker.pop_front() {
+            commands += 1;
+            assert!(commands < 1000, "one thing is asked for again and again: {command:?}");
             assert!(!self.local, "a local broker has nothing to do: {command:?}");
             match command {
                 BrokerCommand::Subscribe(channel) => {
@@ -136,10 +152,18 @@ impl Broker {
                 BrokerCommand::Keep { .. } | BrokerCommand::Fetch { .. } => {
                     panic!("no source of the model keeps last values: {command:?}")
                 }
-                BrokerCommand::Follow(_)
-                | BrokerCommand::Unfollow(_)
-                | BrokerCommand::Recall { .. }
-                | BrokerCommand::Append { .. } => panic!("no source of the model is a stream: {command:?}"),
+                BrokerCommand::Follow(stream) => self.follower.follow(&stream, relay, outlet, self.now),
+                BrokerCommand::Unfollow(stream) => self.follower.unfollow(&stream),
+                BrokerCommand::Recall { token, stream, after } => {
+                    if let Err(error) = self.follower.recall(token, &stream, after) {
+                        relay.recalled(0, token, Err(error), outlet, self.now);
+                    }
+                }
+                BrokerCommand::Append { token, stream, payload, .. } => {
+                    if let Err(failure) = self.follower.append(token, &stream, &payload) {
+                        relay.appended(0, token, Err(failure), outlet);
+                    }
+                }
                 BrokerCommand::Publish { token, channel, payload } => match self.connected {
                     true => self.requests.push_back(Request::Publish {
                         token,
@@ -161,6 +185,14 @@ impl Broker {
 
     /// Another node publishes to a room; Redis takes it. Returns whether it is on its way to us.
     pub fn publish(&mut self, room: &str, payload: &[u8], random: &mut Random) -> bool {
+        if let Some(name) = self.streamed.and_then(|prefix| room.strip_prefix(prefix)) {
+            let payload = match self.has_stream_events {
+                true => Feed::Events.publication(room, payload, random).1,
+                false => payload.to_vec(),
+            };
+            self.follower.publish(format!("s:{name}").as_bytes(), &payload);
+            return true;
+        }
         let (channel, payload) = self.feed.publication(room, payload, random);
         let hears = self.hears(&channel);
         if hears {
@@ -173,6 +205,12 @@ impl Broker {
     pub fn step(&mut self, relay: &mut Relay, outlet: &mut impl Outlet, random: &mut Random, now: Micros) {
         if self.local {
             return;
+        }
+        if self.streamed.is_some() {
+            for _ in 0..3 {
+                self.follower.step(relay, outlet, now);
+                self.drive(relay, outlet);
+            }
         }
         match random.below(4) {
             0 => self.redis_reads_request(random),

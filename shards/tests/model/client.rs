@@ -31,6 +31,8 @@ pub struct Membership {
     lefts: usize,
     /// The run of numbers, and the last number that it has or knows to be lost; from the last that the server said.
     stands: Option<(String, u64)>,
+    /// Where it stood when it asked for what came since: a run of numbers, if it named one, and a number.
+    resumes: BTreeSet<(Option<String>, u64)>,
 }
 
 /// A publication that came.
@@ -40,6 +42,8 @@ pub struct Heard {
     pub room: usize,
     /// The number that it came under, where its dialect says one.
     pub offset: Option<u64>,
+    /// The run of that number, where it says so too.
+    pub epoch: Option<u64>,
     /// How often it had left the room before: a room that is forgotten meanwhile counts its publications from 0 again.
     pub stay: usize,
 }
@@ -73,6 +77,10 @@ pub struct Client {
     /// Requests it has sent whose answer counts, and answers.
     pub asked: usize,
     pub answers: usize,
+    /// Publications for streams that the answers that are due are about.
+    publishes: VecDeque<Option<usize>>,
+    /// What it was told of those: the id of the entry, or that there is none.
+    pub outcomes: Vec<(usize, Option<String>)>,
     pub closed_with: Option<u16>,
     pub pings: usize,
     /// It has sent a Close frame.
@@ -98,11 +106,26 @@ impl Client {
             memberships: Default::default(),
             asked: 0,
             answers: 0,
+            publishes: VecDeque::new(),
+            outcomes: Vec::new(),
             closed_with: None,
             pings: 0,
             has_closed: false,
             answers_pings: true,
         }
+    }
+
+    /// Knows what a connection before it knew.
+    pub fn remember(&mut self, before: &Client) {
+        for (membership, before) in self.memberships.iter_mut().zip(&before.memberships) {
+            membership.stands = before.stands.clone();
+        }
+    }
+
+    /// Notes a request; `publication` is one for a stream.
+    pub fn ask(&mut self, publication: Option<usize>) {
+        self.asked += 1;
+        self.publishes.push_back(publication);
     }
 
     /// How often it has left a room that it is in, and would hear of a loss; `None` where it is not, or has no words for one.
@@ -141,8 +164,14 @@ impl Client {
         let membership = &mut self.memberships[room];
         membership.wants = true;
         let wish = match (&membership.stands, wish) {
-            (Some((epoch, offset)), 0 | 1) => format!(r#","resume":{{"epoch":"{epoch}","offset":{offset}}}"#),
-            (Some((_, offset)), 2) => format!(r#","resume":{{"offset":{offset}}}"#),
+            (Some((epoch, offset)), 0 | 1) => {
+                membership.resumes.insert((Some(epoch.clone()), *offset));
+                format!(r#","resume":{{"epoch":"{epoch}","offset":{offset}}}"#)
+            }
+            (Some((_, offset)), 2) => {
+                membership.resumes.insert((None, *offset));
+                format!(r#","resume":{{"offset":{offset}}}"#)
+            }
             (_, 3) => r#","first":"oldest""#.to_owned(),
             _ => String::new(),
         };
@@ -195,8 +224,19 @@ impl Client {
         if rest.len() < whole {
             return None;
         }
-        assert!(matches!(status, 200 | 502 | 503), "{head}{}", String::from_utf8_lossy(&rest[end..whole]));
+        let body = String::from_utf8_lossy(&rest[end..whole]);
+        assert!(matches!(status, 200 | 502 | 503 | 504), "{head}{body}");
         self.answers += 1;
+        let publication = self.publishes.pop_front().expect("an answer that nobody asked for");
+        // Of one that may be in its stream or not, nothing is said.
+        if let Some(number) = publication.filter(|_| status != 504) {
+            let id = (status == 200).then(|| {
+                let answer: Value =
+                    serde_json::from_str(&body).unwrap_or_else(|error| panic!("{error}: {body}"));
+                answer["id"].as_str().unwrap_or_else(|| panic!("no id: {body}")).to_owned()
+            });
+            self.outcomes.push((number, id));
+        }
         Some(whole)
     }
 
@@ -242,6 +282,12 @@ impl Client {
         match message["type"].as_str() {
             Some("joined") => {
                 let offset = message["data"]["offset"].as_u64().expect("where it stands");
+                if message["data"]["recovered"] == true {
+                    let has_asked = membership.resumes.iter().any(|(wanted, from)| {
+                        *from == offset && wanted.as_ref().is_none_or(|wanted| *wanted == epoch(&message))
+                    });
+                    assert!(has_asked, "recovered from where it was not: {text}, {:?}", membership.resumes);
+                }
                 // Whoever is in already is told where the room is, not where its reading is.
                 if !membership.is_inside {
                     membership.stands = Some((epoch(&message), offset));
@@ -251,10 +297,12 @@ impl Client {
             Some("gap") => {
                 assert!(membership.is_inside, "a gap of a room that it isn't in: {text}");
                 self.undeclared[room].clear();
-                let (_, last) = membership.stands.clone().expect("it has joined");
+                let (run, last) = membership.stands.clone().expect("it has joined");
+                let is_same = run == epoch(&message);
                 let (from, to) = (message["data"]["from"].as_u64(), message["data"]["to"].as_u64());
                 let to = to.or(message["data"]["offset"].as_u64()).expect("where numbers go on");
-                assert!(from.is_none_or(|from| from == last + 1) && to >= last, "after {last}: {text}");
+                let goes_on = from.is_none_or(|from| from == last + 1) && (to >= last || !is_same);
+                assert!(goes_on, "after {last} of {run}: {text}");
                 membership.stands = Some((epoch(&message), to));
             }
             Some("left") => {
@@ -271,22 +319,23 @@ impl Client {
             Some("message" | "note") => {
                 assert!(membership.is_inside, "before its join was answered, or after its leave: {text}");
                 let offset = message["offset"].as_u64().expect("a number");
-                let (_, last) = membership.stands.as_mut().expect("it has joined");
+                let (run, last) = membership.stands.as_mut().expect("it has joined");
+                let run = u64::from_str_radix(run, 16).expect("an epoch");
                 let is_next = offset == *last + 1 || ROOMS[room].starts_with("new") && offset > *last;
                 assert!(is_next, "after {last} and without a word of what is between: {text}");
                 *last = offset;
-                self.hear(message["data"].as_str().expect("a string"), Some((room, offset)), foreign);
+                self.hear(message["data"].as_str().expect("a string"), Some((room, run, offset)), foreign);
             }
             _ => panic!("unknown: {text}"),
         }
     }
 
-    /// A publication; `named` is the room that stood beside it, and its number there.
-    fn hear(&mut self, text: &str, named: Option<(usize, u64)>, foreign: &BTreeSet<usize>) {
+    /// A publication; `named` is the room that stood beside it, the run of its numbers, and its number there.
+    fn hear(&mut self, text: &str, named: Option<(usize, u64, u64)>, foreign: &BTreeSet<usize>) {
         assert!(text.ends_with('.'), "a torn frame: {text:?}");
         let (number, room) = parse_payload(text.as_bytes());
         assert!(
-            named.is_none_or(|(named, _)| named == room),
+            named.is_none_or(|(named, ..)| named == room),
             "publication {number} under another room's name"
         );
         if let Kind::WebSocket { room: joined, .. } = self.kind {
@@ -296,8 +345,8 @@ impl Client {
             let lost = self.undeclared[room].iter().find(|lost| **lost < number);
             assert_eq!(lost, None, "publication {number}, before any word of one that was lost");
         }
-        let offset = named.map(|(_, offset)| offset);
-        self.heard.push(Heard { number, room, offset, stay: self.memberships[room].lefts });
+        let (epoch, offset) = (named.map(|(_, epoch, _)| epoch), named.map(|(.., offset)| offset));
+        self.heard.push(Heard { number, room, offset, epoch, stay: self.memberships[room].lefts });
     }
 }
 

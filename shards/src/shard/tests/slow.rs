@@ -177,6 +177,30 @@ fn a_break_stays_between_what_a_slow_reader_of_a_conflating_room_is_owed_before_
 }
 
 #[test]
+fn what_a_slow_reader_lost_before_a_break_is_told_with_the_run_that_it_was_of() {
+    let mut bench =
+        Bench::with(class(SlowPolicy::DropOldest { disconnect_after: 0 }, 2, None), EngineBounds::default());
+    let id = bench.stuck_speaker(1, "a");
+    for payload in ["1", "2", "3"] {
+        bench.publish("a", payload);
+        bench.pass();
+    }
+    // Another stream, whose numbers begin anew: 2 of that run is not what was lost.
+    let slot = bench.room("a");
+    bench.handle(Down::RoomGap { slot, epoch: 7, last: 0 });
+    bench.pass();
+    bench.sweep_after(Duration::from_secs(2));
+    bench.writable(id, usize::MAX);
+    let due = [
+        r#"{"type":"gap","room":"a","data":{"epoch":"1","from":1,"reason":"slow","to":2}}"#,
+        r#"{"type":"message","room":"a","data":"3","offset":3}"#,
+        r#"{"type":"gap","room":"a","data":{"epoch":"7","offset":0,"reason":"broker"}}"#,
+    ];
+    assert_eq!(bench.numbered(1), due);
+    bench.settled();
+}
+
+#[test]
 fn a_key_is_the_same_however_its_text_is_escaped_and_is_no_number() {
     let hasher = foldhash::fast::RandomState::default();
     let key = |payload: &str| conflation_key(&hasher, Some("k"), payload.as_bytes());
