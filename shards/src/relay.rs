@@ -222,6 +222,8 @@ pub struct Relay {
     names: HashTable<u32>,
     /// Of its own in each process: clients choose the names, and could choose those that collide under a known one.
     hasher: foldhash::fast::RandomState,
+    /// What nobody outside knows, for hashes that have an order.
+    secret: u64,
     backlogs: Vec<Backlog>,
     /// As the configuration lists them.
     servers: Vec<Server>,
@@ -251,6 +253,7 @@ impl Relay {
             rooms: Arena::default(),
             names: HashTable::new(),
             hasher: foldhash::fast::RandomState::default(),
+            secret: foldhash::fast::RandomState::default().hash_one(epoch_base),
             backlogs: (0..shards).map(|_| Backlog::default()).collect(),
             servers: (0..setup.routes.servers_len()).map(|_| Server::new(broker_state)).collect(),
             epoch_base,
@@ -269,6 +272,11 @@ impl Relay {
             relay.metrics().broker_up.of(server).set(u64::from(broker_state != BrokerState::Down));
         }
         relay
+    }
+
+    /// The same with a secret that is known, so that a simulation replays.
+    pub fn with_secret(self, secret: u64) -> Self {
+        Self { secret, ..self }
     }
 
     fn metrics(&self) -> &RelayMetrics {

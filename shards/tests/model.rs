@@ -287,7 +287,7 @@ impl World {
         let setup = setup(&mut random, local, sources, shards);
         let state = if local { BrokerState::Local } else { BrokerState::Down };
         Self {
-            relay: Relay::new(setup.clone(), state, 7),
+            relay: Relay::new(setup.clone(), state, 7).with_secret(7),
             rings: Rings {
                 down: (0..shards).map(|_| VecDeque::new()).collect(),
                 consumed: vec![0; shards],
