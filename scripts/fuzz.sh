@@ -71,9 +71,14 @@ merge() {
   "$program" -merge=1 -max_len="$INPUT_BYTES_MAX" "$merged" "fuzz/corpus/$name" "$found" >"$FOLDER/$name.merge.log" 2>&1 ||
     fail "the merge of $name failed: $(tail -3 "$FOLDER/$name.merge.log")"
   # Inputs written by hand keep their names and stay; of the rest the shortest.
-  # shellcheck disable=SC2012  # names are hashes
-  ls -Sr "$merged" | head -n $((INPUTS_MAX - $(find "fuzz/corpus/$name" -type f | wc -l))) | while read -r input; do
-    known "fuzz/corpus/$name" "$merged/$input" || cp "$merged/$input" "fuzz/corpus/$name/$input"
+  local input room
+  room=$((INPUTS_MAX - $(find "fuzz/corpus/$name" -type f | wc -l)))
+  # shellcheck disable=SC2045  # names are hashes
+  for input in $(ls -Sr "$merged"); do
+    [ "$room" -gt 0 ] || return 0
+    known "fuzz/corpus/$name" "$merged/$input" && continue
+    cp "$merged/$input" "fuzz/corpus/$name/$input"
+    room=$((room - 1))
   done
 }
 

@@ -91,6 +91,7 @@ fn hear_subscriber(
             }
             Ok(Some(SubscriberEvent::Refused { channel, .. })) => {
                 assert!(wanted.remove(&*channel), "refused, and nobody wanted it");
+                asked.remove(&*channel);
             }
             Ok(Some(SubscriberEvent::Message { .. } | SubscriberEvent::Probe(_)) | None) => {}
             Ok(Some(event @ (SubscriberEvent::Moved { .. } | SubscriberEvent::ProbeMoved))) => {
