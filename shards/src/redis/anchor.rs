@@ -25,6 +25,7 @@ pub const ANCHOR_SCRIPT: &str = include_str!("anchor.lua");
 const EPOCH_SECONDS: &[u8] = b"2592000";
 /// The same for one that nothing was ever appended to: three times [`EMPTY_PROVE_INTERVAL`](crate::limits::EMPTY_PROVE_INTERVAL).
 const EMPTY_EPOCH_SECONDS: &[u8] = b"300";
+const _: () = assert!(crate::limits::EMPTY_PROVE_INTERVAL.as_secs() * 3 == 300, "EMPTY_EPOCH_SECONDS");
 
 /// An entry, or the place before the first: what somebody has read up to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -377,11 +377,15 @@ impl Relay {
         }
     }
 
-    /// The room's numbers up to and with `to` are gone.
+    /// The room's numbers up to and with `to` are gone; nothing is where it has come further, as with every entry but those
+    /// behind a hole.
     fn lose(&mut self, index: u32, to: u64, reason: GapReason, outlet: &mut impl Outlet) {
+        if self.rooms.at(index).is_none_or(|room| room.next > to) {
+            return;
+        }
         self.lose_behind(index, outlet);
         let Self { rooms, log_bytes, .. } = self;
-        let Some(room) = rooms.at_mut(index).filter(|room| room.next <= to) else { return };
+        let Some(room) = rooms.at_mut(index) else { return };
         *log_bytes -= room.log.take().map_or(0, |log| log.bytes());
         let from = std::mem::replace(&mut room.next, to + 1);
         if let Some(feed) = &mut room.feed {

@@ -240,6 +240,22 @@ fn a_shard_that_is_behind_is_told_what_it_loses_when_the_numbers_jump() {
 }
 
 #[test]
+fn a_shard_that_is_behind_loses_nothing_by_the_next_entry() {
+    let mut world = World::anchored(0);
+    let bytes = vec![b'x'; PAYLOAD_BYTES_MAX];
+    let mut number = 0;
+    while !world.relay.has_backlog() {
+        number += 1;
+        world.relay.stream_entry(0, b"s:r", number, Some(&bytes), &mut world.ring, world.now);
+    }
+    world.told();
+    world.entry(number + 1);
+    assert_eq!(world.told(), [], "it waits for space, in the room's log");
+    assert_eq!(world.relay.metrics().gaps.total(), 0);
+    assert!(world.relay.has_backlog());
+}
+
+#[test]
 fn the_past_is_read_once_for_all_who_ask_and_meets_what_comes_meanwhile() {
     let mut world = World::anchored(20);
     world.recover(after(15), 1);
