@@ -303,22 +303,8 @@ mod tests {
     use crate::command::{ConnectionId, RoomSlot};
     use crate::config::{Config, RoomClass, Source};
     use crate::metrics::{Identity, Metrics};
+    use crate::relay::tests::Ring;
     use crate::setup::Setup;
-
-    /// A ring that nobody takes from.
-    #[derive(Default)]
-    struct Ring(Vec<Down>);
-
-    impl Outlet for Ring {
-        fn offer(&mut self, _shard: u16, command: Down) -> Result<(), Down> {
-            self.0.push(command);
-            Ok(())
-        }
-
-        fn consumed_bytes(&self, _shard: u16) -> u64 {
-            0
-        }
-    }
 
     /// A relay that is up and keeps the last values of its rooms; `backlog` bytes may wait for its shard.
     fn relay(backlog: usize) -> Relay {

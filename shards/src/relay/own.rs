@@ -450,22 +450,8 @@ mod tests {
     use crate::command::{RoomSlot, Up};
     use crate::config::{Config, Deliver, Own, RoomClass, Source, Subscribe, Template, TemplatePart};
     use crate::metrics::{GapReason, Identity, Metrics};
+    use crate::relay::tests::Ring;
     use crate::setup::Setup;
-
-    /// A ring without end.
-    #[derive(Default)]
-    struct Ring(Vec<Down>);
-
-    impl Outlet for Ring {
-        fn offer(&mut self, _shard: u16, command: Down) -> Result<(), Down> {
-            self.0.push(command);
-            Ok(())
-        }
-
-        fn consumed_bytes(&self, _shard: u16) -> u64 {
-            0
-        }
-    }
 
     const NOW: Micros = Micros(1);
     const FROM: ConnectionId = ConnectionId { shard: 0, generation: 0, slot: 9 };

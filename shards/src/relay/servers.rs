@@ -305,26 +305,12 @@ mod tests {
     use crate::config::{BrokerChoice, Config, RedisServer, Source, Subscribe, Template, TemplatePart};
     use crate::metrics::{Identity, Metrics};
     use crate::relay::BrokerCommand;
+    use crate::relay::tests::Ring;
     use crate::setup::Setup;
 
     const NOW: Micros = Micros(1);
     const ORDERS: usize = 0;
     const CHAT: usize = 1;
-
-    /// A ring without end.
-    #[derive(Default)]
-    struct Ring(Vec<Down>);
-
-    impl Outlet for Ring {
-        fn offer(&mut self, _shard: u16, command: Down) -> Result<(), Down> {
-            self.0.push(command);
-            Ok(())
-        }
-
-        fn consumed_bytes(&self, _shard: u16) -> u64 {
-            0
-        }
-    }
 
     /// Two servers, each with the rooms and the channels that begin with its name, both up; a member in a room of each.
     fn relay() -> (Relay, Ring) {

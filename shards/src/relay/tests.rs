@@ -19,11 +19,11 @@ impl Outlet for Nowhere {
     }
 }
 
-/// A ring that keeps what it is given.
+/// A ring without end that keeps what it is given.
 #[derive(Default)]
-struct Kept(Vec<Down>);
+pub(super) struct Ring(pub(super) Vec<Down>);
 
-impl Kept {
+impl Ring {
     /// Rooms of the shard that were admitted, by index.
     fn joined(&self) -> Vec<u32> {
         let slots = self.0.iter().filter_map(|command| match command {
@@ -34,7 +34,7 @@ impl Kept {
     }
 }
 
-impl Outlet for Kept {
+impl Outlet for Ring {
     fn offer(&mut self, _shard: u16, command: Down) -> Result<(), Down> {
         self.0.push(command);
         Ok(())
@@ -150,7 +150,7 @@ fn rooms_that_nobody_reads_any_more_have_a_bound() {
 #[test]
 fn who_leaves_before_the_confirmation_waits_no_longer_and_the_channel_is_given_back() {
     let mut relay = relay_with(BrokerState::Up);
-    let mut ring = Kept::default();
+    let mut ring = Ring::default();
     for index in 0..2 {
         let (slot, name) = (RoomSlot { index, generation: 0 }, Arc::<str>::from("plain"));
         relay.handle(0, Up::Join { slot, name: name.clone() }, &mut ring, Micros(0));
@@ -167,7 +167,7 @@ fn who_leaves_before_the_confirmation_waits_no_longer_and_the_channel_is_given_b
 #[test]
 fn whoever_waits_for_a_confirmation_is_admitted_once_whichever_way_it_ends() {
     let mut relay = relay_with(BrokerState::Up);
-    let mut ring = Kept::default();
+    let mut ring = Ring::default();
     for index in 0..5 {
         let slot = RoomSlot { index, generation: 0 };
         relay.handle(0, Up::Join { slot, name: format!("r{index}").into() }, &mut ring, Micros(0));
@@ -183,11 +183,11 @@ fn whoever_waits_for_a_confirmation_is_admitted_once_whichever_way_it_ends() {
 }
 
 /// What a ring was told of one room behind a break, in order: "gap", or the text of a publication.
-fn told_behind_the_break(act: impl FnOnce(&mut Relay, &mut Kept)) -> Vec<String> {
+fn told_behind_the_break(act: impl FnOnce(&mut Relay, &mut Ring)) -> Vec<String> {
     let mut relay = relay_with(BrokerState::Down);
     relay.broker_up(0, &mut Nowhere);
     assert_eq!(relay.servers[0].run, 0, "nobody was here before");
-    let mut ring = Kept::default();
+    let mut ring = Ring::default();
     let slot = RoomSlot { index: 0, generation: 0 };
     relay.handle(0, Up::Join { slot, name: "plain".into() }, &mut ring, Micros(0));
     relay.confirmed(0, b"room:plain", &mut ring);
@@ -198,7 +198,7 @@ fn told_behind_the_break(act: impl FnOnce(&mut Relay, &mut Kept)) -> Vec<String>
     told(&ring)
 }
 
-fn told(ring: &Kept) -> Vec<String> {
+fn told(ring: &Ring) -> Vec<String> {
     let told = ring.0.iter().filter_map(|command| match command {
         Down::SourceGap { .. } => Some("gap".to_owned()),
         Down::RoomGap { slot, .. } => Some(format!("gap of room {}", slot.index)),
@@ -235,7 +235,7 @@ fn a_subscription_that_breaks_again_before_it_is_proved_leaves_two_gaps() {
 #[test]
 fn who_was_here_before_the_broker_ever_was_is_told_that_something_may_be_missing() {
     let mut relay = relay_with(BrokerState::Down);
-    let mut ring = Kept::default();
+    let mut ring = Ring::default();
     let slot = RoomSlot { index: 0, generation: 0 };
     relay.handle(0, Up::Join { slot, name: "plain".into() }, &mut ring, Micros(0));
     relay.broker_up(0, &mut ring);
@@ -251,7 +251,7 @@ fn what_a_fixed_subscription_brings_early_stands_behind_the_one_gap_of_all_its_r
     let metrics = Arc::new(Metrics::new(1, Identity::default(), false));
     let setup = Setup::new(&config, Gate::new(None, true), metrics);
     let mut relay = Relay::new(Arc::new(setup), BrokerState::Down, 0);
-    let mut ring = Kept::default();
+    let mut ring = Ring::default();
     relay.broker_up(0, &mut ring);
     let slot = RoomSlot { index: 0, generation: 0 };
     relay.handle(0, Up::Join { slot, name: "plain".into() }, &mut ring, Micros(0));
@@ -269,10 +269,10 @@ fn what_a_fixed_subscription_brings_early_stands_behind_the_one_gap_of_all_its_r
 #[test]
 fn a_confirmation_of_a_subscription_that_breaks_again_admits_nobody_later() {
     let mut relay = relay_with(BrokerState::Down);
-    let mut ring = Kept::default();
+    let mut ring = Ring::default();
     relay.broker_up(0, &mut ring);
     relay.broker_down(0, &mut ring);
-    let join = |relay: &mut Relay, ring: &mut Kept, index| {
+    let join = |relay: &mut Relay, ring: &mut Ring, index| {
         relay.handle(
             0,
             Up::Join { slot: RoomSlot { index, generation: 0 }, name: "plain".into() },

@@ -10,25 +10,11 @@ use crate::limits::{
 use crate::metrics::{AppendFate, Identity, Metrics};
 use crate::redis::{EntryId, HistoryError, Past};
 use crate::relay::PublishFailure;
+use crate::relay::tests::Ring;
 use crate::setup::Setup;
 
 const FROM: ConnectionId = ConnectionId { shard: 0, generation: 0, slot: 9 };
 const SECOND: u64 = 1_000_000;
-
-/// A ring that keeps what it is given.
-#[derive(Default)]
-struct Ring(Vec<Down>);
-
-impl Outlet for Ring {
-    fn offer(&mut self, _shard: u16, command: Down) -> Result<(), Down> {
-        self.0.push(command);
-        Ok(())
-    }
-
-    fn consumed_bytes(&self, _shard: u16) -> u64 {
-        0
-    }
-}
 
 /// A relay whose rooms are fed by the streams `s:*`, and its ring.
 struct World {
