@@ -382,6 +382,8 @@ pub const RECALLS_MAX: usize = 8;
 /// Who joins or asks for the past of a room whose stream can't be reached waits so long for it: Redis and its clients come
 /// back at the same time.
 pub const STREAM_PATIENCE: Duration = Duration::from_secs(5);
+// A Redis that answers nothing is given up before that, so that it counts as away.
+const _: () = assert!(RECORDER_TIMEOUT.as_millis() < STREAM_PATIENCE.as_millis());
 /// Sweeps, ten a second, that a client waits who has been at a node that has read further than this one. What it lacks is on
 /// its way, or it made its number up.
 pub const AHEAD_SWEEPS: u8 = 10;

@@ -214,8 +214,7 @@ impl Relay {
             if !goes_on {
                 self.begin_run(index, position, outlet);
             }
-            self.admit_waiting(index, outlet);
-            self.answer_asked(index, outlet, now);
+            self.serve_waiting(index, outlet, now);
         }
     }
 
@@ -275,8 +274,7 @@ impl Relay {
                 true => self.lose(index, position.number, GapReason::Trimmed, outlet),
                 false => self.begin_run(index, position, outlet),
             }
-            self.admit_waiting(index, outlet);
-            self.answer_asked(index, outlet, now);
+            self.serve_waiting(index, outlet, now);
         }
     }
 
@@ -291,8 +289,7 @@ impl Relay {
     ) {
         for (_, index) in self.rooms_of(server, stream) {
             self.begin_run(index, position, outlet);
-            self.admit_waiting(index, outlet);
-            self.answer_asked(index, outlet, now);
+            self.serve_waiting(index, outlet, now);
         }
     }
 
@@ -305,8 +302,7 @@ impl Relay {
             let Some(feed) = &mut room.feed else { continue };
             feed.retry_at = Some(Micros(now.0 + STREAM_RETRY.as_micros() as u64));
             self.list(index);
-            self.admit_waiting(index, outlet);
-            self.answer_asked(index, outlet, now);
+            self.serve_waiting(index, outlet, now);
         }
     }
 
@@ -329,8 +325,7 @@ impl Relay {
                 continue;
             }
             if is_hopeless {
-                self.admit_waiting(index, outlet);
-                self.answer_asked(index, outlet, now);
+                self.serve_waiting(index, outlet, now);
             }
             if self.servers[server].streamed.is_up() {
                 self.note_sweep(index, outlet, now);
@@ -356,6 +351,12 @@ impl Relay {
                 self.note_idle(index, now);
             }
         }
+    }
+
+    /// Where the numbers go on is known, or won't be for now: who waited for it enters, and is answered.
+    fn serve_waiting(&mut self, index: u32, outlet: &mut impl Outlet, now: Micros) {
+        self.admit_waiting(index, outlet);
+        self.answer_asked(index, outlet, now);
     }
 
     // ---- numbers
